@@ -1,0 +1,1 @@
+"""mrjax: train brain-MRI reconstruction models in JAX."""

@@ -1,0 +1,49 @@
+"""The ISMRMRD XML header that fastMRI's readers expect beside the k-space."""
+
+_HEADER = """<?xml version="1.0" encoding="utf-8"?>
+<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
+  <experimentalConditions><H1resonanceFrequency_Hz>{frequency}</H1resonanceFrequency_Hz></experimentalConditions>
+  <encoding>
+    <encodedSpace>{encoded}</encodedSpace>
+    <reconSpace>{recon}</reconSpace>
+    <encodingLimits>
+      <kspace_encoding_step_1><minimum>0</minimum><maximum>{last}</maximum><center>{centre}</center></kspace_encoding_step_1>
+    </encodingLimits>
+    <trajectory>cartesian</trajectory>
+  </encoding>
+</ismrmrdHeader>
+"""
+_SPACE = (
+    "<matrixSize><x>{0}</x><y>{1}</y><z>1</z></matrixSize>"
+    "<fieldOfView_mm><x>{2:g}</x><y>{3:g}</y><z>{4:g}</z></fieldOfView_mm>"
+)
+
+
+def header(
+    encoded: tuple[int, int],
+    recon: tuple[int, int],
+    *,
+    pixel_mm: tuple[float, float] = (1.0, 1.0),
+    thickness_mm: float = 5.0,
+    frequency_hz: int = 12_770_000,
+) -> str:
+    """XML header of a Cartesian 2-D acquisition in which every phase-encode column was sampled.
+
+    Args:
+      encoded: (height, width) of the k-space; height is the readout (`x`), width the phase encoding (`y`).
+      recon: (height, width) of the reconstructed image.
+      pixel_mm: size of an image pixel along (height, width).
+      thickness_mm: slice thickness.
+      frequency_hz: resonance frequency of hydrogen (0.3 T by default).
+    """
+
+    def space(size: tuple[int, int]) -> str:
+        return _SPACE.format(*size, size[0] * pixel_mm[0], size[1] * pixel_mm[1], thickness_mm)
+
+    return _HEADER.format(
+        frequency=frequency_hz,
+        encoded=space(encoded),
+        recon=space(recon),
+        last=encoded[1] - 1,
+        centre=encoded[1] // 2,
+    )
