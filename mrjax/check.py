@@ -32,7 +32,8 @@ def table(volumes: list[t5.Volume]) -> str:
     for v in volumes:
         shape = " x ".join(map(str, v.shape[1:]))
         target = v.target or ("computed" if v.layout == "kspace" and not v.undersampled else "none")
-        rows.append((v.path, v.layout, shape, v.dtype, v.contrast, str(v.slices), target, f"{v.maximum:.4g}"))
+        maximum = "-" if v.maximum is None else f"{v.maximum:.4g}"
+        rows.append((v.path, v.layout, shape, v.dtype, v.contrast, str(v.slices), target, maximum))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 

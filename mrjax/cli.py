@@ -1,19 +1,38 @@
-"""What every command shares: flags parsed with a hint at the nearest known one, user errors as one sentence."""
+"""What every command shares: flags parsed with a hint at the nearest known one, a plain log, errors as one sentence."""
 
 import logging
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
+import tqdm
 from absl import app, flags
+from absl import logging as absl_logging
 
 from mrjax.errors import UserError
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs `main(argv)` under absl; a `UserError` or a wrong flag ends it with one sentence and exit status 2."""
+class _AboveTheBar(logging.Handler):
+    """Prints messages as they are, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def run(main: Callable[[list[str]], int | None], check_flags: Callable[[list[str]], None] | None = None) -> None:
+    """Runs `main(argv)` under absl; a `UserError` or a wrong flag ends it with one sentence and exit status 2.
+
+    Args:
+      main: the command; what it returns is the exit status.
+      check_flags: looks at the raw flags first, to say more than absl would.
+    """
 
     def guarded(argv: list[str]) -> int | None:
-        logging.getLogger().setLevel(logging.INFO)
+        absl_logging.set_verbosity(absl_logging.WARNING)
+        logger = logging.getLogger("mrjax")
+        logger.addHandler(_AboveTheBar())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
         try:
             return main(argv)
         except UserError as error:
@@ -21,13 +40,15 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
+            if check_flags:
+                check_flags(argv[1:])
             return flags.FLAGS(argv)
-        except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
             _stop(error)
 
     app.run(guarded, flags_parser=parse)
 
 
-def _stop(error: Exception) -> None:
-    print(f"mrjax: {error}", file=sys.stderr)
+def _stop(error: Exception) -> NoReturn:
+    print(f"mrjax: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)

@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 
 from mrjax.errors import UserError
+from mrjax.mri.fourier import centred_ifft2_host
 
 SUFFIXES = (".t5", ".h5", ".hdf5")
 IMAGES = ("reconstruction_rss", "reconstruction_esc", "target")
@@ -41,8 +42,9 @@ class Volume:
       target: name of the data set with the true image, None where there is none.
       target_shape: (slices, height, width) of it.
       maximum: the attribute `max` (file's units), None where there is none.
-      undersampled: whether a sampling `mask` is stored.
-      empty: slices whose samples are all zero; filled in only by `check`.
+      stored_mask: the sampled columns, (width,) of bool, where the file stores a `mask`.
+      undersampled: whether it does, or `check` found columns left out.
+      empty: slices whose samples are all zero; only `check` finds them.
     """
 
     path: str
@@ -53,6 +55,7 @@ class Volume:
     target: str | None
     target_shape: tuple[int, ...] | None
     maximum: float | None
+    stored_mask: tuple[bool, ...] | None
     undersampled: bool
     empty: tuple[int, ...] = ()
 
@@ -193,6 +196,7 @@ def _describe(path: str, file: h5py.File, layout: str | None) -> Volume:
         target=target,
         target_shape=target_shape,
         maximum=None if maximum is None else float(np.asarray(maximum).reshape(-1)[0]),
+        stored_mask=tuple(bool(kept) for kept in file["mask"][()].reshape(-1)) if undersampled else None,
         undersampled=undersampled,
     )
 
@@ -201,11 +205,11 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
     """Reads every sample of a described file.
 
     Returns:
-      The volume with its maximum (of the true image, else of the data's magnitude) and its empty slices filled in,
-      and a sentence for each fault in the samples: NaN or Inf, all-zero slices, a true image that is not of this
-      k-space, a file that cannot be read to its end.
+      The volume with what only the samples tell: its maximum where the file stores a true image, its empty slices, and
+      whether k-space has columns left out (also without a stored mask); and a sentence for each fault: NaN or Inf,
+      all-zero slices, a true image that is not of this k-space, a file that cannot be read to its end.
     """
-    faults, empty, largest, agreement = [], [], 0.0, []
+    faults, empty, largest = [], [], 0.0
     with open_file(volume.path) as file:
         names = [volume.data, *([volume.target] if volume.target else [])]
         try:
@@ -218,7 +222,7 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
                         bad.append(i)
                     elif not data.any() and i not in empty:
                         empty.append(i)
-                    if name == names[-1]:
+                    if name == volume.target:
                         largest = max(largest, float(np.abs(np.nan_to_num(data)).max()))
                 if bad:
                     faults.append(f"{volume.path}: `{name}` holds NaN or Inf in {_slices(bad)}, expected finite numbers")
@@ -226,14 +230,30 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
             return volume, [*faults, f"{volume.path}: cannot be read to its end ({error}), expected a whole file"]
         if empty:
             faults.append(f"{volume.path}: nothing but zeros in {_slices(empty)}, expected an image in every slice")
-        if not faults and volume.layout == "kspace" and volume.target and not volume.undersampled:
-            agreement = [_correlation(file["kspace"][i], file[volume.target][i]) for i in {0, volume.slices // 2}]
-            if max(agreement) < 0.5:
-                faults.append(
-                    f"{volume.path}: `{volume.target}` is not an image of `kspace` (correlation {max(agreement):.2f}), "
-                    "expected the root-sum-of-squares of its coils"
-                )
-    return dataclasses.replace(volume, maximum=largest, empty=tuple(empty)), faults
+        undersampled = volume.undersampled
+        if not faults and volume.layout == "kspace":
+            some = {0, volume.slices // 2}
+            undersampled |= any(has_gaps(sampled_columns(file["kspace"][i])) for i in some)
+            if volume.target and not undersampled:
+                agreement = max(_correlation(file["kspace"][i], file[volume.target][i]) for i in some)
+                if agreement < 0.5:
+                    faults.append(
+                        f"{volume.path}: `{volume.target}` is not an image of `kspace` (correlation {agreement:.2f}), "
+                        "expected the root-sum-of-squares of its coils"
+                    )
+    maximum = largest if volume.target else volume.maximum
+    return dataclasses.replace(volume, maximum=maximum, empty=tuple(sorted(empty)), undersampled=undersampled), faults
+
+
+def sampled_columns(kspace: np.ndarray) -> np.ndarray:
+    """(..., height, width) -> (width,) bool: the columns that hold anything but zeros."""
+    return kspace.reshape(-1, kspace.shape[-1]).any(0)
+
+
+def has_gaps(columns: np.ndarray) -> bool:
+    """Whether columns are missing between sampled ones; missing edges are how a scanner zero-pads, and are no gap."""
+    inside = np.flatnonzero(columns)
+    return inside.size > 0 and inside.size < inside[-1] - inside[0] + 1
 
 
 def _correlation(kspace: np.ndarray, image: np.ndarray) -> float:
@@ -241,8 +261,8 @@ def _correlation(kspace: np.ndarray, image: np.ndarray) -> float:
 
     It is blind to scale, and survives the crops and filters of real pipelines; an image of something else does not.
     """
-    coils = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, axes=(-2, -1))), axes=(-2, -1))
-    rss = np.sqrt((np.abs(coils.reshape(-1, *kspace.shape[-2:])) ** 2).sum(0))
+    coils = centred_ifft2_host(kspace.reshape(-1, *kspace.shape[-2:]))
+    rss = np.sqrt((np.abs(coils) ** 2).sum(0))
     size = [min(pair) for pair in zip(rss.shape, image.shape, strict=True)]
     one, other = (
         np.abs(x)[tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(x.shape, size, strict=True))].ravel()

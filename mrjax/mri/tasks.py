@@ -64,9 +64,9 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Callable[[Batch, Keys]
     return lambda batch, keys: jax.vmap(example)(batch["kspace"], keys)
 
 
-def measured(batch: Batch, keys: Keys) -> tuple[jax.Array, jax.Array]:
-    """K-space that is undersampled already: its zero-filled image, standing for the unknown truth as well."""
-    image = root_sum_of_squares(ifft2c(batch["kspace"]))
+def as_given(batch: Batch, keys: Keys) -> tuple[jax.Array, jax.Array]:
+    """What is corrupted already, undersampled `kspace` or an `input` image, standing for the unknown truth as well."""
+    image = root_sum_of_squares(ifft2c(batch["kspace"])) if "kspace" in batch else batch["input"]
     return image, image
 
 

@@ -1,0 +1,41 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Needs git, make and Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+UNSEEN := data/demo/test
+
+.PHONY: demo test check bench-packages clean
+
+demo: $(VENV)/.demo
+	$(RUN) -m mrjax.main --config=configs/unet.py
+	$(RUN) -m mrjax.evaluate --workdir=runs/unet --split=test
+	$(RUN) -m mrjax.reconstruct --workdir=runs/unet --input="$$(ls $(UNSEEN)/*_T2*.t5 | head -n 1)" --output=runs/unet/reconstructed
+
+test: $(VENV)/.test
+	$(RUN) -m pytest $(ARGS)
+
+check: $(VENV)/.test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# The peer we compare with: fastMRI's package without its trainer, and a CPU build of PyTorch where one is served.
+bench-packages: $(VENV)/.test
+	$(RUN) -m pip install --quiet torch==2.13.0
+	$(RUN) -m pip install --quiet -e '.[bench]'
+	$(RUN) -m pip install --quiet --no-deps fastmri==0.3.0
+
+$(VENV)/.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "mrjax needs Python 3.11 or newer, found $$($(PYTHON) --version); try: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: $(VENV)/.venv pyproject.toml
+	@echo "installing mrjax[$*] into $(VENV)"
+	$(RUN) -m pip install --quiet -e '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs data

@@ -1,0 +1,20 @@
+"""A U-Net for randomly undersampled brain k-space, sized for a laptop's CPU and the demo data.
+
+    python -m mrjax.main --config=configs/unet.py
+
+Your own files: --config.data.dir=FOLDER (with train/, val/ and test/); on a GPU also --config.model.channels=32.
+Every field and its default is in mrjax/config.py.
+"""
+
+from ml_collections import ConfigDict
+
+from mrjax.config import defaults
+
+
+def get_config() -> ConfigDict:
+    """The experiment: what differs from the defaults."""
+    config = defaults()
+    config.steps = 600
+    config.model.channels = 16
+    config.model.residual = True
+    return config

@@ -1,0 +1,84 @@
+"""From a config to the parts that a step is made of, and from a workdir to all that inference needs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mrjax import checkpoint, models, sharding, step
+from mrjax.mri.acquire import Acquisition
+from mrjax.mri.augment import Augment
+from mrjax.mri.tasks import TASKS, as_given
+
+
+def model(config: ConfigDict) -> nn.Module:
+    """The network that config.model names, computing in config.precision."""
+    fields = {name: value for name, value in config.model.items() if name != "name"}
+    return models.build(config.model.name, dtype=jnp.dtype(config.precision), **fields)
+
+
+def schedule(config: ConfigDict) -> optax.Schedule:
+    """Learning rate by step: a linear rise, then constant or a cosine down to zero at config.steps."""
+    warmup = round(config.warmup * config.steps)
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(config.steps, warmup + 1))
+    return optax.linear_schedule(0.0, config.learning_rate, warmup) if warmup else optax.constant_schedule(config.learning_rate)
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba, arXiv:1412.6980)."""
+    return optax.adam(schedule(config))
+
+
+def task(config: ConfigDict) -> step.Task:
+    """What config.task, config.acquisition and config.augment make of a batch."""
+    acquisition = Acquisition(**{name: tuple(value) for name, value in config.acquisition.items()})
+    return TASKS[config.task](acquisition, Augment(**config.augment))
+
+
+def abstract_state(config: ConfigDict, mesh: Mesh) -> step.TrainState:
+    """Shapes and shardings of the state, without computing any of it."""
+    shapes = jax.eval_shape(lambda: step.init_state(model(config), optimizer(config), config.data.image_size, config.seed))
+    same = sharding.replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=same), shapes)
+
+
+class Inference(NamedTuple):
+    """A checkpoint ready for use.
+
+    Attributes:
+      config: of the run that made it, image size included.
+      progress: its step and validation scores.
+      mesh: of the devices.
+      params: the network's parameters.
+      predict: `step.predict` for files with a truth: simulates the corruption of the task.
+      reconstruct: `step.predict` for what is corrupted already: takes it as it is.
+    """
+
+    config: ConfigDict
+    progress: dict[str, Any]
+    mesh: Mesh
+    params: Any
+    predict: Callable[..., Any]
+    reconstruct: Callable[..., Any]
+
+
+def restore(workdir: str, mesh: Mesh) -> Inference:
+    """The best checkpoint of a run, restored with nothing but its workdir."""
+    manager, config, progress = checkpoint.best(workdir)
+    params = checkpoint.restore_params(manager, abstract_state(config, mesh).params)
+    manager.close()
+    fixed = {"model": model(config), "normalise_by": config.normalise}
+    return Inference(
+        config=config,
+        progress=progress,
+        mesh=mesh,
+        params=params,
+        predict=step.compile_predict(mesh, task=task(config), **fixed),
+        reconstruct=step.compile_predict(mesh, task=as_given, **fixed),
+    )

@@ -1,0 +1,116 @@
+"""Orbax: everything a run needs to go on, and everything inference needs, as one atomic unit.
+
+A workdir holds
+  config.json            the run it belongs to
+  checkpoints/newest/N   after step N: parameters, optimizer state, progress (step, position in the data), config
+  checkpoints/best/N     the same, of the step with the best validation SSIM
+Orbax writes a checkpoint beside its place and renames it when it is whole, so a kill at any moment leaves the last one.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from mrjax import config as configs
+from mrjax.errors import UserError
+from mrjax.step import TrainState
+
+
+def claim(workdir: str, config: ConfigDict) -> None:
+    """Makes the workdir this run's, or checks that it is.
+
+    Raises:
+      UserError: it holds something else, or a run whose config differs where a resumed run must not.
+    """
+    file = Path(workdir) / "config.json"
+    if file.exists():
+        changed = configs.differences(configs.load(json.loads(file.read_text())), config)
+        if changed:
+            raise UserError(f"{workdir} holds another run: {'; '.join(changed)}; set them back, or give another --workdir")
+    elif os.path.isdir(workdir) and os.listdir(workdir):
+        raise UserError(f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir")
+    elif jax.process_index() == 0:
+        write_json(file, configs.dump(config))
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes JSON beside its place, then renames it into it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def open_checkpoints(workdir: str, kind: str) -> ocp.CheckpointManager:
+    """The 'newest' or the 'best' checkpoints of a run; one is kept, and the one before it until the next is whole."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+    names = ("params", "optimizer", "progress", "config")
+    return ocp.CheckpointManager(
+        os.path.abspath(os.path.join(workdir, "checkpoints", kind)), options=options, item_names=names
+    )
+
+
+def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, Any], config: ConfigDict) -> None:
+    """Starts writing a checkpoint; the state is copied before this returns, so it may be donated.
+
+    Args:
+      manager: from `open_checkpoints`.
+      state: after `progress['step']` steps.
+      progress: step, examples (how many were drawn from the data), files (their fingerprint), scores.
+      config: of the run, image size included.
+    """
+    manager.save(
+        progress["step"],
+        args=ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave(state.opt_state),
+            progress=ocp.args.JsonSave(progress),
+            config=ocp.args.JsonSave(configs.dump(config)),
+        ),
+    )
+
+
+def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    """The newest state, laid out as `like` (ShapeDtypeStructs with shardings), and its progress; None if none is saved."""
+    step = manager.latest_step()
+    if step is None:
+        return None
+    restored = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            params=ocp.args.StandardRestore(like.params),
+            optimizer=ocp.args.StandardRestore(like.opt_state),
+            progress=ocp.args.JsonRestore(),
+        ),
+    )
+    state_step = jax.device_put(jax.numpy.int32(step), like.step.sharding)
+    return TrainState(step=state_step, params=restored.params, opt_state=restored.optimizer), restored.progress
+
+
+def best(workdir: str) -> tuple[ocp.CheckpointManager, ConfigDict, dict[str, Any]]:
+    """The best checkpoint of a run, or the newest before the first evaluation: its manager, config and progress.
+
+    Raises:
+      UserError: no checkpoint there.
+    """
+    for kind in ("best", "newest"):
+        if os.path.isdir(os.path.join(workdir, "checkpoints", kind)):
+            manager = open_checkpoints(workdir, kind)
+            step = manager.latest_step()
+            if step is not None:
+                args = ocp.args.Composite(config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
+                restored = manager.restore(step, args=args)
+                return manager, configs.load(restored.config), restored.progress
+            manager.close()
+    raise UserError(f"{workdir}: holds no checkpoint, expected the workdir of a run of mrjax.main")
+
+
+def restore_params(manager: ocp.CheckpointManager, like: Any) -> Any:
+    """The parameters alone, laid out as `like` (ShapeDtypeStructs with shardings)."""
+    args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
+    return manager.restore(manager.latest_step(), args=args).params

@@ -1,0 +1,191 @@
+"""The one place where a config is described and checked; errors say the field, what was found and what was expected."""
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from mrjax.errors import UserError
+
+
+def defaults() -> ConfigDict:
+    """Every field there is, with its default. An experiment in configs/ starts here and changes what it needs."""
+    config = ConfigDict()
+    config.task = "kspace"  # 'kspace': multi-coil k-space, undersampled on the fly; 'paired': `input` and `target` images
+    config.seed = 0  # of the parameters, the order of the examples, their corruption and augmentation
+    config.steps = 1000  # optimizer steps in all
+    config.batch_size = 8  # slices in a step, over all devices
+    config.precision = "float32"  # of the network's arithmetic: 'float32' or 'bfloat16'; parameters stay float32
+    config.normalise = "slice"  # to 0..1 by the corrupted input: 'slice', or 'volume' by the file's attribute `max`
+    config.learning_rate = 1e-3  # Adam's, at its peak
+    config.schedule = "cosine"  # 'constant', or 'cosine' down to zero at the last step
+    config.warmup = 0.05  # share of the steps in which the learning rate rises from zero
+
+    config.model = ConfigDict()
+    config.model.name = "unet"
+    config.model.channels = 32  # of the first level; each level below has twice as many
+    config.model.levels = 4  # number of poolings
+    config.model.pool = "max"  # 'max' or 'avg'
+    config.model.residual = False  # whether the network's output is added to its input
+
+    config.data = ConfigDict()
+    config.data.dir = ""  # folder with train/, val/ and test/ (or fastMRI's names); empty: the demo data
+    config.data.train = config_dict.placeholder(object)  # instead of dir: a folder, a glob, or a list of these
+    config.data.val = config_dict.placeholder(object)
+    config.data.test = config_dict.placeholder(object)
+    config.data.image_size = ()  # (height, width) at which the network works; empty: the size that all files share
+    config.data.resize = "kspace"  # k-space of another size: crop or pad 'kspace' (resolution), or the 'image' (field of view)
+    config.data.check = "samples"  # before training: read every 'samples' of every file, or 'headers' only
+    config.data.on_bad_file = "error"  # 'error', or 'skip' to leave faulty files out and list them
+    config.data.workers = 0  # processes that read; 0: threads of this one
+    config.data.prefetch = 2  # batches kept ready (by each worker)
+
+    config.acquisition = ConfigDict()  # of the 'kspace' task: a new draw for each example at each step
+    config.acquisition.accelerations = (4.0,)
+    config.acquisition.centre_fractions = (0.08,)  # fully sampled centre, one for each acceleration
+    config.acquisition.noise = (0.0, 0.01)  # standard deviation per coil, as a fraction of the image's maximum: (low, high)
+
+    config.augment = ConfigDict()  # on the device, before the corruption; each with its probability
+    config.augment.rotation = 15.0  # degrees, either way
+    config.augment.rotation_p = 0.5
+    config.augment.scale = (0.9, 1.1)
+    config.augment.scale_p = 0.5
+    config.augment.anisotropy = (0.95, 1.05)  # height against width
+    config.augment.anisotropy_p = 0.5
+    config.augment.translation = 0.05  # of height and width, either way
+    config.augment.translation_p = 0.5
+    config.augment.flip_p = 0.5  # left-right
+    config.augment.flip_vertical_p = 0.0
+
+    config.log_every = 20  # steps
+    config.eval_every = 500  # steps between evaluations of the validation split
+    config.checkpoint_every = 200  # steps
+    return config.lock()
+
+
+CHOICES = {
+    "task": ("kspace", "paired"),
+    "precision": ("float32", "bfloat16"),
+    "normalise": ("slice", "volume"),
+    "schedule": ("constant", "cosine"),
+    "model.pool": ("max", "avg"),
+    "data.resize": ("kspace", "image"),
+    "data.check": ("samples", "headers"),
+    "data.on_bad_file": ("error", "skip"),
+}
+POSITIVE = ("steps", "batch_size", "learning_rate", "model.channels", "model.levels", "data.prefetch")
+POSITIVE += ("log_every", "eval_every", "checkpoint_every")
+PROBABILITIES = ("warmup", *(f"augment.{n}_p" for n in ("rotation", "scale", "anisotropy", "translation", "flip", "flip_vertical")))
+
+# What may change when a run is resumed: how long it goes on and how it is watched and fed, not what it computes.
+FREE = ("steps", "log_every", "eval_every", "checkpoint_every", "data.dir", "data.train", "data.val", "data.test")
+FREE += ("data.check", "data.on_bad_file", "data.workers", "data.prefetch")
+
+
+def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _unknown(name: str, known: Iterable[str]) -> UserError:
+    near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+    return UserError(f"config.{name} is not a field, the nearest known one is config.{near}")
+
+
+def check_flags(argv: list[str]) -> None:
+    """Raises a `UserError` for --config flags that name no file or no known field."""
+    config = None
+    for flag, value in zip(argv, [*argv[1:], ""], strict=False):
+        name, _, given = flag.lstrip("-").partition("=")
+        if flag.startswith("-") and name == "config":
+            config = given or value
+            if not os.path.isfile(config):
+                raise UserError(f"--config is {config!r}: no such file, expected e.g. configs/unet.py")
+        elif flag.startswith("-") and name.startswith("config.") and name[7:] not in (known := dict(flat(defaults()))):
+            raise _unknown(name[7:], known)
+    if config is None and not any(flag.lstrip("-").startswith("help") for flag in argv):
+        raise UserError("--config is missing, expected the file of an experiment: --config=configs/unet.py")
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a `UserError` for the first field that is unknown, missing or cannot work."""
+    known = dict(flat(defaults()))
+    found = dict(flat(config))
+    for name in sorted(found.keys() - known.keys()):
+        raise _unknown(name, known)
+    for name in sorted(known.keys() - found.keys()):
+        raise UserError(f"config.{name} is missing, expected a config that starts from mrjax.config.defaults()")
+
+    def expect(name: str, ok: bool, expected: str) -> None:
+        if not ok:
+            raise UserError(f"config.{name} is {found[name]!r}, expected {expected}")
+
+    for name, choices in CHOICES.items():
+        expect(name, found[name] in choices, " or ".join(map(repr, choices)))
+    for name in POSITIVE:
+        expect(name, found[name] > 0, "more than 0")
+    for name in PROBABILITIES:
+        expect(name, 0 <= found[name] <= 1, "0 to 1")
+    expect("seed", 0 <= found["seed"] < 2**32, "0 to 4294967295")
+    expect("data.workers", found["data.workers"] >= 0, "0 or more")
+
+    size = found["data.image_size"]
+    expect("data.image_size", len(size) in (0, 2) and all(isinstance(n, int) and n > 0 for n in size), "(height, width)")
+    for name in ("augment.scale", "augment.anisotropy"):
+        expect(name, len(found[name]) == 2 and 0 < found[name][0] <= found[name][1], "(low, high), both above 0")
+    noise = found["acquisition.noise"]
+    expect("acquisition.noise", len(noise) == 2 and 0 <= noise[0] <= noise[1], "(low, high), both 0 or more")
+    accelerations, centres = found["acquisition.accelerations"], found["acquisition.centre_fractions"]
+    expect("acquisition.accelerations", len(accelerations) > 0 and min(accelerations) >= 1, "one or more values of at least 1")
+    expect("acquisition.centre_fractions", len(centres) == len(accelerations), "one for each acceleration")
+    for centre, acceleration in zip(centres, accelerations, strict=True):
+        expect("acquisition.centre_fractions", 0 <= centre <= 1 / acceleration, f"0 to 1/acceleration, {1 / acceleration:g}")
+
+
+def check_image_size(config: ConfigDict) -> None:
+    """Raises a `UserError` if the network's levels leave too little of an image of config.data.image_size."""
+    least = 2 ** (config.model.levels + 1)
+    if min(config.data.image_size) < least:
+        raise UserError(
+            f"config.data.image_size is {tuple(config.data.image_size)}, expected at least {least} a side for "
+            f"config.model.levels = {config.model.levels}; lower the levels or enlarge the images"
+        )
+
+
+def check_devices(config: ConfigDict, devices: int) -> None:
+    """Raises a `UserError` if a batch cannot be split evenly over the devices."""
+    if config.batch_size % devices:
+        raise UserError(f"config.batch_size is {config.batch_size}, expected a multiple of the {devices} devices")
+
+
+def dump(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON values."""
+    return json.loads(config.to_json_best_effort())
+
+
+def load(values: dict[str, Any]) -> ConfigDict:
+    """A config from `dump`. Fields that are newer than it get their defaults; fields that are gone are an error."""
+    config = defaults()
+    known = dict(flat(config))
+    for name, value in flat(ConfigDict(values)):
+        if name not in known:
+            raise UserError(f"config.{name} of the checkpoint is not a field of this version of mrjax")
+        config.update_from_flattened_dict({name: tuple(value) if isinstance(known[name], tuple) else value})
+    return config
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """A phrase for each field in which a resumed run must not differ from the run it resumes, but does."""
+    before, after = dict(flat(old)), dict(flat(new))
+    return [
+        f"config.{name} was {before[name]!r} and is {after[name]!r}"
+        for name in before
+        if name not in FREE and before[name] != after[name]
+    ]

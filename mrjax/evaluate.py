@@ -1,0 +1,159 @@
+"""Volume metrics of a checkpoint over a split, beside those of its corrupted (zero-filled) input.
+
+    python -m mrjax.evaluate --workdir=runs/unet --split=test [--data=FOLDER]
+
+Definitions are fastMRI's (evaluate.py): over whole volumes, with the volume's maximum as data range, in the files'
+units. The table is printed, and written with a row for every volume to <workdir>/metrics.json.
+"""
+
+import logging
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+
+from mrjax import build, checkpoint, cli, metrics, sharding, step
+from mrjax.data import pipeline, t5
+
+logger = logging.getLogger(__name__)
+METHODS = ("corrupted", "reconstruction")
+PREVIEWS = 3
+Row = dict[str, Any]
+Scores = dict[str, dict[str, dict[str, float]]]
+
+
+def evaluate(
+    predict: Callable[..., Any],
+    score: Callable[..., Any],
+    params: Any,
+    batches: Iterator[dict[str, np.ndarray]],
+    volumes: list[t5.Volume],
+    mesh: Mesh,
+) -> tuple[list[Row], dict[str, dict[str, np.ndarray]]]:
+    """Metrics of every volume.
+
+    SSIM needs the maximum of a whole volume, so the images of a batch wait on the device until the last slice of every
+    volume in it has been seen; slices come in order, so that is a volume's worth at most.
+
+    Args:
+      predict: from `step.compile_predict`.
+      score: from `step.compile_score`.
+      params: of the network.
+      batches: this process's part of each, in order, with `valid`.
+      volumes: what the batches' `volume` counts.
+      mesh: of the devices.
+
+    Returns:
+      For each volume: its name, contrast, slices, and nmse, psnr and ssim of its corrupted input and reconstruction.
+      Images of the middle slice of the first volumes, by name: corrupted, reconstruction, target.
+    """
+    peak = np.zeros(len(volumes), np.float32)
+    unseen = np.array([volume.slices - len(volume.empty) for volume in volumes])
+    middle = {v: volume.slices // 2 for v, volume in enumerate(volumes[:PREVIEWS])}
+    sums: list[dict[str, list[Any]]] = [{method: [] for method in METHODS} for _ in volumes]
+    previews = {}
+    waiting: list[tuple[np.ndarray, np.ndarray, step.Batch]] = []
+    pixels = 0
+    for batch in sharding.to_devices(batches, mesh):
+        images, peaks = predict(params, batch)
+        pixels = images["target"][0].size
+        number, position, valid = (on_host(batch[name], mesh) for name in ("volume", "slice", "valid"))
+        np.maximum.at(peak, number[valid], np.asarray(peaks)[valid])
+        np.subtract.at(unseen, number[valid], 1)
+        for i in np.flatnonzero(valid):
+            if middle.get(number[i]) == position[i]:
+                previews[volumes[number[i]].name] = {name: on_host(x, mesh)[i] for name, x in images.items()}
+        waiting.append((number, valid, images))
+        while waiting and not unseen[waiting[0][0]].any():
+            number, valid, images = waiting.pop(0)
+            of_batch = jax.device_get(score(images, jax.device_put(peak[number], sharding.by_example(mesh))))
+            for method, parts in of_batch.items():
+                for i in np.flatnonzero(valid):
+                    sums[number[i]][method].append({name: part[i] for name, part in parts.items()})
+    rows = []
+    for volume, of_volume, maximum in zip(volumes, sums, peak, strict=True):
+        row: Row = {"volume": volume.name, "contrast": volume.contrast, "slices": len(of_volume[METHODS[0]])}
+        for method, of_slices in of_volume.items():
+            columns = {name: np.array([of_slice[name] for of_slice in of_slices]) for name in of_slices[0]}
+            row[method] = metrics.combine(columns, pixels, float(maximum))
+        rows.append(row)
+    return rows, previews
+
+
+def on_host(x: jax.Array, mesh: Mesh) -> np.ndarray:
+    """All of an array that is spread over the mesh."""
+    return np.asarray(jax.device_put(x, sharding.replicated(mesh)))
+
+
+def summarise(rows: list[Row]) -> dict[str, Scores]:
+    """Mean and standard deviation over volumes, by group ('all' and each contrast), method and metric."""
+    contrasts = sorted({row["contrast"] for row in rows})
+    return {
+        group: {
+            method: {
+                name: {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
+                for name in rows[0][method]
+                if (values := [row[method][name] for row in rows if group in ("all", row["contrast"])])
+            }
+            for method in METHODS
+        }
+        for group in ["all", *contrasts]
+    }
+
+
+def table(rows: list[Row], labels: tuple[str, str]) -> str:
+    """The summary as text, a line for each contrast and method, mean +- standard deviation over volumes."""
+    lines = [f"{'contrast':<10}{'volumes':>8}  {'method':<12}{'NMSE':>18}{'PSNR (dB)':>16}{'SSIM':>18}"]
+    for group, scores in summarise(rows).items():
+        count = sum(group in ("all", row["contrast"]) for row in rows)
+        for method, label in zip(METHODS, labels, strict=True):
+            nmse, psnr, ssim = (
+                f"{scores[method][name]['mean']:.{digits}f} \u00b1 {scores[method][name]['std']:.{digits}f}"
+                for name, digits in (("nmse", 4), ("psnr", 2), ("ssim", 4))
+            )
+            lines.append(f"{group:<10}{count:>8}  {label:<12}{nmse:>18}{psnr:>16}{ssim:>18}")
+    return "\n".join(lines)
+
+
+def labels(task: str, model: str) -> tuple[str, str]:
+    """What a table or a picture calls the corrupted input and the reconstruction."""
+    return {"kspace": "zero-filled", "paired": "input"}[task], {"unet": "U-Net"}.get(model, model)
+
+
+def main(argv: list[str]) -> None:
+    """Restores, evaluates, prints, writes."""
+    workdir, split, data = flags.FLAGS.workdir, flags.FLAGS.split, flags.FLAGS.data
+    inference = build.restore(workdir, sharding.make_mesh())
+    config = inference.config
+    volumes = pipeline.volumes(
+        t5.find(data) if data else pipeline.locate(config.data, split),
+        config.task,
+        on_bad_file=config.data.on_bad_file,
+        read_all=config.data.check == "samples",
+    )
+    if config.normalise == "volume":
+        pipeline.needs_maximum(volumes)
+    source = pipeline.Slices(volumes, config.data.image_size, config.data.resize)
+    logger.info("%s: step %d, %s", workdir, inference.progress["step"], pipeline.fingerprint(volumes))
+    reading = {"batch_size": config.batch_size, "workers": config.data.workers, "prefetch": config.data.prefetch}
+    with pipeline.evaluation_batches(source, **reading) as batches:
+        rows, _ = evaluate(
+            inference.predict, step.compile_score(inference.mesh), inference.params, batches, volumes, inference.mesh
+        )
+    print(table(rows, labels(config.task, config.model.name)))
+    result = {"split": split, "data": data, "step": inference.progress["step"], "data_range": "maximum of the volume"}
+    result |= {"summary": summarise(rows), "volumes": rows}
+    checkpoint.write_json(Path(workdir) / "metrics.json", result)
+    logger.info("written: %s", Path(workdir) / "metrics.json")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "of a run of mrjax.main", required=True)
+    flags.DEFINE_enum("split", "test", ["train", "val", "test"], "which of the run's data to evaluate")
+    flags.DEFINE_string("data", None, "instead of a split: a folder, glob or file")
+    cli.run(main)

@@ -1,0 +1,30 @@
+"""Trains a reconstruction network.
+
+    python -m mrjax.main --config=configs/unet.py [--workdir=runs/unet] [--config.FIELD=VALUE ...]
+
+The same command goes on with a run that was stopped. Fields and their defaults are in mrjax/config.py.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from mrjax import cli
+from mrjax.config import check_flags
+from mrjax.errors import UserError
+from mrjax.train import train
+
+
+def main(argv: list[str]) -> None:
+    """Hands the config over to `train`."""
+    if len(argv) > 1:
+        raise UserError(f"{argv[1]!r} is not a flag, expected --config=FILE and --config.FIELD=VALUE")
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    train(flags.FLAGS.config, flags.FLAGS.workdir or str(Path("runs") / Path(file).stem))
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "file of the experiment, e.g. configs/unet.py")
+    flags.DEFINE_string("workdir", None, "folder of the run; runs/<name of the config> by default")
+    cli.run(main, check_flags)

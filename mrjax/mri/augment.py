@@ -1,0 +1,113 @@
+"""Random rotations, scalings, flips and shifts of image stacks, inside the jitted step.
+
+`draw` makes the affine map of one example from its key, `warp` applies it to every coil, or to an input and its
+target stacked as channels, alike. To imitate another patient rather than another scanner, warp the clean coil images
+first and corrupt them afterwards.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.ndimage import map_coordinates
+
+from mrjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What may happen to an image, each with its own probability (`_p`); by default nothing does.
+
+    Values are drawn uniformly and independently. An image is flipped, then scaled about its centre along its own axes,
+    rotated about its centre, and shifted.
+
+    Raises:
+        UserError: a probability outside [0, 1], a negative extent, or a range that is not 0 < low <= high.
+    """
+
+    rotation: float = 180.0  # degrees, either way
+    rotation_p: float = 0.0
+    scale: tuple[float, float] = (0.9, 1.1)  # of height and width alike
+    scale_p: float = 0.0
+    anisotropy: tuple[float, float] = (0.9, 1.1)  # of height over width, at constant area
+    anisotropy_p: float = 0.0
+    translation: float = 0.1  # fraction of height and of width, either way
+    translation_p: float = 0.0
+    flip_p: float = 0.0  # left and right
+    flip_vertical_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if name.endswith("_p") and not 0 <= value <= 1:
+                raise UserError(f"{name} must be a probability from 0 to 1, found {value}.")
+            if name in ("rotation", "translation") and not value >= 0:
+                raise UserError(f"{name} must be at least 0, found {value}.")
+            if name in ("scale", "anisotropy") and not (len(value) == 2 and 0 < value[0] <= value[1]):
+                raise UserError(f"{name} must be a range (low, high) with 0 < low <= high, found {value}.")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything can happen to an image."""
+        return any(value > 0 for name, value in dataclasses.asdict(self).items() if name.endswith("_p"))
+
+
+def draw(key: Array, augment: Augment, height: int, width: int) -> Array:
+    """Draws the map of one example; vmap it over the keys of a batch.
+
+    Args:
+        key: a PRNG key that belongs to the example alone.
+        augment: ranges and probabilities.
+        height, width: size of the images, in pixels.
+
+    Returns:
+        float32 (2, 3), the affine map from (row, column, 1) of an output pixel to (row, column) in the input image.
+        It is exactly the identity if nothing was drawn, and flips alone are exact, too.
+    """
+    shift = augment.translation
+    low, high, probability, neutral = jnp.array(
+        [
+            (-augment.rotation, augment.rotation, augment.rotation_p, 0),
+            (*augment.scale, augment.scale_p, 1),
+            (*augment.anisotropy, augment.anisotropy_p, 1),
+            (-1, -1, augment.flip_vertical_p, 1),
+            (-1, -1, augment.flip_p, 1),
+            (-shift * height, shift * height, augment.translation_p, 0),
+            (-shift * width, shift * width, augment.translation_p, 0),
+        ],
+        jnp.float32,
+    ).T
+    chance, value = jax.random.uniform(key, (2, len(low)))
+    chance = chance.at[-1].set(chance[-2])  # both directions of a translation happen together
+    angle, scale, anisotropy, flip_y, flip_x, shift_y, shift_x = jnp.where(
+        chance < probability, low + (high - low) * value, neutral
+    )
+    angle, stretch = jnp.deg2rad(angle), jnp.sqrt(anisotropy)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    unscale = jnp.array([flip_y / (scale * stretch), flip_x * stretch / scale])
+    linear = unscale[:, None] * jnp.array([[cos, -sin], [sin, cos]])
+    centre = jnp.array([(height - 1) / 2, (width - 1) / 2], jnp.float32)
+    # Sums, not matrix products: on a TPU those round to bfloat16, pixels away.
+    offset = centre - (linear * (centre + jnp.array([shift_y, shift_x]))).sum(1)
+    return jnp.concatenate([linear, offset[:, None]], axis=1)
+
+
+def warp(images: Array, affine: Array) -> Array:
+    """Resamples images by bilinear interpolation; beyond the pixel grid they are zero.
+
+    Equals `scipy.ndimage.affine_transform(order=1, mode="grid-constant")` channel by channel. (SciPy's "constant" cuts
+    to zero within the last pixel, so there a rounding error of 1e-6 pixels could blank a whole border.)
+
+    Args:
+        images: real or complex (channels, height, width), or a batch (batch, channels, height, width).
+        affine: float32 (2, 3) from output to input pixels as `draw` makes it, or (batch, 2, 3).
+
+    Returns:
+        The shape and dtype of `images`.
+    """
+    if images.ndim == 4:
+        return jax.vmap(warp)(images, affine)
+    height, width = images.shape[1:]
+    row, column = jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width, dtype=jnp.float32)
+    source = [a * row + b * column + c for a, b, c in affine]
+    return jax.vmap(lambda image: map_coordinates(image, source, order=1, mode="constant"))(images)

@@ -1,0 +1,133 @@
+"""A checkpoint applied to files: a .t5 with the reconstruction and a picture of it, for each.
+
+    python -m mrjax.reconstruct --workdir=runs/unet --input=scan.t5 --output=out
+
+A file that holds all of its k-space is undersampled as in training first, to show what would have come of a shorter
+scan; k-space that is undersampled already (a stored `mask`, or columns left out) is taken as it is. A true image is
+used for the metrics and the picture where there is one, and is not needed.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from mrjax import build, cli, figures, metrics, sharding
+from mrjax.data import pipeline, resize, t5
+from mrjax.errors import UserError
+from mrjax.evaluate import on_host
+from mrjax.mri.fourier import centred_ifft2_host
+
+logger = logging.getLogger(__name__)
+
+
+def reconstruct(inference: build.Inference, volume: t5.Volume) -> dict[str, np.ndarray]:
+    """Reconstructs all slices of a volume.
+
+    Returns:
+      corrupted, reconstruction and, where the truth is known, target: (slices, height, width) float32 on the file's
+      own grid and in its units.
+    """
+    config, mesh = inference.config, inference.mesh
+    size, rule = tuple(config.data.image_size), config.data.resize
+    simulate = volume.layout == "kspace" and not volume.undersampled
+    predict = inference.predict if simulate else inference.reconstruct
+    # One batch size for files of any length: the network is compiled once.
+    batch_size = -(-min(config.batch_size, 8) // mesh.size) * mesh.size
+    source = pipeline.Slices([dataclasses.replace(volume, empty=())], size, rule)
+    batches_of_images = []
+    with pipeline.evaluation_batches(source, batch_size=batch_size, workers=0, prefetch=2) as batches:
+        for batch in sharding.to_devices(batches, mesh):
+            images, _ = predict(inference.params, batch)
+            batches_of_images.append({name: on_host(x, mesh) for name, x in images.items()})
+    whole = {}
+    for name in ("corrupted", "reconstruction"):
+        image = np.concatenate([images[name] for images in batches_of_images])[: volume.slices]
+        if volume.layout == "paired":
+            whole[name] = resize.scale_from(image, volume.image_shape)
+        else:
+            whole[name] = resize.fit(resize.image_from(image, volume.shape[-2:], rule), volume.image_shape)
+    # The truth is the file's own, not what is left of it at the network's size.
+    if simulate:
+        whole["target"] = resize.fit(_root_sum_of_squares(t5.read(volume.path, "kspace")), volume.image_shape)
+    elif volume.target:
+        whole["target"] = np.abs(t5.read(volume.path, volume.target)).astype(np.float32)
+    return whole
+
+
+def _root_sum_of_squares(kspace: np.ndarray) -> np.ndarray:
+    coils = centred_ifft2_host(kspace.reshape(kspace.shape[0], -1, *kspace.shape[-2:]))
+    return np.sqrt((coils.real**2 + coils.imag**2).sum(1)).astype(np.float32)
+
+
+def scores(images: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """NMSE, PSNR and SSIM of the corrupted input and of the reconstruction; nothing without a truth."""
+    if "target" not in images:
+        return {}
+    return {
+        method: {
+            "NMSE": float(metrics.nmse(images["target"], images[method])),
+            "PSNR": float(metrics.psnr(images["target"], images[method])),
+            "SSIM": float(metrics.ssim(images["target"], images[method])),
+        }
+        for method in ("corrupted", "reconstruction")
+    }
+
+
+def write(volume: t5.Volume, images: dict[str, np.ndarray], found: dict[str, Any], output: Path, step: int) -> None:
+    """Writes <name>.t5, with the attributes of the file it came from, and <name>.png of the middle slice."""
+    with t5.open_file(volume.path) as file:
+        attributes = dict(file.attrs)
+        header = {"ismrmrd_header": file["ismrmrd_header"][()]} if "ismrmrd_header" in file else {}
+    result = images["reconstruction"]
+    attributes |= {"max": result.max(), "norm": np.linalg.norm(result), "mrjax_step": step}
+    attributes |= {f"mrjax_{name.lower()}": value for name, value in found.get("reconstruction", {}).items()}
+    t5.write(output / f"{volume.name}.t5", {"reconstruction": result} | header, attributes)
+    middle = volume.slices // 2
+    figures.panel(
+        output / f"{volume.name}.png",
+        **{name: image[middle] for name, image in images.items()},
+        title=f"{volume.name}, {volume.contrast}, slice {middle + 1} of {volume.slices}",
+        metrics=found,
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Reconstructs every file of --input; 1 if one could not be."""
+    inference = build.restore(flags.FLAGS.workdir, sharding.make_mesh())
+    config, step = inference.config, inference.progress["step"]
+    paths, output = t5.find(flags.FLAGS.input), Path(flags.FLAGS.output)
+    logger.info("%s: step %d, trained at %s pixels", flags.FLAGS.workdir, step, "x".join(map(str, config.data.image_size)))
+    failed = 0
+    for path in paths:
+        try:
+            if output.resolve() == Path(path).resolve().parent:
+                raise UserError(f"--output is {output}, the folder of {path}, expected another one than the input's")
+            volume, faults = t5.check(t5.describe(path, config.task))
+            if any("zeros" not in fault for fault in faults):
+                raise UserError(faults[0])
+            if config.normalise == "volume":
+                pipeline.needs_maximum([volume])
+            images = reconstruct(inference, volume)
+            found = scores(images)
+            write(volume, images, found, output, step)
+        except UserError as error:
+            logger.error("%s", error)
+            failed += 1
+            continue
+        text = "".join(
+            f"  {name} {value:.4g} ({found['corrupted'][name]:.4g} before)"
+            for name, value in found.get("reconstruction", {}).items()
+        )
+        print(f"{output / volume.name}.t5 and .png{text}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "of a run of mrjax.main", required=True)
+    flags.DEFINE_string("input", None, "a .t5, .h5 or .hdf5 file, a folder or a glob of them", required=True)
+    flags.DEFINE_string("output", None, "folder for the results", required=True)
+    cli.run(main)

@@ -1,0 +1,83 @@
+"""Small real files for every test: smooth objects seen through coils, written as M4Raw lays them out."""
+
+import os
+
+# Eight devices on one CPU: every test of the suite runs sharded, as on a node with eight accelerators.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from mrjax.config import defaults
+from mrjax.data import ismrmrd, t5
+
+
+def coil_images(slices: int, coils: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """(slices, coils, height, width) complex64: overlapping ellipses with a phase, under smooth coil sensitivities."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    images = np.zeros((slices, coils, height, width), np.complex64)
+    for s in range(slices):
+        body = np.zeros((height, width))
+        for _ in range(8):
+            cy, cx, ry, rx = *rng.uniform(-0.4, 0.4, 2), *rng.uniform(0.1, 0.5, 2)
+            body += rng.uniform(0.2, 1) * (((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1)
+        for c in range(coils):
+            angle = 2 * np.pi * c / coils
+            sensitivity = np.exp(-((y - np.sin(angle)) ** 2 + (x - np.cos(angle)) ** 2) / 2 + 1j * (angle + x))
+            images[s, c] = body * sensitivity
+    return images
+
+
+def to_kspace(images: np.ndarray) -> np.ndarray:
+    axes = (-2, -1)
+    shifted = np.fft.fft2(np.fft.ifftshift(images.astype(np.complex128), axes), norm="ortho")
+    return np.fft.fftshift(shifted, axes).astype(np.complex64)
+
+
+def rss(images: np.ndarray) -> np.ndarray:
+    return np.sqrt((np.abs(images) ** 2).sum(-3)).astype(np.float32)
+
+
+def write_scan(path: Path, slices: int = 3, coils: int = 2, size: tuple[int, int] = (32, 32), seed: int = 0) -> Path:
+    images = coil_images(slices, coils, *size, seed=seed)
+    truth = rss(images)
+    arrays = {"kspace": to_kspace(images), "reconstruction_rss": truth, "ismrmrd_header": ismrmrd.header(size, size)}
+    t5.write(path, arrays, {"max": truth.max(), "norm": np.linalg.norm(truth), "acquisition": "T1", "patient_id": "1"})
+    return path
+
+
+def write_pair(path: Path, slices: int = 3, size: tuple[int, int] = (32, 32), seed: int = 0, dtype: str = "f4") -> Path:
+    truth = rss(coil_images(slices, 1, *size, seed=seed))
+    noise = 0.2 * np.random.default_rng(seed).normal(size=truth.shape)
+    t5.write(path, {"input": np.abs(truth + noise).astype(dtype), "target": truth.astype(dtype)})
+    return path
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """A folder with train/ (3 volumes of 5, 3 and 4 slices), val/ and test/."""
+    for number, slices in enumerate((5, 3, 4)):
+        write_scan(tmp_path / "data" / "train" / f"{number}_T101.t5", slices, seed=number)
+    write_scan(tmp_path / "data" / "val" / "8_T201.h5", 3, seed=8)
+    write_scan(tmp_path / "data" / "test" / "9_FLAIR01.hdf5", 3, seed=9)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def tiny() -> Callable[..., ConfigDict]:
+    """A config that trains in seconds; keyword arguments override fields by their dotted names (with __ for a dot)."""
+
+    def make(data: Path, **fields: object) -> ConfigDict:
+        config = defaults()
+        config.data.dir = str(data)
+        config.steps, config.log_every, config.eval_every, config.checkpoint_every = 6, 2, 3, 2
+        config.model.channels, config.model.levels = 4, 2
+        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+        return config
+
+    return make

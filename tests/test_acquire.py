@@ -1,0 +1,116 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import coil_images, rss, to_kspace
+
+from mrjax.mri import fourier, masks, normalise, tasks
+from mrjax.mri.acquire import Acquisition, undersample
+from mrjax.mri.augment import Augment
+
+
+@pytest.mark.parametrize("size", [(16, 16), (15, 22), (9, 7)])
+def test_fourier_transforms_are_centred_and_orthonormal(size) -> None:
+    image = coil_images(1, 2, *size)[0]
+    assert np.allclose(fourier.fft2c(jnp.asarray(image)), to_kspace(image), atol=1e-5)
+    assert np.allclose(fourier.ifft2c(jnp.asarray(to_kspace(image))), image, atol=1e-5)
+    assert np.allclose(fourier.centred_ifft2_host(fourier.centred_fft2_host(image)), image, atol=1e-6)
+
+
+def random_columns(count: int, sampled: np.ndarray, acceleration: float, centre: float) -> np.ndarray:
+    keys = jax.random.split(jax.random.key(0), count)
+    return np.asarray(jax.vmap(lambda key: masks.random_columns(key, jnp.asarray(sampled), acceleration, centre))(keys))
+
+
+@pytest.mark.parametrize(("acceleration", "centre"), [(4, 0.08), (8, 0.04), (2, 0.0), (1, 0.1)])
+def test_masks_keep_the_centre_and_on_average_one_column_in_acceleration(acceleration, centre) -> None:
+    drawn = random_columns(2000, np.ones(128, bool), acceleration, centre)
+    low = round(128 * centre)
+    start = (128 - low + 1) // 2
+    assert drawn[:, start : start + low].all()
+    assert drawn.sum(1).mean() == pytest.approx(128 / acceleration, rel=0.02)
+    if acceleration > 1:
+        outside = np.delete(drawn, range(start, start + low), 1)
+        assert 0 < outside.mean(0).min() < outside.mean(0).max() < 0.65
+
+
+def test_masks_equal_fastmris_centre() -> None:
+    subsample = pytest.importorskip("fastmri.data.subsample")
+    for width in (64, 65, 320, 368):
+        func = subsample.RandomMaskFunc(center_fractions=[0.08], accelerations=[1e6])
+        theirs = func.calculate_center_mask((1, width, 1), round(width * 0.08))
+        ours = random_columns(1, np.ones(width, bool), 1e6, 0.08)[0]
+        assert np.array_equal(ours, np.asarray(theirs).astype(bool).ravel())
+
+
+def test_columns_never_measured_are_neither_kept_nor_counted() -> None:
+    sampled = (np.arange(256) >= 30) & (np.arange(256) <= 225)
+    drawn = random_columns(1000, sampled, 4, 0.08)
+    assert not drawn[:, ~sampled].any()
+    assert drawn.sum(1).mean() == pytest.approx(196 / 4, rel=0.02)
+
+
+def test_noise_has_the_level_asked_for_and_stays_out_of_empty_coils() -> None:
+    kspace = jnp.asarray(np.pad(to_kspace(coil_images(1, 2, 64, 64))[0], ((0, 1), (0, 0), (0, 0))))
+    how = Acquisition((1.0,), (0.5,), (0.05, 0.05))
+    keys = (jax.random.key(1), jax.random.key(2))
+    noise = np.asarray(undersample(kspace, jnp.ones(64, bool), jnp.float32(3), keys, how) - kspace)
+    assert noise[:2].real.std() == pytest.approx(0.15, rel=0.03)
+    assert noise[:2].imag.std() == pytest.approx(0.15, rel=0.03)
+    assert not noise[2].any()
+
+
+def pair(images: np.ndarray, index: list[int], augment: Augment | None = None):
+    task = tasks.kspace(Acquisition((4.0, 8.0), (0.08, 0.04), (0.0, 0.02)), augment or Augment())
+    keys = tasks.training_keys(3, jnp.asarray(index, jnp.uint32))
+    return jax.jit(task)({"kspace": jnp.asarray(to_kspace(images))}, keys)
+
+
+@pytest.mark.parametrize("coils", [1, 16])
+def test_the_truth_is_the_root_sum_of_squares_and_the_input_is_aliased(coils) -> None:
+    images = coil_images(2, coils, 31, 40)
+    corrupted, target = pair(images, [0, 1])
+    assert np.allclose(target, rss(images), atol=1e-5)
+    assert 0.05 < np.linalg.norm(corrupted - target) / np.linalg.norm(target) < 1
+
+
+def test_corruption_depends_on_the_place_in_the_stream_and_not_on_the_batch() -> None:
+    images = np.repeat(coil_images(1, 2, 32, 32), 4, 0)
+    everything = Augment(rotation_p=1, scale_p=1, translation_p=1, flip_p=0.5)
+    corrupted, target = pair(images, [5, 6, 7, 8], everything)
+    again, same = pair(images[:2], [7, 5], everything)
+    assert np.allclose(again, np.asarray(corrupted)[[2, 0]], atol=1e-6)
+    assert np.allclose(same, np.asarray(target)[[2, 0]], atol=1e-6)
+    assert len({float(x.sum()) for x in corrupted}) == len({float(x.sum()) for x in target}) == 4
+
+
+def test_evaluation_masks_are_shared_by_a_volume_and_differ_between_volumes() -> None:
+    keys = tasks.evaluation_keys(jnp.asarray([1, 1, 2], jnp.uint32), jnp.asarray([0, 1, 0]))
+    task = tasks.kspace(Acquisition((4.0,), (0.08,), (0.0, 0.0)), Augment(rotation_p=1.0))
+    images = np.repeat(coil_images(1, 1, 32, 32), 3, 0)
+    corrupted, target = jax.jit(task)({"kspace": jnp.asarray(to_kspace(images))}, keys)
+    assert np.array_equal(corrupted[0], corrupted[1])
+    assert not np.allclose(corrupted[0], corrupted[2])
+    assert np.allclose(target, rss(images), atol=1e-5)
+
+
+def test_pairs_are_moved_alike() -> None:
+    image = jnp.asarray(rss(coil_images(2, 1, 32, 32)))
+    task = tasks.paired(Acquisition((1.0,), (0.0,), (0.0, 0.0)), Augment(rotation_p=1, scale_p=1))
+    keys = tasks.training_keys(0, jnp.asarray([0, 1], jnp.uint32))
+    corrupted, target = jax.jit(task)({"input": image, "target": 2 * image}, keys)
+    assert np.allclose(2 * corrupted, target, atol=1e-5)
+    assert not np.allclose(corrupted, image, atol=1e-2)
+
+
+def test_normalisation_spans_0_to_1_and_is_undone_exactly() -> None:
+    image = 1e-5 * (3 + np.random.default_rng(0).random((3, 8, 8)).astype(np.float32))
+    image[2] = 0
+    scaling = normalise.by_slice(jnp.asarray(image))
+    inside = scaling.apply(jnp.asarray(image))
+    assert np.allclose(inside[:2].min((1, 2)), 0)
+    assert np.allclose(inside[:2].max((1, 2)), 1)
+    assert np.isfinite(inside).all()
+    assert np.allclose(scaling.invert(inside), image, rtol=1e-6)
+    volume = normalise.by_volume(jnp.asarray([2.0, 4.0, 0.0]))
+    assert np.allclose(volume.apply(jnp.ones((3, 1, 1)))[:, 0, 0], [0.5, 0.25, 1])

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from configs import unet
+from mrjax import config as configs
+from mrjax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("task", "kspaces", "'kspace' or 'paired'"),
+        ("batch_size", 0, "more than 0"),
+        ("warmup", 1.5, "0 to 1"),
+        ("data.image_size", (128,), "(height, width)"),
+        ("acquisition.centre_fractions", (0.08, 0.04), "one for each acceleration"),
+        ("acquisition.centre_fractions", (0.5,), "1/acceleration"),
+        ("acquisition.noise", (0.1, 0.0), "(low, high)"),
+        ("augment.scale", (0.0, 1.0), "(low, high)"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_field_and_what_was_expected(field, value, words) -> None:
+    config = configs.defaults()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError) as error:
+        configs.check(config)
+    assert f"config.{field} is {value!r}" in str(error.value)
+    assert words in str(error.value)
+
+
+def test_unknown_fields_and_flags_name_the_nearest_known_one(tmp_path: Path) -> None:
+    config = configs.defaults().unlock()
+    config.batchsize = 4
+    with pytest.raises(UserError, match=r"config\.batchsize is not a field.*config\.batch_size"):
+        configs.check(config)
+    file = tmp_path / "c.py"
+    file.touch()
+    with pytest.raises(UserError, match=r"config\.model\.chanels.*config\.model\.channels"):
+        configs.check_flags([f"--config={file}", "--config.model.chanels=3"])
+    with pytest.raises(UserError, match="no such file"):
+        configs.check_flags(["--config", str(tmp_path / "none.py")])
+    with pytest.raises(UserError, match="--config is missing"):
+        configs.check_flags([])
+
+
+def test_a_config_survives_the_checkpoint() -> None:
+    config = unet.get_config()
+    config.data.image_size = (64, 48)
+    config.data.train = ["a", "b"]
+    again = configs.load(configs.dump(config))
+    assert dict(configs.flat(again)) == dict(configs.flat(config))
+
+
+def test_a_resumed_run_may_differ_in_how_it_is_fed_but_not_in_what_it_computes() -> None:
+    old, new = configs.defaults(), configs.defaults()
+    new.steps, new.data.workers = 5, 3
+    assert configs.differences(old, new) == []
+    new.seed, new.model.channels = 1, 64
+    assert configs.differences(old, new) == ["config.model.channels was 32 and is 64", "config.seed was 0 and is 1"]
+
+
+def test_every_config_file_is_sound() -> None:
+    for file in Path(unet.__file__).parent.glob("*.py"):
+        scope: dict = {}
+        exec(compile(file.read_text(), file, "exec"), scope)
+        configs.check(scope["get_config"]())
