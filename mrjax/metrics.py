@@ -98,15 +98,13 @@ def ssim_slices(target: ArrayLike, prediction: ArrayLike, data_range: ArrayLike)
     scale = jnp.where(data_range == 0, 1, data_range)
     c1, c2 = jnp.square(K1 * data_range / scale), jnp.square(K2 * data_range / scale)
     x, y = x / scale, y / scale
-    # E[x^2] - E[x]^2 loses float32's digits to cancellation: variances are shift-invariant, so shift the slice near
-    # zero, and sum squares of deviations, first within the rows of a window, then between its rows.
-    centre = x.mean((1, 2), keepdims=True)
-    row_x, row_y, within = _deviations(x - centre, y - centre, axis=2)
+    # E[x^2] - E[x]^2 loses float32's digits to cancellation, so sum squares of deviations: first within the rows of a
+    # window, then between its rows (Chan, Golub and LeVeque, The American Statistician 37 (1983) 242).
+    row_x, row_y, within = _deviations(x, y, axis=2)
     mean_x, mean_y, between = _deviations(row_x, row_y, axis=1)
     var_x, var_y, covariance = (
         (_window_sum(w, axis=1) + WINDOW * b) / (WINDOW**2 - 1) for w, b in zip(within, between, strict=True)
     )
-    mean_x, mean_y = mean_x + centre, mean_y + centre
     luminance = (2 * mean_x * mean_y + c1) / (jnp.square(mean_x) + jnp.square(mean_y) + c1)
     structure = (2 * covariance + c2) / (var_x + var_y + c2)
     return (luminance * structure).mean((1, 2))

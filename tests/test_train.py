@@ -1,0 +1,248 @@
+"""The commands, end to end on small files: train, stop, kill, go on, evaluate, reconstruct."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import coil_images, rss, to_kspace, write_pair, write_scan
+
+from mrjax import build, checkpoint, evaluate, reconstruct, sharding, train
+from mrjax.data import t5
+from mrjax.errors import UserError
+
+
+def parameters(workdir: Path) -> list[np.ndarray]:
+    manager = checkpoint.open_checkpoints(str(workdir), "newest")
+    params = manager.restore(manager.latest_step())["params"]
+    manager.close()
+    return [np.asarray(x) for x in jax.tree.leaves(params)]
+
+
+def rows(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_run_leaves_all_that_watching_and_inference_need(scans: Path, tiny, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    train.train(tiny(scans), str(workdir))
+    logged = rows(workdir)
+    assert [row["step"] for row in logged if "loss" in row] == [2, 3, 4, 6]
+    assert [row["step"] for row in logged if "val/reconstruction/ssim" in row] == [3, 6]
+    assert all(row["images_per_second"] > 0 for row in logged if "loss" in row)
+    assert (workdir / "curves.png").exists()
+    assert list((workdir / "tensorboard").iterdir())
+    assert os.listdir(workdir / "checkpoints" / "newest") == ["6"]
+    assert os.listdir(workdir / "checkpoints" / "best")[0] in ("3", "6")
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(scans: Path, tiny, tmp_path: Path) -> None:
+    fields = {"schedule": "constant", "data__image_size": (32, 32)}
+    train.train(tiny(scans, **fields), str(tmp_path / "whole"))
+    for steps in (4, 6):
+        train.train(tiny(scans, steps=steps, **fields), str(tmp_path / "parts"))
+    assert same(parameters(tmp_path / "whole"), parameters(tmp_path / "parts"))
+    whole, parts = ([(r["step"], r.get("loss")) for r in rows(tmp_path / name)] for name in ("whole", "parts"))
+    assert set(whole) - {(3, None)} <= set(parts)
+
+
+def test_a_workdir_of_another_run_is_refused_with_the_fields_named(scans: Path, tiny, tmp_path: Path) -> None:
+    workdir = str(tmp_path / "run")
+    train.train(tiny(scans, steps=2), workdir)
+    with pytest.raises(UserError, match=r"config\.model\.channels was 4 and is 8.*config\.seed was 0 and is 1"):
+        train.train(tiny(scans, steps=4, seed=1, model__channels=8), workdir)
+    (scans / "train" / "0_T101.t5").unlink()
+    with pytest.raises(UserError, match="was trained on 3 files, 12 slices.*found 2 files"):
+        train.train(tiny(scans, steps=4), workdir)
+    with pytest.raises(UserError, match="holds files but no run"):
+        train.train(tiny(scans), str(scans))
+
+
+def test_what_cannot_work_is_said_before_the_first_step(scans: Path, tiny, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    for fields, words in (
+        ({"batch_size": 7}, "multiple of the 8 devices"),
+        ({"model__levels": 5}, "at least 64 a side"),
+        ({"task": "paired"}, "no data set `input`"),
+        ({"data__train": str(tmp_path / "nowhere")}, "no such file or folder"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train.train(tiny(scans, **fields), str(workdir))
+    assert not workdir.exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(scans: Path, tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="loss is nan at step"):
+        train.train(tiny(scans, learning_rate=1e30, schedule="constant", warmup=0.0, steps=20), str(tmp_path / "run"))
+    kept = parameters(tmp_path / "run") if os.listdir(tmp_path / "run" / "checkpoints" / "newest") else []
+    assert all(np.isfinite(x).all() for x in kept)
+
+
+def command(workdir: Path, data: Path, steps: int, config: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "mrjax.main", f"--config={config}", f"--workdir={workdir}"),
+        *(f"--config.data.dir={data}", f"--config.steps={steps}"),
+    ]
+
+
+@pytest.fixture
+def small_config(tmp_path: Path) -> Path:
+    file = tmp_path / "small.py"
+    file.write_text(
+        "from mrjax.config import defaults\n\n\ndef get_config():\n    config = defaults()\n"
+        "    config.model.channels, config.model.levels = 4, 2\n"
+        "    config.log_every, config.eval_every, config.checkpoint_every = 5, 20, 5\n    return config\n"
+    )
+    return file
+
+
+def test_sigterm_saves_and_exits_cleanly(scans: Path, tmp_path: Path, small_config: Path) -> None:
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(command(workdir, scans, 100_000, small_config), stderr=subprocess.PIPE, text=True)
+    while not (workdir / "metrics.jsonl").exists() or not (workdir / "metrics.jsonl").read_text():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 0, log
+    step = int(os.listdir(workdir / "checkpoints" / "newest")[0])
+    assert f"stopped by SIGTERM after step {step} of 100000" in log
+    assert rows(workdir)[-1]["step"] == step
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(
+    scans: Path, tmp_path: Path, small_config: Path
+) -> None:
+    steps = 80
+    subprocess.run(command(tmp_path / "whole", scans, steps, small_config), check=True, capture_output=True)
+    moments = random.Random(0)
+    kills = 0
+    for _ in range(40):
+        process = subprocess.Popen(command(tmp_path / "killed", scans, steps, small_config), stderr=subprocess.PIPE)
+        # From the middle of the imports to well into the steps and the saves between them; later ones get further.
+        try:
+            process.wait(timeout=moments.uniform(2, 12) + kills)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert process.returncode == 0, process.stderr.read()
+        break
+    assert kills >= 3
+    assert same(parameters(tmp_path / "whole"), parameters(tmp_path / "killed"))
+    losses = [{r["step"]: r["loss"] for r in rows(tmp_path / name) if "loss" in r} for name in ("whole", "killed")]
+    assert losses[0] == losses[1]
+
+
+def trained(data: Path, tiny, workdir: Path, **fields) -> build.Inference:
+    train.train(tiny(data, steps=2, **fields), str(workdir))
+    return build.restore(str(workdir), sharding.make_mesh())
+
+
+@pytest.mark.parametrize("rule", ["kspace", "image"])
+def test_scans_of_any_size_and_coils_are_reconstructed_on_their_own_grid(
+    scans: Path, tiny, tmp_path: Path, rule: str
+) -> None:
+    inference = trained(scans, tiny, tmp_path / "run", data__resize=rule)
+    for slices, coils, size in ((1, 1, (32, 32)), (2, 16, (31, 45)), (9, 3, (64, 40))):
+        volume, faults = t5.check(t5.describe(str(write_scan(tmp_path / "in" / "x.t5", slices, coils, size))))
+        images = reconstruct.reconstruct(inference, volume)
+        assert faults == []
+        assert {image.shape for image in images.values()} == {(slices, *size)}
+        assert {image.dtype for image in images.values()} == {np.dtype("float32")}
+        assert np.allclose(images["target"], t5.read(volume.path, "reconstruction_rss"), atol=1e-5)
+        # Nothing is lost but resolution or the edge of the field of view: the input still looks like the truth.
+        assert np.corrcoef(images["corrupted"].ravel(), images["target"].ravel())[0, 1] > 0.7
+
+
+def test_undersampled_scans_are_taken_as_they_are(scans: Path, tiny, tmp_path: Path) -> None:
+    inference = trained(scans, tiny, tmp_path / "run")
+    images = coil_images(3, 2, 32, 32)
+    mask = np.arange(32) % 2 == 0
+    mask[12:20] = True
+    zero_filled = rss(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(to_kspace(images) * mask, (-2, -1)), norm="ortho"), (-2, -1)))
+    for name, arrays in {
+        "stored": {"kspace": to_kspace(images), "mask": mask.astype(np.float32)},
+        "found": {"kspace": to_kspace(images) * mask},
+        "truth": {"kspace": to_kspace(images) * mask, "mask": mask, "reconstruction_rss": rss(images)},
+    }.items():
+        t5.write(tmp_path / f"{name}.t5", arrays)
+        result = reconstruct.reconstruct(inference, t5.check(t5.describe(str(tmp_path / f"{name}.t5")))[0])
+        assert np.allclose(result["corrupted"], zero_filled, atol=1e-5), name
+        assert ("target" in result) == (name == "truth")
+
+
+def test_reconstruct_command_writes_a_file_and_a_picture_and_goes_past_bad_files(
+    scans: Path, tiny, tmp_path: Path
+) -> None:
+    train.train(tiny(scans, steps=2), str(tmp_path / "run"))
+    (scans / "test" / "bad.t5").write_text("nothing")
+    output = tmp_path / "out"
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "mrjax.reconstruct", f"--workdir={tmp_path / 'run'}"),
+            *(f"--input={scans / 'test'}", f"--output={output}"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "bad.t5: is not an HDF5 file" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(os.listdir(output)) == ["9_FLAIR01.png", "9_FLAIR01.t5"]
+    volume = t5.describe(str(output / "9_FLAIR01.t5"))
+    assert (volume.layout, volume.shape, volume.dtype) == ("result", (3, 32, 32), "float32")
+    assert "PSNR" in result.stdout
+
+
+def test_evaluate_command_prints_a_table_and_writes_a_row_for_every_volume(scans: Path, tiny, tmp_path: Path) -> None:
+    train.train(tiny(scans, steps=2), str(tmp_path / "run"))
+    result = subprocess.run(
+        [sys.executable, "-m", "mrjax.evaluate", f"--workdir={tmp_path / 'run'}", "--split=train"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "zero-filled" in result.stdout
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [row["volume"] for row in found["volumes"]] == ["0_T101", "1_T101", "2_T101"]
+    mean = np.mean([row["reconstruction"]["psnr"] for row in found["volumes"]])
+    assert found["summary"]["all"]["reconstruction"]["psnr"]["mean"] == pytest.approx(mean)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoint.best(str(tmp_path / "nothing"))
+
+
+def test_paired_images_train_and_come_back_in_their_own_shape(tiny, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for number in range(2):
+            write_pair(tmp_path / "data" / split / f"{number}.h5", 3, (40, 33), number, dtype="f8")
+    inference = trained(tmp_path / "data", tiny, tmp_path / "run", task="paired", data__image_size=(32, 32))
+    arrays = {"input": np.full((2, 50, 30), 7, np.uint8) + np.arange(30, dtype=np.uint8)}
+    t5.write(tmp_path / "new.t5", arrays)
+    images = reconstruct.reconstruct(inference, t5.describe(str(tmp_path / "new.t5"), "paired"))
+    assert set(images) == {"corrupted", "reconstruction"}
+    assert images["reconstruction"].shape == (2, 50, 30)
+    volumes = [t5.describe(str(tmp_path / "data" / "val" / "0.h5"), "paired")]
+    images = reconstruct.reconstruct(inference, volumes[0])
+    assert np.allclose(images["target"], t5.read(volumes[0].path, "target"), atol=1e-6)
+    assert evaluate.labels("paired", "unet") == ("input", "U-Net")
+
+
+def test_normalising_by_volume_needs_its_maximum(scans: Path, tiny, tmp_path: Path) -> None:
+    trained(scans, tiny, tmp_path / "run", normalise="volume")
+    t5.write(scans / "train" / "plain.t5", {"kspace": to_kspace(coil_images(2, 2, 32, 32))})
+    with pytest.raises(UserError, match=r"plain\.t5: has no attribute `max`"):
+        train.train(tiny(scans, normalise="volume"), str(tmp_path / "other"))

@@ -1,0 +1,194 @@
+"""The U-Net: fastMRI's function and size, exact gradients, float32 where it matters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mrjax.errors import UserError
+from mrjax.models import build
+from mrjax.models.unet import UNet, max_pool, normalise_and_activate
+
+SMALL = UNet(channels=4, levels=2)
+
+
+def _images(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize(("channels", "levels", "count"), [(32, 4, 7_756_097), (64, 3, 7_692_929), (64, 4, 31_023_745)])
+def test_sizes_published_for_fastmri(channels: int, levels: int, count: int) -> None:
+    shapes = jax.eval_shape(UNet(channels, levels).init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
+
+
+def test_names_and_layouts_that_importers_rely_on() -> None:
+    params = jax.eval_shape(SMALL.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == {
+        "down_0": {"conv_0": {"kernel": (3, 3, 1, 4)}, "conv_1": {"kernel": (3, 3, 4, 4)}},
+        "down_1": {"conv_0": {"kernel": (3, 3, 4, 8)}, "conv_1": {"kernel": (3, 3, 8, 8)}},
+        "bottleneck": {"conv_0": {"kernel": (3, 3, 8, 16)}, "conv_1": {"kernel": (3, 3, 16, 16)}},
+        "up_1": {
+            "transpose": {"kernel": (2, 2, 16, 8)},
+            "conv_0": {"kernel": (3, 3, 16, 8)},
+            "conv_1": {"kernel": (3, 3, 8, 8)},
+        },
+        "up_0": {
+            "transpose": {"kernel": (2, 2, 8, 4)},
+            "conv_0": {"kernel": (3, 3, 8, 4)},
+            "conv_1": {"kernel": (3, 3, 4, 4)},
+        },
+        "head": {"kernel": (4, 1), "bias": (1,)},
+    }
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 48), (97, 130), (35, 39)])
+def test_equals_fastmri(height: int, width: int) -> None:
+    """Same weights, same image: same output and, through the whole backward pass, same gradients."""
+    torch = pytest.importorskip("torch")
+    fastmri_models = pytest.importorskip("fastmri.models")
+    torch.manual_seed(0)
+    peer = fastmri_models.Unet(in_chans=1, out_chans=1, chans=8, num_pool_layers=3)
+    image = _images(2, height, width, 1)
+
+    expected = peer(torch.from_numpy(image.transpose(0, 3, 1, 2)))
+    expected.square().mean().backward()
+
+    def loss(params: dict) -> tuple[jax.Array, jax.Array]:
+        output = UNet(channels=8, levels=3, pool="avg").apply({"params": params}, image)
+        return jnp.mean(output**2), output
+
+    params = _from_fastmri(peer, lambda p: p)
+    gradients, output = jax.jit(jax.grad(loss, has_aux=True))(params)
+    np.testing.assert_allclose(output, expected.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(
+        jax.tree.leaves(gradients), jax.tree.leaves(_from_fastmri(peer, lambda p: p.grad)), strict=True
+    ):
+        assert np.linalg.norm(ours - theirs) < 1e-4 * np.linalg.norm(theirs)
+
+
+def _from_fastmri(peer, value) -> dict:
+    """`value(parameter)` of each of fastMRI's parameters, in our names and layouts."""
+
+    def kernel(module) -> dict:
+        return {"kernel": value(module.weight).detach().numpy().transpose(2, 3, 1, 0)}
+
+    def pair(block) -> dict:
+        return {"conv_0": kernel(block.layers[0]), "conv_1": kernel(block.layers[4])}
+
+    params = {f"down_{i}": pair(block) for i, block in enumerate(peer.down_sample_layers)}
+    params["bottleneck"] = pair(peer.conv)
+    *blocks, (last, head) = peer.up_conv
+    for i, (up, block) in enumerate(zip(reversed(peer.up_transpose_conv), [last, *reversed(blocks)], strict=True)):
+        transpose = value(up.layers[0].weight).detach().numpy().transpose(2, 3, 0, 1)
+        params[f"up_{i}"] = {"transpose": {"kernel": transpose}, **pair(block)}
+    params["head"] = {
+        "kernel": value(head.weight).detach().numpy()[:, :, 0, 0].T,
+        "bias": value(head.bias).detach().numpy(),
+    }
+    return params
+
+
+def _normalise_and_activate_reference(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    normal = (x - x.mean((1, 2), keepdims=True)) / np.sqrt(x.var((1, 2), keepdims=True) + 1e-5)
+    return np.where(normal >= 0, normal, 0.2 * normal)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 10])
+def test_one_pass_statistics_against_float64(offset: float) -> None:
+    """Guards against cancellation in E[x^2] - E[x]^2, up to means ten times the standard deviation."""
+    x = np.random.default_rng(0).normal(offset, 1, (2, 256, 256, 8)).astype(np.float32)
+    error = normalise_and_activate(x) - _normalise_and_activate_reference(x)
+    assert np.abs(error).max() < 1e-4
+
+
+def test_statistics_are_float32_for_bfloat16() -> None:
+    """65536 values summed in bfloat16 would stop growing at 256."""
+    x = jnp.asarray(np.random.default_rng(0).normal(1, 1, (1, 256, 256, 2)), jnp.bfloat16)
+    result = normalise_and_activate(x)
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_allclose(result.astype(np.float32), _normalise_and_activate_reference(np.asarray(x)), 1e-2, 1e-3)
+
+
+def test_constant_channels_normalise_to_zero() -> None:
+    """A variance that rounds below zero must not become NaN, forwards or backwards."""
+    x = jnp.full((1, 17, 19, 3), 0.1)
+    result, pullback = jax.vjp(normalise_and_activate, x)
+    np.testing.assert_allclose(result, 0, atol=1e-3)
+    assert np.isfinite(pullback(x)[0]).all()
+
+
+def test_gradient_written_by_hand_is_the_one_of_autodiff() -> None:
+    def plain(x: jax.Array) -> jax.Array:
+        centred = x - x.mean((1, 2), keepdims=True)
+        return jax.nn.leaky_relu(centred / jnp.sqrt((centred**2).mean((1, 2), keepdims=True) + 1e-5), 0.2)
+
+    # A small deviation too, where epsilon counts.
+    x, g = _images(2, 13, 8, 5) * np.float32([1, 2, 0.1, 0.01, 5]) + 0.3, _images(2, 13, 8, 5, seed=1)
+    for ours, theirs in zip(
+        *(jax.vjp(f, jnp.asarray(x))[1](jnp.asarray(g)) for f in (normalise_and_activate, plain)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max())
+
+
+def test_max_pool_drops_the_odd_and_shares_ties() -> None:
+    x = jnp.asarray([[1, 2, 9], [4, 4, 9], [9, 9, 9]], jnp.float32)[None, :, :, None]
+    pooled, pullback = jax.vjp(max_pool, x)
+    assert pooled.tolist() == [[[[4]]]]
+    assert pullback(pooled)[0][0, :, :, 0].tolist() == [[0, 0, 0], [2, 2, 0], [0, 0, 0]]
+
+
+def test_residual_is_the_input_plus_the_network() -> None:
+    image = _images(1, 16, 16, 1)
+    params = SMALL.init(jax.random.key(0), image)
+    correction = SMALL.apply(params, image)
+    np.testing.assert_allclose(SMALL.clone(residual=True).apply(params, image), image + correction, rtol=1e-6)
+
+
+def test_bfloat16_computes_the_same_network() -> None:
+    """float32 parameters and result, and errors of bfloat16's size."""
+    image = _images(2, 32, 32, 1)
+    half = SMALL.clone(dtype=jnp.bfloat16)
+    params = half.init(jax.random.key(0), image)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    output, expected = half.apply(params, image), SMALL.apply(params, image)
+    assert output.dtype == jnp.float32
+    assert 0 < np.linalg.norm(output - expected) < 0.05 * np.linalg.norm(expected)
+
+
+def test_batch_sharded_over_devices() -> None:
+    """The compiler may split the batch anywhere: also through the gradient written by hand."""
+    devices = np.asarray(jax.devices())
+    if len(devices) == 1:
+        pytest.skip("one device: XLA_FLAGS=--xla_force_host_platform_device_count=8 gives eight")
+    image = _images(len(devices), 16, 16, 1)
+    params = SMALL.init(jax.random.key(0), image)
+    gradient = jax.jit(jax.grad(lambda params, image: jnp.mean(SMALL.apply(params, image) ** 2)))
+    sharded = jax.device_put(image, NamedSharding(Mesh(devices, "data"), PartitionSpec("data")))
+    for whole, split in zip(*(jax.tree.leaves(gradient(params, x)) for x in (image, sharded)), strict=True):
+        np.testing.assert_allclose(split, whole, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_smallest_side_is_computed_and_learns(levels: int) -> None:
+    side = UNet.smallest_side(levels)
+    model = UNet(channels=2, levels=levels)
+    image = _images(1, side, side, 1)
+    params = model.init(jax.random.key(0), image)
+    gradient = jax.grad(lambda params: model.apply(params, image).sum())(params)
+    assert np.abs(gradient["params"]["bottleneck"]["conv_1"]["kernel"]).max() > 0
+
+
+def test_registry_builds() -> None:
+    assert build("unet", channels=8, pool="avg") == UNet(channels=8, pool="avg")
+
+
+def test_registry_names_what_was_meant() -> None:
+    with pytest.raises(UserError, match=r"config\.model\.name is 'unett', expected one of: unet"):
+        build("unett")
+    with pytest.raises(UserError, match=r"config\.model\.chanels .* \(nearest: channels\)"):
+        build("unet", chanels=8)
+    with pytest.raises(UserError, match=r"config\.model\.pool is 'mean', expected one of: max, avg"):
+        build("unet", pool="mean").init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
