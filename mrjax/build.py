@@ -27,7 +27,11 @@ def schedule(config: ConfigDict) -> optax.Schedule:
     warmup = round(config.warmup * config.steps)
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(config.steps, warmup + 1))
-    return optax.linear_schedule(0.0, config.learning_rate, warmup) if warmup else optax.constant_schedule(config.learning_rate)
+    return (
+        optax.linear_schedule(0.0, config.learning_rate, warmup)
+        if warmup
+        else optax.constant_schedule(config.learning_rate)
+    )
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -43,7 +47,9 @@ def task(config: ConfigDict) -> step.Task:
 
 def abstract_state(config: ConfigDict, mesh: Mesh) -> step.TrainState:
     """Shapes and shardings of the state, without computing any of it."""
-    shapes = jax.eval_shape(lambda: step.init_state(model(config), optimizer(config), config.data.image_size, config.seed))
+    shapes = jax.eval_shape(
+        lambda: step.init_state(model(config), optimizer(config), config.data.image_size, config.seed)
+    )
     same = sharding.replicated(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=same), shapes)
 

@@ -1,6 +1,6 @@
 """Reads .t5 files from end to end and says what is in them and what is wrong.
 
-    python -m mrjax.check PATH...      files, folders or globs; exit status 1 if anything is wrong
+python -m mrjax.check PATH...      files, folders or globs; exit status 1 if anything is wrong
 """
 
 from absl import app

@@ -31,7 +31,9 @@ def claim(workdir: str, config: ConfigDict) -> None:
     if file.exists():
         changed = configs.differences(configs.load(json.loads(file.read_text())), config)
         if changed:
-            raise UserError(f"{workdir} holds another run: {'; '.join(changed)}; set them back, or give another --workdir")
+            raise UserError(
+                f"{workdir} holds another run: {'; '.join(changed)}; set them back, or give another --workdir"
+            )
     elif os.path.isdir(workdir) and os.listdir(workdir):
         raise UserError(f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir")
     elif jax.process_index() == 0:
@@ -76,7 +78,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, 
 
 
 def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest state, laid out as `like` (ShapeDtypeStructs with shardings), and its progress; None if none is saved."""
+    """The newest state, laid out as `like` (ShapeDtypeStructs with shardings), and its progress; None if there is none."""
     step = manager.latest_step()
     if step is None:
         return None

@@ -9,12 +9,15 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from mrjax.errors import UserError
+from mrjax.mri.augment import Augment
 
 
 def defaults() -> ConfigDict:
     """Every field there is, with its default. An experiment in configs/ starts here and changes what it needs."""
     config = ConfigDict()
-    config.task = "kspace"  # 'kspace': multi-coil k-space, undersampled on the fly; 'paired': `input` and `target` images
+    config.task = (
+        "kspace"  # 'kspace': multi-coil k-space, undersampled on the fly; 'paired': `input` and `target` images
+    )
     config.seed = 0  # of the parameters, the order of the examples, their corruption and augmentation
     config.steps = 1000  # optimizer steps in all
     config.batch_size = 8  # slices in a step, over all devices
@@ -37,7 +40,9 @@ def defaults() -> ConfigDict:
     config.data.val = config_dict.placeholder(object)
     config.data.test = config_dict.placeholder(object)
     config.data.image_size = ()  # (height, width) at which the network works; empty: the size that all files share
-    config.data.resize = "kspace"  # k-space of another size: crop or pad 'kspace' (resolution), or the 'image' (field of view)
+    config.data.resize = (
+        "kspace"  # k-space of another size: crop or pad 'kspace' (resolution), or the 'image' (field of view)
+    )
     config.data.check = "samples"  # before training: read every 'samples' of every file, or 'headers' only
     config.data.on_bad_file = "error"  # 'error', or 'skip' to leave faulty files out and list them
     config.data.workers = 0  # processes that read; 0: threads of this one
@@ -46,7 +51,10 @@ def defaults() -> ConfigDict:
     config.acquisition = ConfigDict()  # of the 'kspace' task: a new draw for each example at each step
     config.acquisition.accelerations = (4.0,)
     config.acquisition.centre_fractions = (0.08,)  # fully sampled centre, one for each acceleration
-    config.acquisition.noise = (0.0, 0.01)  # standard deviation per coil, as a fraction of the image's maximum: (low, high)
+    config.acquisition.noise = (
+        0.0,
+        0.01,
+    )  # standard deviation per coil, as a fraction of the image's maximum: (low, high)
 
     config.augment = ConfigDict()  # on the device, before the corruption; each with its probability
     config.augment.rotation = 15.0  # degrees, either way
@@ -76,13 +84,16 @@ CHOICES = {
     "data.check": ("samples", "headers"),
     "data.on_bad_file": ("error", "skip"),
 }
-POSITIVE = ("steps", "batch_size", "learning_rate", "model.channels", "model.levels", "data.prefetch")
-POSITIVE += ("log_every", "eval_every", "checkpoint_every")
-PROBABILITIES = ("warmup", *(f"augment.{n}_p" for n in ("rotation", "scale", "anisotropy", "translation", "flip", "flip_vertical")))
+POSITIVE = (
+    *("steps", "batch_size", "learning_rate", "model.channels", "model.levels", "data.prefetch"),
+    *("log_every", "eval_every", "checkpoint_every"),
+)
 
 # What may change when a run is resumed: how long it goes on and how it is watched and fed, not what it computes.
-FREE = ("steps", "log_every", "eval_every", "checkpoint_every", "data.dir", "data.train", "data.val", "data.test")
-FREE += ("data.check", "data.on_bad_file", "data.workers", "data.prefetch")
+FREE = (
+    *("steps", "log_every", "eval_every", "checkpoint_every", "data.dir", "data.train", "data.val", "data.test"),
+    *("data.check", "data.on_bad_file", "data.workers", "data.prefetch"),
+)
 
 
 def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -131,22 +142,33 @@ def check(config: ConfigDict) -> None:
         expect(name, found[name] in choices, " or ".join(map(repr, choices)))
     for name in POSITIVE:
         expect(name, found[name] > 0, "more than 0")
-    for name in PROBABILITIES:
-        expect(name, 0 <= found[name] <= 1, "0 to 1")
+    expect("warmup", 0 <= found["warmup"] <= 1, "0 to 1")
     expect("seed", 0 <= found["seed"] < 2**32, "0 to 4294967295")
     expect("data.workers", found["data.workers"] >= 0, "0 or more")
 
     size = found["data.image_size"]
-    expect("data.image_size", len(size) in (0, 2) and all(isinstance(n, int) and n > 0 for n in size), "(height, width)")
-    for name in ("augment.scale", "augment.anisotropy"):
-        expect(name, len(found[name]) == 2 and 0 < found[name][0] <= found[name][1], "(low, high), both above 0")
+    expect(
+        "data.image_size", len(size) in (0, 2) and all(isinstance(n, int) and n > 0 for n in size), "(height, width)"
+    )
+    try:
+        Augment(**config.augment)
+    except UserError as error:
+        raise UserError(f"config.augment.{error}") from error
     noise = found["acquisition.noise"]
     expect("acquisition.noise", len(noise) == 2 and 0 <= noise[0] <= noise[1], "(low, high), both 0 or more")
     accelerations, centres = found["acquisition.accelerations"], found["acquisition.centre_fractions"]
-    expect("acquisition.accelerations", len(accelerations) > 0 and min(accelerations) >= 1, "one or more values of at least 1")
+    expect(
+        "acquisition.accelerations",
+        len(accelerations) > 0 and min(accelerations) >= 1,
+        "one or more values of at least 1",
+    )
     expect("acquisition.centre_fractions", len(centres) == len(accelerations), "one for each acceleration")
     for centre, acceleration in zip(centres, accelerations, strict=True):
-        expect("acquisition.centre_fractions", 0 <= centre <= 1 / acceleration, f"0 to 1/acceleration, {1 / acceleration:g}")
+        expect(
+            "acquisition.centre_fractions",
+            0 <= centre <= 1 / acceleration,
+            f"0 to 1/acceleration, {1 / acceleration:g}",
+        )
 
 
 def check_image_size(config: ConfigDict) -> None:

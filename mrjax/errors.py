@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one sentence naming the file or config field, what was found, what was expected."""
+    """A mistake that the user can mend: one sentence: the file or field, what was found, what was expected."""

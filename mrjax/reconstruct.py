@@ -49,7 +49,7 @@ def reconstruct(inference: build.Inference, volume: t5.Volume) -> dict[str, np.n
         if volume.layout == "paired":
             whole[name] = resize.scale_from(image, volume.image_shape)
         else:
-            whole[name] = resize.fit(resize.image_from(image, volume.shape[-2:], rule), volume.image_shape)
+            whole[name] = resize.fit(resize.image_from(image, volume.data_shape, rule), volume.image_shape)
     # The truth is the file's own, not what is left of it at the network's size.
     if simulate:
         whole["target"] = resize.fit(_root_sum_of_squares(t5.read(volume.path, "kspace")), volume.image_shape)
@@ -100,7 +100,9 @@ def main(argv: list[str]) -> int:
     inference = build.restore(flags.FLAGS.workdir, sharding.make_mesh())
     config, step = inference.config, inference.progress["step"]
     paths, output = t5.find(flags.FLAGS.input), Path(flags.FLAGS.output)
-    logger.info("%s: step %d, trained at %s pixels", flags.FLAGS.workdir, step, "x".join(map(str, config.data.image_size)))
+    logger.info(
+        "%s: step %d, trained at %s pixels", flags.FLAGS.workdir, step, "x".join(map(str, config.data.image_size))
+    )
     failed = 0
     for path in paths:
         try:

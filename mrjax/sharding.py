@@ -27,7 +27,7 @@ def by_example(mesh: Mesh) -> NamedSharding:
 
 
 def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[dict[str, jax.Array]]:
-    """Global batches made of every process's part. Transfers are asynchronous and run `ahead` batches before their use."""
+    """Global batches of every process's part; transfers are asynchronous and run `ahead` batches before their use."""
     queue: collections.deque[dict[str, jax.Array]] = collections.deque()
     for batch in batches:
         queue.append(jax.make_array_from_process_local_data(by_example(mesh), batch))

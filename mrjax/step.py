@@ -1,4 +1,4 @@
-"""The functions that are jitted: one training step, one step of inference. Pure: state and batch in, state and metrics out."""
+"""The functions that are jitted: a training step, a step of inference, its score. Pure: state and batch in and out."""
 
 import functools
 from collections.abc import Callable
@@ -33,7 +33,9 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
 
 
-def init_state(model: nn.Module, optimizer: optax.GradientTransformation, size: tuple[int, int], seed: int) -> TrainState:
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, size: tuple[int, int], seed: int
+) -> TrainState:
     """Fresh parameters and optimizer state; a function of the seed alone."""
     params = model.init(jax.random.key(seed), jnp.zeros((1, *size, 1)))["params"]
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
@@ -42,6 +44,11 @@ def init_state(model: nn.Module, optimizer: optax.GradientTransformation, size: 
 def scaling(corrupted: jax.Array, batch: Batch, how: str) -> normalise.Scaling:
     """How the images of a batch become 0..1: by 'slice' or by 'volume', never from the truth."""
     return normalise.by_volume(batch["maximum"]) if how == "volume" else normalise.by_slice(corrupted)
+
+
+def run_network(model: nn.Module, params: Any, images: jax.Array) -> jax.Array:
+    """(batch, height, width) normalised to the same: networks themselves work on (batch, height, width, 1)."""
+    return jnp.squeeze(jnp.asarray(model.apply({"params": params}, images[..., None])), -1)
 
 
 def train_step(
@@ -73,8 +80,7 @@ def train_step(
     inputs, truth = scale.apply(corrupted), scale.apply(target)
 
     def loss_of(params: Any) -> jax.Array:
-        prediction = model.apply({"params": params}, inputs[..., None])[..., 0]
-        return losses.mean_squared_error(prediction, truth)
+        return losses.mean_squared_error(run_network(model, params, inputs), truth)
 
     loss, gradients = jax.value_and_grad(loss_of)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -83,9 +89,7 @@ def train_step(
     return next_state, {"loss": loss, "grad_norm": optax.global_norm(gradients)}
 
 
-def predict(
-    params: Any, batch: Batch, *, model: nn.Module, task: Task, normalise_by: str
-) -> tuple[Batch, dict[str, jax.Array]]:
+def predict(params: Any, batch: Batch, *, model: nn.Module, task: Task, normalise_by: str) -> tuple[Batch, jax.Array]:
     """Reconstructs a batch, each slice corrupted as its volume's name says, without augmentation.
 
     Returns:
@@ -94,7 +98,7 @@ def predict(
     """
     corrupted, target = task(batch, evaluation_keys(batch["name"], batch["slice"]))
     scale = scaling(corrupted, batch, normalise_by)
-    reconstruction = scale.invert(model.apply({"params": params}, scale.apply(corrupted)[..., None])[..., 0])
+    reconstruction = scale.invert(run_network(model, params, scale.apply(corrupted)))
     return {"corrupted": corrupted, "reconstruction": reconstruction, "target": target}, target.max((-2, -1))
 
 
@@ -110,7 +114,9 @@ def score(images: Batch, data_range: jax.Array) -> dict[str, dict[str, jax.Array
     }
 
 
-def compile_train(mesh: Mesh, **closed_over: Any) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+def compile_train(
+    mesh: Mesh, **closed_over: Any
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step` jitted over the mesh: batch split by example, state replicated and donated."""
     same, split = sharding.replicated(mesh), sharding.by_example(mesh)
     step = functools.partial(train_step, **closed_over)

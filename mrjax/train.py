@@ -79,9 +79,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     size, rule = config.data.image_size, config.data.resize
     reading = {"batch_size": config.batch_size, "workers": config.data.workers, "prefetch": config.data.prefetch}
     train_source, val_source = pipeline.Slices(train_set, size, rule), pipeline.Slices(val_set, size, rule)
-    examples = pipeline.training_batches(
-        train_source, seed=config.seed, start=start * config.batch_size, **reading
-    )
+    examples = pipeline.training_batches(train_source, seed=config.seed, start=start * config.batch_size, **reading)
     newest_values: collections.deque[Metrics] = collections.deque(maxlen=3)
     interval: list[Metrics] = []
     finished: Interval | None = None
@@ -118,7 +116,9 @@ def train(config: ConfigDict, workdir: str) -> None:
                     rows, previews = evaluate(predict, score, state.params, val_batches, val_set, mesh)
                 scores = summarise(rows)["all"]
                 ssim = scores["reconstruction"]["ssim"]["mean"]
-                watch.scalars(at, {f"val/{method}/{name}": v["mean"] for method, s in scores.items() for name, v in s.items()})
+                watch.scalars(
+                    at, {f"val/{method}/{name}": v["mean"] for method, s in scores.items() for name, v in s.items()}
+                )
                 for name, images in previews.items():
                     watch.image(at, name, images)
                 logger.info("step %d: validation %s", at, one_line(scores))
@@ -140,7 +140,11 @@ def train(config: ConfigDict, workdir: str) -> None:
     if jax.process_index() == 0:
         figures.curves(Path(workdir) / "curves.png", read_rows(workdir))
     if at < config.steps:
-        logger.info("stopped by SIGTERM after step %d of %d, which is saved; the same command goes on from there", at, config.steps)
+        logger.info(
+            "stopped by SIGTERM after step %d of %d, which is saved; the same command goes on from there",
+            at,
+            config.steps,
+        )
 
 
 class Interval(NamedTuple):

@@ -17,7 +17,6 @@ from mrjax.errors import UserError
         ("acquisition.centre_fractions", (0.08, 0.04), "one for each acceleration"),
         ("acquisition.centre_fractions", (0.5,), "1/acceleration"),
         ("acquisition.noise", (0.1, 0.0), "(low, high)"),
-        ("augment.scale", (0.0, 1.0), "(low, high)"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_field_and_what_was_expected(field, value, words) -> None:
@@ -27,6 +26,13 @@ def test_a_wrong_value_is_named_with_its_field_and_what_was_expected(field, valu
         configs.check(config)
     assert f"config.{field} is {value!r}" in str(error.value)
     assert words in str(error.value)
+
+
+def test_a_wrong_augmentation_is_named_with_its_field() -> None:
+    config = configs.defaults()
+    config.augment.scale = (0.0, 1.0)
+    with pytest.raises(UserError, match=r"config\.augment\.scale must be a range"):
+        configs.check(config)
 
 
 def test_unknown_fields_and_flags_name_the_nearest_known_one(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_step_is_the_gradient_of_the_mean_squared_error_given_to_adam() -> Non
     updates, _ = optimizer.update(gradient, optimizer.init(params))
     expected = optax.apply_updates(params, updates)
     assert losses[0] == pytest.approx(float(loss), rel=1e-5)
-    # Adam's first step is the sign of the gradient: where that is near zero its rounding decides, so compare in the mean.
+    # Adam's first step is the sign of the gradient: where that is near zero, rounding decides; so compare the mean.
     distance = [np.abs(a - b).mean() for a, b in zip(*map(jax.tree.leaves, (state.params, expected)), strict=True)]
     assert max(distance) < 0.02 * cfg.learning_rate
     assert int(state.step) == 1

@@ -62,7 +62,12 @@ def bad_files(folder: Path) -> dict[str, str]:
         t5.write(folder / f"{name}.t5", data)
     words = {"text": "not an HDF5 file", "truncated": "truncated", "empty": "empty", "without": "no data set `kspace`"}
     words |= {"nan": "NaN or Inf in slice 1", "zeros": "zeros in slice 2", "integer": "int16", "flat": "(32, 32)"}
-    words |= {"fewer": "(2, 32, 32)", "other": "not an image of `kspace`", "pair": "(3, 16, 32)", "infinite": "NaN or Inf"}
+    words |= {
+        "fewer": "(2, 32, 32)",
+        "other": "not an image of `kspace`",
+        "pair": "(3, 16, 32)",
+        "infinite": "NaN or Inf",
+    }
     return words
 
 

@@ -63,7 +63,7 @@ def test_a_workdir_of_another_run_is_refused_with_the_fields_named(scans: Path, 
     with pytest.raises(UserError, match=r"config\.model\.channels was 4 and is 8.*config\.seed was 0 and is 1"):
         train.train(tiny(scans, steps=4, seed=1, model__channels=8), workdir)
     (scans / "train" / "0_T101.t5").unlink()
-    with pytest.raises(UserError, match="was trained on 3 files, 12 slices.*found 2 files"):
+    with pytest.raises(UserError, match=r"was trained on 3 files, 12 slices.*found 2 files"):
         train.train(tiny(scans, steps=4), workdir)
     with pytest.raises(UserError, match="holds files but no run"):
         train.train(tiny(scans), str(scans))
@@ -173,7 +173,9 @@ def test_undersampled_scans_are_taken_as_they_are(scans: Path, tiny, tmp_path: P
     images = coil_images(3, 2, 32, 32)
     mask = np.arange(32) % 2 == 0
     mask[12:20] = True
-    zero_filled = rss(np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(to_kspace(images) * mask, (-2, -1)), norm="ortho"), (-2, -1)))
+    zero_filled = rss(
+        np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(to_kspace(images) * mask, (-2, -1)), norm="ortho"), (-2, -1))
+    )
     for name, arrays in {
         "stored": {"kspace": to_kspace(images), "mask": mask.astype(np.float32)},
         "found": {"kspace": to_kspace(images) * mask},

@@ -22,6 +22,7 @@ from mrjax.data import resize, t5
 from mrjax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+Example = dict[str, np.ndarray | np.generic]
 logger = logging.getLogger(__name__)
 
 
@@ -101,25 +102,29 @@ def common_size(volumes: list[t5.Volume]) -> tuple[int, int]:
     Raises:
       UserError: they differ, so that config.data.image_size has to say.
     """
-    sizes = sorted({volume.shape[-2:] for volume in volumes})
+    sizes = sorted({volume.data_shape for volume in volumes})
     if len(sizes) > 1:
         found = ", ".join(f"{height}x{width}" for height, width in sizes[:5])
-        raise UserError(f"config.data.image_size is not set and the files differ in size ({found}), expected (height, width)")
-    height, width = sizes[0]
-    return height, width
+        raise UserError(
+            f"config.data.image_size is not set and the files differ in size ({found}), expected (height, width)"
+        )
+    return sizes[0]
 
 
 def needs_maximum(volumes: list[t5.Volume]) -> None:
     """Raises a `UserError` if a volume's maximum is not known, which config.normalise = 'volume' goes by."""
     for volume in volumes:
         if not volume.maximum:
-            raise UserError(f"{volume.path}: has no attribute `max`, which config.normalise='volume' needs; use 'slice'")
+            raise UserError(
+                f"{volume.path}: has no attribute `max`, which config.normalise='volume' needs; use 'slice'"
+            )
 
 
 def fingerprint(volumes: list[t5.Volume]) -> str:
     """Changes whenever the examples or their order would: with the names, shapes or usable slices of the files."""
     rows = [(volume.name, volume.shape, volume.empty) for volume in volumes]
-    return f"{len(volumes)} files, {sum(v.slices for v in volumes)} slices, {hashlib.sha256(repr(rows).encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+    return f"{len(volumes)} files, {sum(v.slices - len(v.empty) for v in volumes)} slices, {digest}"
 
 
 class Slices:
@@ -145,7 +150,7 @@ class Slices:
     def __len__(self) -> int:
         return len(self.where)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Example:
         number, i = self.where[index]
         volume = self._volumes[number]
         read = self._kspace if volume.layout == "kspace" else self._images
@@ -180,7 +185,9 @@ def _iterate(dataset: Any, workers: int, prefetch: int) -> Iterator[Iterator[Bat
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain asks absl; a library user has no command line to parse.
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch))
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+        )
     iterator = iter(dataset)
     try:
         yield iterator
@@ -209,7 +216,7 @@ def training_batches(
     return _iterate(stream[start // batch_size :], workers, prefetch)
 
 
-def _with_index(index: int, example: Batch) -> Batch:
+def _with_index(index: int, example: Example) -> Example:
     return {**example, "index": np.uint32(index)}
 
 
@@ -223,7 +230,7 @@ class _Padded:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Example:
         return {**self._source[min(index, len(self._source) - 1)], "valid": np.bool_(index < len(self._source))}
 
 

@@ -75,6 +75,11 @@ class Volume:
         return self.shape[1] if self.layout == "kspace" else 1
 
     @property
+    def data_shape(self) -> tuple[int, int]:
+        """(height, width) of the k-space or images."""
+        return self.shape[-2], self.shape[-1]
+
+    @property
     def image_shape(self) -> tuple[int, int]:
         """(height, width) of the images of this volume: of the true image if stored, else of the data."""
         height, width = (self.target_shape or self.shape)[-2:]
@@ -175,7 +180,9 @@ def _describe(path: str, file: h5py.File, layout: str | None) -> Volume:
     if target_shape is not None:
         where = f"{path}: `{target}` has shape {target_shape}"
         if len(target_shape) != 3 or target_shape[0] != shape[0]:
-            raise UserError(f"{where}, expected (slices, height, width) with the {shape[0]} slices of `{data.name[1:]}`")
+            raise UserError(
+                f"{where}, expected (slices, height, width) with the {shape[0]} slices of `{data.name[1:]}`"
+            )
         if layout == "paired" and target_shape != shape:
             raise UserError(f"{where}, expected {shape}, the shape of `input`")
         if file[target].dtype.kind not in "fciu":
@@ -225,7 +232,9 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
                     if name == volume.target:
                         largest = max(largest, float(np.abs(np.nan_to_num(data)).max()))
                 if bad:
-                    faults.append(f"{volume.path}: `{name}` holds NaN or Inf in {_slices(bad)}, expected finite numbers")
+                    faults.append(
+                        f"{volume.path}: `{name}` holds NaN or Inf in {_slices(bad)}, expected finite numbers"
+                    )
         except (OSError, RuntimeError) as error:
             return volume, [*faults, f"{volume.path}: cannot be read to its end ({error}), expected a whole file"]
         if empty:
@@ -247,7 +256,7 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
 
 def sampled_columns(kspace: np.ndarray) -> np.ndarray:
     """(..., height, width) -> (width,) bool: the columns that hold anything but zeros."""
-    return kspace.reshape(-1, kspace.shape[-1]).any(0)
+    return np.any(kspace.reshape(-1, kspace.shape[-1]), axis=0)
 
 
 def has_gaps(columns: np.ndarray) -> bool:

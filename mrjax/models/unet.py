@@ -62,7 +62,9 @@ class UNet(nn.Module):
         for level in reversed(range(self.levels)):
             x = _Up(self.channels << level, self.dtype, name=f"up_{level}")(x, skips[level])
         # Not in bfloat16: its 8 bits would be the precision of the image.
-        output = nn.Dense(1, dtype=jnp.float32, kernel_init=_INIT, name="head")(x)
+        # A correction starts at nothing: the first steps improve on the input instead of finding it again.
+        head_init = nn.initializers.zeros if self.residual else _INIT
+        output = nn.Dense(1, dtype=jnp.float32, kernel_init=head_init, name="head")(x)
         return image + output if self.residual else output
 
 

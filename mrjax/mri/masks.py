@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 
 
-def random_columns(key: jax.Array, sampled: jax.Array, acceleration: jax.Array, centre_fraction: jax.Array) -> jax.Array:
+def random_columns(
+    key: jax.Array, sampled: jax.Array, acceleration: jax.Array, centre_fraction: jax.Array
+) -> jax.Array:
     """A random Cartesian mask: a fully sampled centre, every other column kept with one probability.
 
     The probability is such that, on average, the number of columns kept is that of the sampled ones divided by the
