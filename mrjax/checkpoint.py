@@ -78,7 +78,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, 
 
 
 def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest state, laid out as `like` (ShapeDtypeStructs with shardings), and its progress; None if there is none."""
+    """The newest state, laid out as `like` (ShapeDtypeStructs with shardings), and its progress; None if none."""
     step = manager.latest_step()
     if step is None:
         return None

@@ -1,10 +1,13 @@
 """What every command shares: flags parsed with a hint at the nearest known one, a plain log, errors as one sentence."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
+import jax
 import tqdm
 from absl import app, flags
 from absl import logging as absl_logging
@@ -33,6 +36,7 @@ def run(main: Callable[[list[str]], int | None], check_flags: Callable[[list[str
         logger.addHandler(_AboveTheBar())
         logger.setLevel(logging.INFO)
         logger.propagate = False
+        keep_compiled_programs()
         try:
             return main(argv)
         except UserError as error:
@@ -47,6 +51,18 @@ def run(main: Callable[[list[str]], int | None], check_flags: Callable[[list[str
             _stop(error)
 
     app.run(guarded, flags_parser=parse)
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiled, so that a second start is fast; in a folder that is the user's alone.
+
+    A compiled program is trusted code: nobody else may write there. JAX_COMPILATION_CACHE_DIR names another folder, and
+    JAX_ENABLE_COMPILATION_CACHE=false turns this off.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mrjax" / "compiled"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _stop(error: Exception) -> NoReturn:

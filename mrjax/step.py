@@ -86,7 +86,7 @@ def train_step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     next_state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
-    return next_state, {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+    return next_state, {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
 
 
 def predict(params: Any, batch: Batch, *, model: nn.Module, task: Task, normalise_by: str) -> tuple[Batch, jax.Array]:

@@ -1,6 +1,8 @@
 """The training program, top to bottom: check, build, restore, step, log, evaluate, save."""
 
 import collections
+import contextlib
+import functools
 import logging
 import math
 import os
@@ -8,12 +10,14 @@ import signal
 import statistics
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
 from clu import parameter_overview
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mrjax import build, checkpoint, figures, sharding, step
@@ -49,102 +53,123 @@ def train(config: ConfigDict, workdir: str) -> None:
     learning_rate = build.schedule(config)
 
     # 3. The state: restored, or fresh.
-    newest, best = (checkpoint.open_checkpoints(workdir, kind) for kind in ("newest", "best"))
-    files = pipeline.fingerprint(train_set)
-    restored = checkpoint.restore(newest, build.abstract_state(config, mesh))
-    if restored:
-        state, progress = restored
-        if progress["files"] != files:
-            raise UserError(f"{workdir} was trained on {progress['files']}, found {files}; expected the same files")
-    else:
-        init = lambda: step.init_state(model, optimizer, config.data.image_size, config.seed)  # noqa: E731
-        state, progress = jax.jit(init, out_shardings=sharding.replicated(mesh))(), {"step": 0, "ssim": -1.0}
-    start = progress["step"]
+    with contextlib.ExitStack() as stack:
+        newest, best = (
+            stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(workdir, kind)))
+            for kind in ("newest", "best")
+        )
+        files = pipeline.fingerprint(train_set)
+        restored = checkpoint.restore(newest, build.abstract_state(config, mesh))
+        if restored:
+            state, progress = restored
+            if progress["files"] != files:
+                raise UserError(f"{workdir} was trained on {progress['files']}, found {files}; expected the same files")
+        else:
+            init = functools.partial(step.init_state, model, optimizer, config.data.image_size, config.seed)
+            state, progress = jax.jit(init, out_shardings=sharding.replicated(mesh))(), {"step": 0, "ssim": -1.0}
+        at = start = progress["step"]
+        best_ssim = progress["ssim"]
+        introduce(config, workdir, mesh, state, start, files, pipeline.fingerprint(val_set))
 
+        # 4. The loop. What is logged was computed an interval ago: the device never waits for the log.
+        watch = stack.enter_context(contextlib.closing(Watch(workdir, start, config.steps)))
+        stop = stack.enter_context(stop_on_sigterm())
+        size, rule = config.data.image_size, config.data.resize
+        reading = {"batch_size": config.batch_size, "workers": config.data.workers, "prefetch": config.data.prefetch}
+        train_source, val_source = pipeline.Slices(train_set, size, rule), pipeline.Slices(val_set, size, rule)
+        batches = sharding.to_devices(
+            stack.enter_context(
+                pipeline.training_batches(train_source, seed=config.seed, start=at * config.batch_size, **reading)
+            ),
+            mesh,
+        )
+
+        def validate() -> float:
+            """Evaluates the validation split, reports it and returns the SSIM that the best checkpoint is chosen by."""
+            with pipeline.evaluation_batches(val_source, **reading) as val_batches:
+                rows, previews = evaluate(predict, score, state.params, val_batches, val_set, mesh)
+            scores = summarise(rows)["all"]
+            means = {f"val/{method}/{name}": v["mean"] for method, s in scores.items() for name, v in s.items()}
+            watch.scalars(at, means)
+            for name, images in previews.items():
+                watch.image(at, name, images)
+            logger.info("step %d: validation %s", at, one_line(scores))
+            return means["val/reconstruction/ssim"]
+
+        in_flight: collections.deque[Metrics] = collections.deque(maxlen=3)
+        interval: list[Metrics] = []
+        unreported: Interval | None = None
+        timed_from, clock = at, time.perf_counter()
+        stopping = False
+        while at < config.steps and not stopping:
+            state, values = train_step(state, next(batches))
+            at += 1
+            interval.append(values)
+            in_flight.append(values)
+            # Two steps are under way at most: more would only fill the device's memory with waiting batches.
+            jax.block_until_ready(in_flight[0])
+            if at == start + 1:
+                jax.block_until_ready(values)
+                timed_from, clock = at, time.perf_counter()  # compiling is no measure of speed
+            watch.bar.update()
+
+            stopping = stop.is_set()
+            last = stopping or at == config.steps
+            save = last or at % config.checkpoint_every == 0
+            assess = not stopping and (at == config.steps or at % config.eval_every == 0)
+            if last or at % config.log_every == 0:
+                if unreported:
+                    report(watch, unreported, config, learning_rate)
+                now = time.perf_counter()
+                rate = (at - timed_from) * config.batch_size / (now - clock)
+                unreported, interval, timed_from, clock = Interval(at, interval, rate), [], at, now
+            if save or assess:
+                if unreported:
+                    report(watch, unreported, config, learning_rate)
+                    unreported = None
+                require_finite(at, jax.device_get(values), config)
+                ssim = validate() if assess else -1.0
+                is_best, best_ssim = ssim > best_ssim, max(ssim, best_ssim)
+                progress = {"step": at, "examples": at * config.batch_size, "files": files, "ssim": best_ssim}
+                if is_best:
+                    checkpoint.save(best, state, progress, config)
+                if save:
+                    checkpoint.save(newest, state, progress, config)
+                timed_from, clock = at, time.perf_counter()
+
+    # 5. Everything is written by now.
+    if jax.process_index() == 0:
+        figures.curves(Path(workdir) / "curves.png", read_rows(workdir))
+    if at < config.steps:
+        logger.info("stopped by SIGTERM; step %d of %d is saved, the same command goes on from there", at, config.steps)
+
+
+@contextlib.contextmanager
+def stop_on_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, so that the loop ends between two steps."""
+    event = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def introduce(
+    config: ConfigDict, workdir: str, mesh: Mesh, state: step.TrainState, start: int, files: str, val_files: str
+) -> None:
+    """Says what is about to run, and on what."""
     device = jax.devices()[0]
     logger.info("%d x %s (%s), mesh %s", mesh.size, device.device_kind, device.platform, dict(mesh.shape))
-    logger.info("training on %s; validating on %s", files, pipeline.fingerprint(val_set))
+    logger.info("training on %s; validating on %s", files, val_files)
     if start == 0:
         logger.info(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-        logger.info("compiling the training step; the first one takes a while")
     elif start < config.steps:
         logger.info("going on after step %d of %d", start, config.steps)
     else:
         logger.info("%s has all its %d steps: nothing left to train", workdir, start)
-
-    # 4. The loop. What is logged was computed an interval ago: the device never waits for the log.
-    watch = Watch(workdir, start, config.steps)
-    stop = threading.Event()
-    signal_before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    size, rule = config.data.image_size, config.data.resize
-    reading = {"batch_size": config.batch_size, "workers": config.data.workers, "prefetch": config.data.prefetch}
-    train_source, val_source = pipeline.Slices(train_set, size, rule), pipeline.Slices(val_set, size, rule)
-    examples = pipeline.training_batches(train_source, seed=config.seed, start=start * config.batch_size, **reading)
-    newest_values: collections.deque[Metrics] = collections.deque(maxlen=3)
-    interval: list[Metrics] = []
-    finished: Interval | None = None
-    at, best_ssim = start, progress["ssim"]
-    with examples as batches:
-        on_device = sharding.to_devices(batches, mesh)
-        timed_from, clock = start, time.perf_counter()
-        while at < config.steps and not stop.is_set():
-            state, values = train_step(state, next(on_device))
-            at += 1
-            interval.append(values)
-            newest_values.append(values)
-            # Two steps are in flight at most: more would only fill the device's memory with waiting batches.
-            jax.block_until_ready(newest_values[0])
-            if at == start + 1:
-                timed_from, clock = at, time.perf_counter()  # the first step was compiled, which is no measure of speed
-            watch.bar.update()
-
-            last = at == config.steps or stop.is_set()
-            save = at % config.checkpoint_every == 0 or last
-            assess = (at % config.eval_every == 0 or at == config.steps) and not stop.is_set()
-            if at % config.log_every == 0 or last:
-                if finished:
-                    report(watch, finished, config, learning_rate)
-                seconds = time.perf_counter() - clock
-                finished = Interval(at, interval, (at - timed_from) * config.batch_size / seconds)
-                interval, timed_from, clock = [], at, clock + seconds
-            if (save or assess) and finished:
-                # A state that is not finite is never saved: its loss is looked at first.
-                report(watch, finished, config, learning_rate)
-                finished = None
-            if assess:
-                with pipeline.evaluation_batches(val_source, **reading) as val_batches:
-                    rows, previews = evaluate(predict, score, state.params, val_batches, val_set, mesh)
-                scores = summarise(rows)["all"]
-                ssim = scores["reconstruction"]["ssim"]["mean"]
-                watch.scalars(
-                    at, {f"val/{method}/{name}": v["mean"] for method, s in scores.items() for name, v in s.items()}
-                )
-                for name, images in previews.items():
-                    watch.image(at, name, images)
-                logger.info("step %d: validation %s", at, one_line(scores))
-            progress = {"step": at, "examples": at * config.batch_size, "files": files, "ssim": best_ssim}
-            if assess and ssim > best_ssim:
-                best_ssim = progress["ssim"] = ssim
-                checkpoint.save(best, state, progress, config)
-            if save:
-                checkpoint.save(newest, state, progress, config)
-            if save or assess:
-                timed_from, clock = at, time.perf_counter()
-
-    # 5. Nothing is lost on the way out.
-    for manager in (best, newest):
-        manager.wait_until_finished()
-        manager.close()
-    watch.close()
-    signal.signal(signal.SIGTERM, signal_before)
-    if jax.process_index() == 0:
-        figures.curves(Path(workdir) / "curves.png", read_rows(workdir))
-    if at < config.steps:
-        logger.info(
-            "stopped by SIGTERM after step %d of %d, which is saved; the same command goes on from there",
-            at,
-            config.steps,
-        )
+        return
+    logger.info("%d steps of %d slices; compiling the first takes a while", config.steps - start, config.batch_size)
 
 
 class Interval(NamedTuple):
@@ -159,11 +184,7 @@ def report(watch: Watch, interval: Interval, config: ConfigDict, learning_rate: 
     """Logs the means of an interval; a loss that is not finite is a `UserError`."""
     values = jax.device_get(interval.values)
     row = {name: statistics.fmean(float(v[name]) for v in values) for name in values[0]}
-    if not math.isfinite(row["loss"]):
-        raise UserError(
-            f"the loss is {row['loss']} at step {interval.step}, expected a finite one; lower config.learning_rate "
-            f"({config.learning_rate}), or look for faults in the data with python -m mrjax.check"
-        )
+    require_finite(interval.step, row, config)
     row["learning_rate"] = float(learning_rate(interval.step))
     row["images_per_second"] = interval.images_per_second
     watch.scalars(interval.step, row)
@@ -172,6 +193,16 @@ def report(watch: Watch, interval: Interval, config: ConfigDict, learning_rate: 
         "step %d/%d  loss %.5f  %.1f images/s  %d:%02d left",
         *(interval.step, config.steps, row["loss"], interval.images_per_second, left // 60, left % 60),
     )
+
+
+def require_finite(at: int, values: dict[str, Any], config: ConfigDict) -> None:
+    """Raises a `UserError` if a loss or gradient is not finite, so that such a state is never saved."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"the {name} is {value} at step {at}, expected a finite one; lower config.learning_rate "
+                f"({config.learning_rate}), or look for faults in the data with python -m mrjax.check"
+            )
 
 
 def one_line(scores: Scores) -> str:

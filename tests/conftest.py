@@ -1,9 +1,13 @@
 """Small real files for every test: smooth objects seen through coils, written as M4Raw lays them out."""
 
 import os
+import tempfile
 
 # Eight devices on one CPU: every test of the suite runs sharded, as on a node with eight accelerators.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# The tests and the commands they start share what they compile, and leave the user's own cache alone.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mrjax-tests-"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 from collections.abc import Callable
 from pathlib import Path
