@@ -2,14 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
-UNSEEN := data/demo/test
+WORKDIR := runs/unet
 
 .PHONY: demo test check bench-packages clean
 
 demo: $(VENV)/.demo
-	$(RUN) -m mrjax.main --config=configs/unet.py
-	$(RUN) -m mrjax.evaluate --workdir=runs/unet --split=test
-	$(RUN) -m mrjax.reconstruct --workdir=runs/unet --input="$$(ls $(UNSEEN)/*_T2*.t5 | head -n 1)" --output=runs/unet/reconstructed
+	$(RUN) -m mrjax.main --config=configs/unet.py --workdir=$(WORKDIR)
+	@unseen=$$(ls data/demo/test/*_T201.t5 | head -n 1) && \
+	  $(RUN) -m mrjax.reconstruct --workdir=$(WORKDIR) --input=$$unseen --output=$(WORKDIR)/reconstructed
+	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test
+	@ls -d $(WORKDIR)/checkpoints/* $(WORKDIR)/metrics.* $(WORKDIR)/curves.png $(WORKDIR)/tensorboard $(WORKDIR)/reconstructed/*
 
 test: $(VENV)/.test
 	$(RUN) -m pytest $(ARGS)
@@ -33,7 +35,7 @@ $(VENV)/.venv:
 	@touch $@
 
 $(VENV)/.demo $(VENV)/.test: $(VENV)/.%: $(VENV)/.venv pyproject.toml
-	@echo "installing mrjax[$*] into $(VENV)"
+	@echo "installing mrjax[$*] into $(VENV): a few minutes the first time"
 	$(RUN) -m pip install --quiet -e '.[$*]'
 	@touch $@
 

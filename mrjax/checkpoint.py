@@ -22,20 +22,20 @@ from mrjax.step import TrainState
 
 
 def claim(workdir: str, config: ConfigDict) -> None:
-    """Makes the workdir this run's, or checks that it is.
+    """Makes the workdir this run's, or checks that it is. A run that saved nothing yet may be started anew.
 
     Raises:
       UserError: it holds something else, or a run whose config differs where a resumed run must not.
     """
     file = Path(workdir) / "config.json"
-    if file.exists():
+    if not file.exists() and os.path.isdir(workdir) and os.listdir(workdir):
+        raise UserError(f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir")
+    if any(Path(workdir, "checkpoints").glob("*/[0-9]*")):
         changed = configs.differences(configs.load(json.loads(file.read_text())), config)
         if changed:
             raise UserError(
                 f"{workdir} holds another run: {'; '.join(changed)}; set them back, or give another --workdir"
             )
-    elif os.path.isdir(workdir) and os.listdir(workdir):
-        raise UserError(f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir")
     elif jax.process_index() == 0:
         write_json(file, configs.dump(config))
 
