@@ -14,9 +14,9 @@ from mrjax.config import defaults
 def get_config() -> ConfigDict:
     """The experiment: what differs from the defaults."""
     config = defaults()
-    config.steps = 320
+    config.steps = 250
     config.learning_rate = 2e-3
-    config.eval_every = 160
+    config.eval_every = 125
     config.model.channels = 16
     config.model.residual = True
     return config

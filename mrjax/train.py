@@ -89,12 +89,12 @@ def train(config: ConfigDict, workdir: str) -> None:
             with pipeline.evaluation_batches(val_source, **reading) as val_batches:
                 rows, previews = evaluate(predict, score, state.params, val_batches, val_set, mesh)
             scores = summarise(rows)["all"]
-            means = {f"val/{method}/{name}": v["mean"] for method, s in scores.items() for name, v in s.items()}
-            watch.scalars(at, means)
+            means = {f"val/{name}": value["mean"] for name, value in scores["reconstruction"].items()}
+            watch.scalars(at, means | {f"val/corrupted/{n}": v["mean"] for n, v in scores["corrupted"].items()})
             for name, images in previews.items():
                 watch.image(at, name, images)
             logger.info("step %d: validation %s", at, one_line(scores))
-            return means["val/reconstruction/ssim"]
+            return means["val/ssim"]
 
         in_flight: collections.deque[Metrics] = collections.deque(maxlen=3)
         interval: list[Metrics] = []
