@@ -90,7 +90,8 @@ def write(volume: t5.Volume, images: dict[str, np.ndarray], found: dict[str, Any
     figures.panel(
         output / f"{volume.name}.png",
         **{name: image[middle] for name, image in images.items()},
-        title=f"{volume.name}, {volume.contrast}, slice {middle + 1} of {volume.slices}{'; metrics of the whole volume' if found else ''}",
+        title=f"{volume.name}, {volume.contrast}, slice {middle + 1} of {volume.slices}"
+        + (", metrics of the volume" if found else ""),
         metrics=found,
     )
 
