@@ -1,7 +1,7 @@
 """The mesh of devices, and how arrays lie on it."""
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
@@ -26,7 +26,9 @@ def by_example(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[dict[str, jax.Array]]:
+def to_devices(
+    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2
+) -> Generator[dict[str, jax.Array], None, None]:
     """Global batches of every process's part; transfers are asynchronous and run `ahead` batches before their use."""
     queue: collections.deque[dict[str, jax.Array]] = collections.deque()
     for batch in batches:

@@ -77,12 +77,10 @@ def train(config: ConfigDict, workdir: str) -> None:
         size, rule = config.data.image_size, config.data.resize
         reading = {"batch_size": config.batch_size, "workers": config.data.workers, "prefetch": config.data.prefetch}
         train_source, val_source = pipeline.Slices(train_set, size, rule), pipeline.Slices(val_set, size, rule)
-        batches = sharding.to_devices(
-            stack.enter_context(
-                pipeline.training_batches(train_source, seed=config.seed, start=at * config.batch_size, **reading)
-            ),
-            mesh,
+        on_host = stack.enter_context(
+            pipeline.training_batches(train_source, seed=config.seed, start=at * config.batch_size, **reading)
         )
+        batches = stack.enter_context(contextlib.closing(sharding.to_devices(on_host, mesh)))
 
         def validate() -> float:
             """Evaluates the validation split, reports it and returns the SSIM that the best checkpoint is chosen by."""
