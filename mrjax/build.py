@@ -1,6 +1,5 @@
 """From a config to the parts that a step is made of, and from a workdir to all that inference needs."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from mrjax import checkpoint, models, sharding, step
@@ -70,8 +70,8 @@ class Inference(NamedTuple):
     progress: dict[str, Any]
     mesh: Mesh
     params: Any
-    predict: Callable[..., Any]
-    reconstruct: Callable[..., Any]
+    predict: Wrapped
+    reconstruct: Wrapped
 
 
 def restore(workdir: str, mesh: Mesh) -> Inference:

@@ -8,7 +8,7 @@ units. The table is printed, and written with a row for every volume to <workdir
 
 import logging
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
+from jax.stages import Wrapped
 
 from mrjax import build, checkpoint, cli, metrics, sharding, step
 from mrjax.data import pipeline, t5
@@ -28,8 +29,8 @@ Scores = dict[str, dict[str, dict[str, float]]]
 
 
 def evaluate(
-    predict: Callable[..., Any],
-    score: Callable[..., Any],
+    predict: Wrapped,
+    score: Wrapped,
     params: Any,
     batches: Iterator[dict[str, np.ndarray]],
     volumes: list[t5.Volume],

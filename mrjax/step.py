@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh
+from jax.stages import Wrapped
 
 from mrjax import losses, metrics, sharding
 from mrjax.mri import normalise
@@ -114,23 +115,21 @@ def score(images: Batch, data_range: jax.Array) -> dict[str, dict[str, jax.Array
     }
 
 
-def compile_train(
-    mesh: Mesh, **closed_over: Any
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+def compile_train(mesh: Mesh, **closed_over: Any) -> Wrapped:
     """`train_step` jitted over the mesh: batch split by example, state replicated and donated."""
     same, split = sharding.replicated(mesh), sharding.by_example(mesh)
     step = functools.partial(train_step, **closed_over)
     return jax.jit(step, in_shardings=(same, split), out_shardings=(same, same), donate_argnums=0)
 
 
-def compile_predict(mesh: Mesh, **closed_over: Any) -> Callable[[Any, Batch], tuple[Batch, jax.Array]]:
+def compile_predict(mesh: Mesh, **closed_over: Any) -> Wrapped:
     """`predict` jitted over the mesh: images stay split by example, their peaks come out on every device."""
     same, split = sharding.replicated(mesh), sharding.by_example(mesh)
     step = functools.partial(predict, **closed_over)
     return jax.jit(step, in_shardings=(same, split), out_shardings=(split, same))
 
 
-def compile_score(mesh: Mesh) -> Callable[[Batch, jax.Array], dict[str, dict[str, jax.Array]]]:
+def compile_score(mesh: Mesh) -> Wrapped:
     """`score` jitted over the mesh: its few numbers come out on every device."""
     same, split = sharding.replicated(mesh), sharding.by_example(mesh)
     return jax.jit(score, in_shardings=(split, split), out_shardings=same)
