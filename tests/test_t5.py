@@ -114,15 +114,6 @@ def test_find_takes_a_folder_a_glob_a_file_or_a_list(tmp_path: Path) -> None:
             t5.find(str(nothing))
 
 
-def test_open_handles_are_bounded_and_do_not_travel(tmp_path: Path) -> None:
-    paths = [str(write_scan(tmp_path / f"{i}.t5", slices=1, seed=i)) for i in range(5)]
-    files = t5.Files(most=2)
-    for path in paths * 2:
-        assert np.array_equal(files.read(path, "kspace", 0), t5.read(path, "kspace")[0])
-        assert len(files._open) <= 2
-    assert len(files.__getstate__()) == 1
-
-
 def test_fastmri_reads_our_files(tmp_path: Path) -> None:
     data = pytest.importorskip("fastmri.data")
     path = write_scan(tmp_path / "scan.t5", 3, 4, (32, 48))

@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from mrjax.data import resize, t5
+from mrjax.data.files import Files
 from mrjax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -142,7 +143,7 @@ class Slices:
         self._volumes = volumes
         self._size = image_size
         self._rule = rule
-        self._files = t5.Files()
+        self._files = Files()
         self._coils = max(volume.coils for volume in volumes)
         self._paired = all(volume.target for volume in volumes)
         self.where = [(v, i) for v, volume in enumerate(volumes) for i in range(volume.slices) if i not in volume.empty]

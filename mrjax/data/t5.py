@@ -8,12 +8,10 @@ Layouts (what counts is the contents, not whether the name ends in .t5, .h5 or .
 Attributes follow fastMRI: `max`, `norm`, `acquisition`, `patient_id`.
 """
 
-import collections
 import dataclasses
 import glob
 import os
 import re
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -288,43 +286,6 @@ def _listed(names: Iterable[str]) -> str:
 def _slices(numbers: list[int]) -> str:
     shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
     return f"slice{'s' if len(numbers) > 1 else ''} {shown}"
-
-
-class Files:
-    """Reads slices of many files through a bounded number of open handles.
-
-    Handles are opened where the reading happens: a copy sent to another process carries none.
-    """
-
-    def __init__(self, most: int = 64):
-        self._most = most
-        self._forget()
-
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._open: collections.OrderedDict[str, h5py.File] = collections.OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_most": self._most}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._most = state["_most"]
-        self._forget()
-
-    def read(self, path: str, name: str, index: int) -> np.ndarray:
-        """Slice `index` of the data set `name`, as stored; a damaged file is a `UserError`."""
-        # HDF5 holds one lock for the whole library anyway; ours also keeps a handle from being closed under a reader.
-        with self._lock:
-            if path in self._open:
-                self._open.move_to_end(path)
-            else:
-                if len(self._open) >= self._most:
-                    self._open.popitem(last=False)[1].close()
-                self._open[path] = open_file(path)
-            try:
-                return self._open[path][name][index]
-            except (OSError, RuntimeError, KeyError) as error:
-                raise UserError(f"{path}: slice {index} of `{name}` cannot be read ({error})") from error
 
 
 def read(path: str, name: str) -> np.ndarray:

@@ -1,0 +1,92 @@
+"""Slices of many files, read at memory speed where they lie uncompressed, through HDF5 where they do not."""
+
+import collections
+import threading
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from mrjax.data.t5 import open_file
+from mrjax.errors import UserError
+
+
+class _Layout(NamedTuple):
+    """Where the slices of a data set lie in its file: for each the offset of its first byte."""
+
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class Files:
+    """Reads slices of many files, from any number of threads.
+
+    HDF5 has one lock for all of a process. Uncompressed slices in one piece (contiguous data sets, or one chunk
+    a slice: fastMRI's, M4Raw's and our own files) are therefore read by their offset, past the library. Others go
+    through a bounded number of open handles. A copy sent to another process carries neither.
+    """
+
+    def __init__(self, most: int = 64):
+        self._most = most
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._open: collections.OrderedDict[str, h5py.File] = collections.OrderedDict()
+        self._layouts: dict[tuple[str, str], _Layout | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_most": self._most}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._most = state["_most"]
+        self._forget()
+
+    def read(self, path: str, name: str, index: int) -> np.ndarray:
+        """Slice `index` of the data set `name`, as stored.
+
+        Raises:
+          UserError: the file or the slice cannot be read.
+        """
+        if (path, name) not in self._layouts:
+            with self._lock:
+                self._layouts[path, name] = _layout(self._handle(path)[name])
+        layout = self._layouts[path, name]
+        try:
+            if layout is None:
+                with self._lock:
+                    return self._handle(path)[name][index]
+            data = np.empty(layout.shape, layout.dtype)
+            with open(path, "rb", buffering=0) as file:
+                file.seek(layout.offsets[index])
+                if file.readinto(data.reshape(-1).view(np.uint8).data) < data.nbytes:
+                    raise OSError("the file ends before the slice does")
+            return data
+        except (OSError, RuntimeError, KeyError) as error:
+            raise UserError(f"{path}: slice {index} of `{name}` cannot be read ({error})") from error
+
+    def _handle(self, path: str) -> h5py.File:
+        if path in self._open:
+            self._open.move_to_end(path)
+        else:
+            if len(self._open) >= self._most:
+                self._open.popitem(last=False)[1].close()
+            self._open[path] = open_file(path)
+        return self._open[path]
+
+
+def _layout(data: h5py.Dataset) -> _Layout | None:
+    """Where the slices lie, or None where HDF5 has to find or decode them."""
+    shape, dtype = data.shape[1:], data.dtype
+    size = int(np.prod(shape)) * dtype.itemsize
+    plain = data.id.get_create_plist().get_nfilters() == 0 and not data.external and not data.is_virtual
+    if not plain or not dtype.isnative or data.file.userblock_size:
+        return None
+    if data.chunks is None:
+        first = data.id.get_offset()
+        return None if first is None else _Layout(tuple(first + i * size for i in range(data.shape[0])), shape, dtype)
+    if data.chunks != (1, *shape) or data.id.get_num_chunks() != data.shape[0]:
+        return None
+    chunks = [data.id.get_chunk_info_by_coord((i, *(0,) * len(shape))) for i in range(data.shape[0])]
+    return _Layout(tuple(chunk.byte_offset for chunk in chunks), shape, dtype)
