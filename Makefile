@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 WORKDIR := runs/unet
 
-.PHONY: demo test check bench-packages clean
+.PHONY: demo docs test check bench-packages clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m mrjax.main --config=configs/unet.py --workdir=$(WORKDIR)
@@ -12,6 +12,12 @@ demo: $(VENV)/.demo
 	  $(RUN) -m mrjax.reconstruct --workdir=$(WORKDIR) --input=$$unseen --output=$(WORKDIR)/reconstructed
 	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test
 	@ls -d $(WORKDIR)/checkpoints/* $(WORKDIR)/metrics.* $(WORKDIR)/curves.png $(WORKDIR)/tensorboard $(WORKDIR)/reconstructed/*
+
+# The README's picture and table, from the demo's own output.
+docs: demo
+	mkdir -p docs
+	cp $(WORKDIR)/reconstructed/*.png docs/demo.png
+	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test > docs/demo.txt
 
 test: $(VENV)/.test
 	$(RUN) -m pytest $(ARGS)
