@@ -66,6 +66,9 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, 
       progress: step, examples (how many were drawn from the data), files (their fingerprint), scores.
       config: of the run, image size included.
     """
+    # Orbax passes over a step that is not newer than its newest, as after going back to an older checkpoint.
+    for newer in (step for step in manager.all_steps() if step >= progress["step"]):
+        manager.delete(newer)
     manager.save(
         progress["step"],
         args=ocp.args.Composite(
@@ -75,6 +78,14 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, 
             config=ocp.args.JsonSave(configs.dump(config)),
         ),
     )
+
+
+def best_ssim(manager: ocp.CheckpointManager) -> float:
+    """The validation SSIM of the 'best' checkpoint, -1 before the first: a kill may have come after it was saved."""
+    step = manager.latest_step()
+    if step is None:
+        return -1.0
+    return manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress["ssim"]
 
 
 def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:

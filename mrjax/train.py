@@ -66,9 +66,9 @@ def train(config: ConfigDict, workdir: str) -> None:
                 raise UserError(f"{workdir} was trained on {progress['files']}, found {files}; expected the same files")
         else:
             init = functools.partial(step.init_state, model, optimizer, config.data.image_size, config.seed)
-            state, progress = jax.jit(init, out_shardings=sharding.replicated(mesh))(), {"step": 0, "ssim": -1.0}
+            state, progress = jax.jit(init, out_shardings=sharding.replicated(mesh))(), {"step": 0}
         at = start = progress["step"]
-        best_ssim = progress["ssim"]
+        best_ssim = checkpoint.best_ssim(best)
         introduce(config, workdir, mesh, state, start, files, pipeline.fingerprint(val_set))
 
         # 4. The loop. What is logged was computed an interval ago: the device never waits for the log.
