@@ -127,26 +127,31 @@ def test_sigterm_saves_and_exits_cleanly(scans: Path, tmp_path: Path, small_conf
 def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(
     scans: Path, tmp_path: Path, small_config: Path
 ) -> None:
-    steps = 80
-    subprocess.run(command(tmp_path / "whole", scans, steps, small_config), check=True, capture_output=True)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole, scans, 120, small_config), check=True, capture_output=True)
     moments = random.Random(0)
-    kills = 0
-    for _ in range(40):
-        process = subprocess.Popen(command(tmp_path / "killed", scans, steps, small_config), stderr=subprocess.PIPE)
-        # From the middle of the imports to well into the steps and the saves between them; later ones get further.
-        try:
-            process.wait(timeout=moments.uniform(2, 12) + kills)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            continue
-        assert process.returncode == 0, process.stderr.read()
-        break
-    assert kills >= 3
-    assert same(parameters(tmp_path / "whole"), parameters(tmp_path / "killed"))
-    losses = [{r["step"]: r["loss"] for r in rows(tmp_path / name) if "loss" in r} for name in ("whole", "killed")]
+    for number in range(7):
+        process = subprocess.Popen(command(killed, scans, 120, small_config), stderr=subprocess.DEVNULL)
+        if number < 2:  # somewhere in the start: imports, the check of the files, compilation
+            time.sleep(moments.uniform(1, 5))
+        else:  # somewhere in the steps, and in the saves and evaluations between them
+            further = newest_step(killed) + moments.randint(1, 15)
+            while process.poll() is None and newest_step(killed) < further:
+                time.sleep(0.02)
+            time.sleep(moments.uniform(0, 0.1))
+        assert process.poll() is None, "it ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert 10 <= newest_step(killed) < 120
+    subprocess.run(command(killed, scans, 120, small_config), check=True, capture_output=True)
+    assert same(parameters(whole), parameters(killed))
+    losses = [{row["step"]: row["loss"] for row in rows(workdir) if "loss" in row} for workdir in (whole, killed)]
     assert losses[0] == losses[1]
+    assert os.listdir(whole / "checkpoints" / "best") == os.listdir(killed / "checkpoints" / "best")
+
+
+def newest_step(workdir: Path) -> int:
+    return max((int(path.name) for path in workdir.glob("checkpoints/newest/*") if path.name.isdigit()), default=0)
 
 
 def trained(data: Path, tiny, workdir: Path, **fields) -> build.Inference:
