@@ -46,4 +46,4 @@ $(VENV)/.demo $(VENV)/.test: $(VENV)/.%: $(VENV)/.venv pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs data
+	rm -rf $(VENV) $(WORKDIR) data/demo

@@ -16,6 +16,7 @@ def check(paths: list[str]) -> tuple[list[t5.Volume], list[str]]:
     for path in paths:
         try:
             volume, found = t5.check(t5.describe(path))
+            found += t5.empty_slices(volume)
         except UserError as error:
             faults.append(str(error))
             continue

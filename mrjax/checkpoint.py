@@ -28,10 +28,16 @@ def claim(workdir: str, config: ConfigDict) -> None:
       UserError: it holds something else, or a run whose config differs where a resumed run must not.
     """
     file = Path(workdir) / "config.json"
-    if not file.exists() and os.path.isdir(workdir) and os.listdir(workdir):
-        raise UserError(f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir")
-    if any(Path(workdir, "checkpoints").glob("*/[0-9]*")):
-        changed = configs.differences(configs.load(json.loads(file.read_text())), config)
+    started = os.path.isdir(workdir) and any(not name.startswith(".") for name in os.listdir(workdir))
+    if started:
+        try:
+            before = configs.load(json.loads(file.read_text()))
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir"
+            ) from error
+    if started and any(path.name.isdigit() for path in Path(workdir, "checkpoints").glob("*/*")):
+        changed = configs.differences(before, config)
         if changed:
             raise UserError(
                 f"{workdir} holds another run: {'; '.join(changed)}; set them back, or give another --workdir"
@@ -48,9 +54,15 @@ def write_json(path: Path, values: Any) -> None:
     os.replace(part, path)
 
 
-def open_checkpoints(workdir: str, kind: str) -> ocp.CheckpointManager:
-    """The 'newest' or the 'best' checkpoints of a run; one is kept, and the one before it until the next is whole."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+def open_checkpoints(workdir: str, kind: str, *, read_only: bool = False) -> ocp.CheckpointManager:
+    """The 'newest' or the 'best' checkpoints of a run; one is kept, and the one before it until the next is whole.
+
+    A reader must say `read_only`: a writer clears away what was half written, which may be the save of a live run.
+    """
+    if read_only:
+        options = ocp.CheckpointManagerOptions(read_only=True)
+    else:
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
     names = ("params", "optimizer", "progress", "config")
     return ocp.CheckpointManager(
         os.path.abspath(os.path.join(workdir, "checkpoints", kind)), options=options, item_names=names
@@ -63,7 +75,8 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, 
     Args:
       manager: from `open_checkpoints`.
       state: after `progress['step']` steps.
-      progress: step, examples (how many were drawn from the data), files (their fingerprint), scores.
+      progress: step, examples (how many were drawn from the data), files (their fingerprint); for the best one also
+        ssim, and validated_on (the fingerprint of the validation files).
       config: of the run, image size included.
     """
     # Orbax passes over a step that is not newer than its newest, as after going back to an older checkpoint.
@@ -80,12 +93,16 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, 
     )
 
 
-def best_ssim(manager: ocp.CheckpointManager) -> float:
-    """The validation SSIM of the 'best' checkpoint, -1 before the first: a kill may have come after it was saved."""
+def best_ssim(manager: ocp.CheckpointManager, validated_on: str) -> float:
+    """The SSIM of the 'best' checkpoint; -1 before the first, or if it was validated on other files.
+
+    It is asked of the checkpoint itself, for a kill may have come after it was saved and before the newest was.
+    """
     step = manager.latest_step()
     if step is None:
         return -1.0
-    return manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress["ssim"]
+    progress = manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress
+    return progress["ssim"] if progress["validated_on"] == validated_on else -1.0
 
 
 def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -101,8 +118,7 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[TrainStat
             progress=ocp.args.JsonRestore(),
         ),
     )
-    state_step = jax.device_put(jax.numpy.int32(step), like.step.sharding)
-    return TrainState(step=state_step, params=restored.params, opt_state=restored.optimizer), restored.progress
+    return TrainState(params=restored.params, opt_state=restored.optimizer), restored.progress
 
 
 def best(workdir: str) -> tuple[ocp.CheckpointManager, ConfigDict, dict[str, Any]]:
@@ -113,7 +129,7 @@ def best(workdir: str) -> tuple[ocp.CheckpointManager, ConfigDict, dict[str, Any
     """
     for kind in ("best", "newest"):
         if os.path.isdir(os.path.join(workdir, "checkpoints", kind)):
-            manager = open_checkpoints(workdir, kind)
+            manager = open_checkpoints(workdir, kind, read_only=True)
             step = manager.latest_step()
             if step is not None:
                 args = ocp.args.Composite(config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())

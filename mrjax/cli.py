@@ -36,10 +36,10 @@ def run(main: Callable[[list[str]], int | None], check_flags: Callable[[list[str
         logger.addHandler(_AboveTheBar())
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        keep_compiled_programs()
         try:
+            keep_compiled_programs()
             return main(argv)
-        except UserError as error:
+        except (UserError, OSError) as error:
             _stop(error)
 
     def parse(argv: list[str]) -> list[str]:
@@ -47,8 +47,11 @@ def run(main: Callable[[list[str]], int | None], check_flags: Callable[[list[str
             if check_flags:
                 check_flags(argv[1:])
             return flags.FLAGS(argv)
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (flags.Error, UserError) as error:
             _stop(error)
+        except Exception as error:  # a config is a program: whatever it raises is the user's to mend
+            config = next((flag.partition("=")[2] for flag in argv if flag.startswith("--config=")), "the config")
+            _stop(UserError(f"{config}: {type(error).__name__}: {error.args[0] if error.args else error}"))
 
     app.run(guarded, flags_parser=parse)
 

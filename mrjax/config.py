@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from mrjax.errors import UserError
+from mrjax.models import MODELS
 from mrjax.mri.augment import Augment
 
 
@@ -75,6 +76,7 @@ def defaults() -> ConfigDict:
 
 
 CHOICES = {
+    "model.name": tuple(MODELS),
     "task": ("kspace", "paired"),
     "precision": ("float32", "bfloat16"),
     "normalise": ("slice", "volume"),
@@ -89,7 +91,8 @@ POSITIVE = (
     *("log_every", "eval_every", "checkpoint_every"),
 )
 
-# What may change when a run is resumed: how long it goes on and how it is watched and fed, not what it computes.
+# What may change when a run is resumed: how it is watched and fed, not what it computes; and how long it goes on, which
+# stretches a cosine, so that the steps to come are not those the shorter run would have taken.
 FREE = (
     *("steps", "log_every", "eval_every", "checkpoint_every", "data.dir", "data.train", "data.val", "data.test"),
     *("data.check", "data.on_bad_file", "data.workers", "data.prefetch"),
@@ -173,7 +176,7 @@ def check(config: ConfigDict) -> None:
 
 def check_image_size(config: ConfigDict) -> None:
     """Raises a `UserError` if the network's levels leave too little of an image of config.data.image_size."""
-    least = 2 ** (config.model.levels + 1)
+    least = MODELS[config.model.name].smallest_side(config.model.levels)
     if min(config.data.image_size) < least:
         raise UserError(
             f"config.data.image_size is {tuple(config.data.image_size)}, expected at least {least} a side for "

@@ -2,8 +2,9 @@
 
     python -m mrjax.evaluate --workdir=runs/unet --split=test [--data=FOLDER]
 
-Definitions are fastMRI's (evaluate.py): over whole volumes, with the volume's maximum as data range, in the files'
-units. The table is printed, and written with a row for every volume to <workdir>/metrics.json.
+Definitions are fastMRI's (evaluate.py): over whole volumes, with the volume's maximum as data range, on each file's own
+grid and in its units, whatever size the network works at. The table is printed, and written with a row for every volume
+to <workdir>/metrics.json. (Validation during training is the same at the network's size, all on the device.)
 """
 
 import logging
@@ -14,15 +15,16 @@ from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 from absl import flags
 from jax.sharding import Mesh
 from jax.stages import Wrapped
 
 from mrjax import build, checkpoint, cli, metrics, sharding, step
 from mrjax.data import pipeline, t5
+from mrjax.reconstruct import METHODS, reconstruct, scores
 
 logger = logging.getLogger(__name__)
-METHODS = ("corrupted", "reconstruction")
 PREVIEWS = 3
 Row = dict[str, Any]
 Scores = dict[str, dict[str, dict[str, float]]]
@@ -63,12 +65,12 @@ def evaluate(
     for batch in sharding.to_devices(batches, mesh):
         images, peaks = predict(params, batch)
         pixels = images["target"][0].size
-        number, position, valid = (on_host(batch[name], mesh) for name in ("volume", "slice", "valid"))
+        number, position, valid = (sharding.on_host(batch[name], mesh) for name in ("volume", "slice", "valid"))
         np.maximum.at(peak, number[valid], np.asarray(peaks)[valid])
         np.subtract.at(unseen, number[valid], 1)
         for i in np.flatnonzero(valid):
             if middle.get(number[i]) == position[i]:
-                previews[volumes[number[i]].name] = {name: on_host(x, mesh)[i] for name, x in images.items()}
+                previews[volumes[number[i]].name] = {name: sharding.on_host(x, mesh)[i] for name, x in images.items()}
         waiting.append((number, valid, images))
         while waiting and not unseen[waiting[0][0]].any():
             number, valid, images = waiting.pop(0)
@@ -78,7 +80,7 @@ def evaluate(
                     sums[number[i]][method].append({name: part[i] for name, part in parts.items()})
     rows = []
     for volume, of_volume, maximum in zip(volumes, sums, peak, strict=True):
-        row: Row = {"volume": volume.name, "contrast": volume.contrast, "slices": len(of_volume[METHODS[0]])}
+        row = describe(volume)
         for method, of_slices in of_volume.items():
             columns = {name: np.array([of_slice[name] for of_slice in of_slices]) for name in of_slices[0]}
             row[method] = metrics.combine(columns, pixels, float(maximum))
@@ -86,9 +88,9 @@ def evaluate(
     return rows, previews
 
 
-def on_host(x: jax.Array, mesh: Mesh) -> np.ndarray:
-    """All of an array that is spread over the mesh."""
-    return np.asarray(jax.device_put(x, sharding.replicated(mesh)))
+def describe(volume: t5.Volume) -> Row:
+    """What a row says of its volume: name, contrast, and how many slices count."""
+    return {"volume": volume.name, "contrast": volume.contrast, "slices": volume.slices - len(volume.empty)}
 
 
 def summarise(rows: list[Row]) -> dict[str, Scores]:
@@ -110,11 +112,11 @@ def summarise(rows: list[Row]) -> dict[str, Scores]:
 def table(rows: list[Row], labels: tuple[str, str]) -> str:
     """The summary as text, a line for each contrast and method, mean +- standard deviation over volumes."""
     lines = [f"{'contrast':<10}{'volumes':>8}  {'method':<12}{'NMSE':>18}{'PSNR (dB)':>16}{'SSIM':>18}"]
-    for group, scores in summarise(rows).items():
+    for group, methods in summarise(rows).items():
         count = sum(group in ("all", row["contrast"]) for row in rows)
         for method, label in zip(METHODS, labels, strict=True):
             nmse, psnr, ssim = (
-                f"{scores[method][name]['mean']:.{digits}f} \u00b1 {scores[method][name]['std']:.{digits}f}"
+                f"{methods[method][name]['mean']:.{digits}f} \u00b1 {methods[method][name]['std']:.{digits}f}"
                 for name, digits in (("nmse", 4), ("psnr", 2), ("ssim", 4))
             )
             lines.append(f"{group:<10}{count:>8}  {label:<12}{nmse:>18}{psnr:>16}{ssim:>18}")
@@ -139,13 +141,11 @@ def main(argv: list[str]) -> None:
     )
     if config.normalise == "volume":
         pipeline.needs_maximum(volumes)
-    source = pipeline.Slices(volumes, config.data.image_size, config.data.resize)
     logger.info("%s: step %d, %s", workdir, inference.progress["step"], pipeline.fingerprint(volumes))
-    reading = {"batch_size": config.batch_size, "workers": config.data.workers, "prefetch": config.data.prefetch}
-    with pipeline.evaluation_batches(source, **reading) as batches:
-        rows, _ = evaluate(
-            inference.predict, step.compile_score(inference.mesh), inference.params, batches, volumes, inference.mesh
-        )
+    rows = []
+    for volume in tqdm.tqdm(volumes, unit="volume", disable=None):
+        found = scores(reconstruct(inference, volume), volume)
+        rows.append(describe(volume) | found)
     print(table(rows, labels(config.task, config.model.name)))
     result = {"split": split, "data": data, "step": inference.progress["step"], "data_range": "maximum of the volume"}
     result |= {"summary": summarise(rows), "volumes": rows}

@@ -7,21 +7,24 @@ scan; k-space that is undersampled already (a stored `mask`, or columns left out
 used for the metrics and the picture where there is one, and is not needed.
 """
 
+import collections
 import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 
 from mrjax import build, cli, figures, metrics, sharding
 from mrjax.data import pipeline, resize, t5
 from mrjax.errors import UserError
-from mrjax.evaluate import on_host
 from mrjax.mri.fourier import centred_ifft2_host
 
 logger = logging.getLogger(__name__)
+METHODS = ("corrupted", "reconstruction")
+_slice_sums = jax.jit(metrics.slice_sums)
 
 
 def reconstruct(inference: build.Inference, volume: t5.Volume) -> dict[str, np.ndarray]:
@@ -38,14 +41,15 @@ def reconstruct(inference: build.Inference, volume: t5.Volume) -> dict[str, np.n
     # One batch size for files of any length: the network is compiled once.
     batch_size = -(-min(config.batch_size, 8) // mesh.size) * mesh.size
     source = pipeline.Slices([dataclasses.replace(volume, empty=())], size, rule)
-    batches_of_images = []
+    at_size = {name: np.zeros((volume.slices, *size), np.float32) for name in METHODS}
     with pipeline.evaluation_batches(source, batch_size=batch_size, workers=0, prefetch=2) as batches:
         for batch in sharding.to_devices(batches, mesh):
             images, _ = predict(inference.params, batch)
-            batches_of_images.append({name: on_host(x, mesh) for name, x in images.items()})
+            number = sharding.on_host(batch["slice"], mesh)
+            for name, image in at_size.items():
+                image[number] = sharding.on_host(images[name], mesh)
     whole = {}
-    for name in ("corrupted", "reconstruction"):
-        image = np.concatenate([images[name] for images in batches_of_images])[: volume.slices]
+    for name, image in at_size.items():
         if volume.layout == "paired":
             whole[name] = resize.scale_from(image, volume.image_shape)
         else:
@@ -63,17 +67,20 @@ def _root_sum_of_squares(kspace: np.ndarray) -> np.ndarray:
     return np.sqrt((coils.real**2 + coils.imag**2).sum(1)).astype(np.float32)
 
 
-def scores(images: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """NMSE, PSNR and SSIM of the corrupted input and of the reconstruction; nothing without a truth."""
+def scores(images: dict[str, np.ndarray], volume: t5.Volume) -> dict[str, dict[str, float]]:
+    """NMSE, PSNR and SSIM of the corrupted input and of the reconstruction; nothing without a truth.
+
+    Over all slices but those that are empty in the file, on the file's own grid.
+    """
     if "target" not in images:
         return {}
+    kept = [i for i in range(volume.slices) if i not in volume.empty]
+    peak = float(images["target"][kept].max())
     return {
-        method: {
-            "NMSE": float(metrics.nmse(images["target"], images[method])),
-            "PSNR": float(metrics.psnr(images["target"], images[method])),
-            "SSIM": float(metrics.ssim(images["target"], images[method])),
-        }
-        for method in ("corrupted", "reconstruction")
+        method: metrics.combine(
+            _slice_sums(images["target"][kept], images[method][kept], peak), images["target"][0].size, peak
+        )
+        for method in METHODS
     }
 
 
@@ -104,25 +111,28 @@ def main(argv: list[str]) -> int:
     logger.info(
         "%s: step %d, trained at %s pixels", flags.FLAGS.workdir, step, "x".join(map(str, config.data.image_size))
     )
+    for name, count in collections.Counter(Path(path).stem for path in paths).items():
+        if count > 1:
+            raise UserError(f"--input holds {count} files named {name}, expected names that differ: results go by them")
     failed = 0
     for path in paths:
         try:
             if output.resolve() == Path(path).resolve().parent:
                 raise UserError(f"--output is {output}, the folder of {path}, expected another one than the input's")
             volume, faults = t5.check(t5.describe(path, config.task))
-            if any("zeros" not in fault for fault in faults):
+            if faults:
                 raise UserError(faults[0])
             if config.normalise == "volume":
                 pipeline.needs_maximum([volume])
             images = reconstruct(inference, volume)
-            found = scores(images)
+            found = scores(images, volume)
             write(volume, images, found, output, step)
         except UserError as error:
             logger.error("%s", error)
             failed += 1
             continue
         text = "".join(
-            f"  {name} {value:.4g} ({found['corrupted'][name]:.4g} before)"
+            f"  {name.upper()} {value:.4g} ({found['corrupted'][name]:.4g} before)"
             for name, value in found.get("reconstruction", {}).items()
         )
         print(f"{output / volume.name}.t5 and .png{text}")

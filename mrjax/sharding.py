@@ -2,13 +2,10 @@
 
 import collections
 from collections.abc import Generator, Iterator
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-
-Tree = Any
 
 
 def make_mesh() -> Mesh:
@@ -24,6 +21,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_example(mesh: Mesh) -> NamedSharding:
     """The leading axis, the examples of a batch, split over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def on_host(x: jax.Array, mesh: Mesh) -> np.ndarray:
+    """All of an array that is spread over the mesh."""
+    return np.asarray(jax.device_put(x, replicated(mesh)))
 
 
 def to_devices(

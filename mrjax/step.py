@@ -24,12 +24,10 @@ class TrainState(struct.PyTreeNode):
     """All that a step changes.
 
     Attributes:
-      step: int32 scalar, optimizer steps done.
       params: the network's parameters, float32.
       opt_state: optax's state.
     """
 
-    step: jax.Array
     params: Any
     opt_state: Any
 
@@ -39,11 +37,11 @@ def init_state(
 ) -> TrainState:
     """Fresh parameters and optimizer state; a function of the seed alone."""
     params = model.init(jax.random.key(seed), jnp.zeros((1, *size, 1)))["params"]
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+    return TrainState(params=params, opt_state=optimizer.init(params))
 
 
 def scaling(corrupted: jax.Array, batch: Batch, how: str) -> normalise.Scaling:
-    """How the images of a batch become 0..1: by 'slice' or by 'volume', never from the truth."""
+    """How the images of a batch become 0..1: by 'slice' or by the 'volume' maximum that its file knows."""
     return normalise.by_volume(batch["maximum"]) if how == "volume" else normalise.by_slice(corrupted)
 
 
@@ -74,7 +72,7 @@ def train_step(
       normalise_by: 'slice' or 'volume'.
 
     Returns:
-      The next state, and float32 scalars: loss (normalised units), grad_norm.
+      The next state, and float32 scalars: loss (normalised units), grad_norm, and param_norm of the next state.
     """
     corrupted, target = task(batch, training_keys(seed, batch["index"]))
     scale = scaling(corrupted, batch, normalise_by)
@@ -86,8 +84,8 @@ def train_step(
     loss, gradients = jax.value_and_grad(loss_of)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    next_state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
-    return next_state, {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
+    norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
+    return TrainState(params=params, opt_state=opt_state), {"loss": loss} | norms
 
 
 def predict(params: Any, batch: Batch, *, model: nn.Module, task: Task, normalise_by: str) -> tuple[Batch, jax.Array]:

@@ -66,10 +66,11 @@ def train(config: ConfigDict, workdir: str) -> None:
                 raise UserError(f"{workdir} was trained on {progress['files']}, found {files}; expected the same files")
         else:
             init = functools.partial(step.init_state, model, optimizer, config.data.image_size, config.seed)
-            state, progress = jax.jit(init, out_shardings=sharding.replicated(mesh))(), {"step": 0}
+            state, progress = jax.jit(init, out_shardings=sharding.replicated(mesh))(), {"step": 0, "examples": 0}
         at = start = progress["step"]
-        best_ssim = checkpoint.best_ssim(best)
-        introduce(config, workdir, mesh, state, start, files, pipeline.fingerprint(val_set))
+        val_files = pipeline.fingerprint(val_set)
+        best_ssim = checkpoint.best_ssim(best, val_files)
+        introduce(config, workdir, mesh, state, start, files, val_files)
 
         # 4. The loop. What is logged was computed an interval ago: the device never waits for the log.
         watch = stack.enter_context(contextlib.closing(Watch(workdir, start, config.steps)))
@@ -78,7 +79,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         reading = {"batch_size": config.batch_size, "workers": config.data.workers, "prefetch": config.data.prefetch}
         train_source, val_source = pipeline.Slices(train_set, size, rule), pipeline.Slices(val_set, size, rule)
         on_host = stack.enter_context(
-            pipeline.training_batches(train_source, seed=config.seed, start=at * config.batch_size, **reading)
+            pipeline.training_batches(train_source, seed=config.seed, start=progress["examples"], **reading)
         )
         batches = stack.enter_context(contextlib.closing(sharding.to_devices(on_host, mesh)))
 
@@ -114,8 +115,8 @@ def train(config: ConfigDict, workdir: str) -> None:
             stopping = stop.is_set()
             last = stopping or at == config.steps
             save = last or at % config.checkpoint_every == 0
-            assess = not stopping and (at == config.steps or at % config.eval_every == 0)
-            if last or at % config.log_every == 0:
+            assess = at == config.steps or at % config.eval_every == 0
+            if last or (at % config.log_every == 0 and at > timed_from):
                 if unreported:
                     report(watch, unreported, config, learning_rate)
                 now = time.perf_counter()
@@ -127,10 +128,10 @@ def train(config: ConfigDict, workdir: str) -> None:
                     unreported = None
                 require_finite(at, jax.device_get(values), config)
                 ssim = validate() if assess else -1.0
-                is_best, best_ssim = ssim > best_ssim, max(ssim, best_ssim)
-                progress = {"step": at, "examples": at * config.batch_size, "files": files, "ssim": best_ssim}
-                if is_best:
-                    checkpoint.save(best, state, progress, config)
+                progress = {"step": at, "examples": at * config.batch_size, "files": files}
+                if ssim > best_ssim:
+                    best_ssim = ssim
+                    checkpoint.save(best, state, progress | {"ssim": ssim, "validated_on": val_files}, config)
                 if save:
                     checkpoint.save(newest, state, progress, config)
                 timed_from, clock = at, time.perf_counter()
@@ -183,7 +184,7 @@ def report(watch: Watch, interval: Interval, config: ConfigDict, learning_rate: 
     values = jax.device_get(interval.values)
     row = {name: statistics.fmean(float(v[name]) for v in values) for name in values[0]}
     require_finite(interval.step, row, config)
-    row["learning_rate"] = float(learning_rate(interval.step))
+    row["learning_rate"] = float(learning_rate(interval.step - 1))
     row["images_per_second"] = interval.images_per_second
     watch.scalars(interval.step, row)
     left = (config.steps - interval.step) * config.batch_size / max(interval.images_per_second, 1e-9)
@@ -194,12 +195,12 @@ def report(watch: Watch, interval: Interval, config: ConfigDict, learning_rate: 
 
 
 def require_finite(at: int, values: dict[str, Any], config: ConfigDict) -> None:
-    """Raises a `UserError` if a loss or gradient is not finite, so that such a state is never saved."""
+    """Raises a `UserError` if loss, gradients or parameters are not finite, so that such a state is never saved."""
     for name, value in values.items():
         if not math.isfinite(value):
             raise UserError(
                 f"the {name} is {value} at step {at}, expected a finite one; lower config.learning_rate "
-                f"({config.learning_rate}), or look for faults in the data with python -m mrjax.check"
+                f"({config.learning_rate}) in a new --workdir, or look for faulty data with python -m mrjax.check"
             )
 
 

@@ -60,6 +60,19 @@ def test_noise_has_the_level_asked_for_and_stays_out_of_empty_coils() -> None:
     assert not noise[2].any()
 
 
+def test_noise_of_a_coil_does_not_depend_on_how_many_there_are() -> None:
+    kspace = jnp.asarray(to_kspace(coil_images(1, 3, 16, 16))[0])
+    how, keys = Acquisition((1.0,), (0.5,), (0.05, 0.05)), (jax.random.key(1), jax.random.key(2))
+    few, many = (undersample(k, jnp.ones(16, bool), jnp.float32(1), keys, how) for k in (kspace[:2], kspace))
+    assert np.array_equal(few, many[:2])
+
+
+def test_no_key_of_an_evaluation_is_used_twice() -> None:
+    keys = tasks.evaluation_keys(jnp.zeros(3, jnp.uint32), jnp.arange(3))
+    data = [jax.random.key_data(k).tolist() for k in (*jax.random.split(keys.protocol[0], 3), *keys.noise)]
+    assert len(set(map(tuple, data))) == 6
+
+
 def pair(images: np.ndarray, index: list[int], augment: Augment | None = None):
     task = tasks.kspace(Acquisition((4.0, 8.0), (0.08, 0.04), (0.0, 0.02)), augment or Augment())
     keys = tasks.training_keys(3, jnp.asarray(index, jnp.uint32))

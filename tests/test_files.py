@@ -36,6 +36,20 @@ def test_every_layout_reads_as_h5py_reads_it(tmp_path: Path, layout: str) -> Non
         assert np.array_equal(reader.read(path, "kspace", i), KSPACE[i])
 
 
+def test_numbers_padded_in_the_file_are_left_to_hdf5(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.t5")
+    kind = h5py.h5t.create(h5py.h5t.COMPOUND, 16)
+    kind.insert(b"r", 0, h5py.h5t.IEEE_F32LE)
+    kind.insert(b"i", 8, h5py.h5t.IEEE_F32LE)
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple(KSPACE.shape)
+        data = h5py.h5d.create(file.id, b"kspace", kind, space)
+        data.write(h5py.h5s.ALL, h5py.h5s.ALL, KSPACE)
+    assert np.array_equal(files.Files().read(path, "kspace", 2), KSPACE[2])
+    with pytest.raises(UserError, match="slice 0 of `none` cannot be read"):
+        files.Files().read(path, "none", 0)
+
+
 def test_slices_never_written_are_zero_as_in_hdf5(tmp_path: Path) -> None:
     path = str(tmp_path / "a.t5")
     with h5py.File(path, "w") as file:

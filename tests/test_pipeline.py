@@ -118,6 +118,14 @@ def test_bad_files_stop_the_run_or_are_left_out_and_listed(scans: Path, caplog: 
     assert len(pipeline.Slices(kept, (32, 32), "kspace")) == 14
 
 
+def test_undersampled_files_with_an_empty_slice_are_not_taken_for_the_truth(scans: Path) -> None:
+    kspace = to_kspace(coil_images(3, 2, 32, 32))
+    kspace[..., 1::4], kspace[0] = 0, 0
+    t5.write(scans / "train" / "gaps.t5", {"kspace": kspace})
+    kept = read(scans / "train", on_bad_file="skip")
+    assert "gaps" not in [v.name for v in kept]
+
+
 def test_split_folders_are_found_by_our_names_and_by_fastmris(scans: Path, tiny) -> None:
     config = tiny(scans)
     assert len(pipeline.locate(config.data, "train")) == 3

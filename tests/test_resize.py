@@ -43,6 +43,14 @@ def test_paired_images_keep_their_aspect_ratio_and_equal_jax_image_resize(size) 
     assert np.isclose(scaled.sum(), resize.fit(scaled, inner).sum())
 
 
+def test_cropping_the_image_leaves_unmeasured_columns_empty() -> None:
+    kspace = to_kspace(coil_images(1, 2, 64, 64))
+    kspace[..., :8] = 0
+    cropped = resize.kspace_to(kspace, (48, 48), "image")
+    columns = cropped.reshape(-1, 48).any(0)
+    assert columns.tolist() == [i >= 6 for i in range(48)]
+
+
 def test_fit_keeps_the_zero_frequency_at_the_centre_for_odd_and_even_sizes() -> None:
     for old in (7, 8):
         for new in (4, 5, 11, 12):

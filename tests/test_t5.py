@@ -82,6 +82,15 @@ def test_check_names_every_fault_in_one_sentence_and_passes_good_files(tmp_path:
     assert check.check([str(tmp_path / "good.t5"), str(pair)])[1] == []
 
 
+def test_a_damaged_attribute_is_a_fault_and_no_traceback(tmp_path: Path) -> None:
+    for number, value in enumerate(("high", np.zeros(0))):
+        path = write_scan(tmp_path / f"{number}.t5")
+        with h5py.File(path, "a") as file:
+            file.attrs["max"] = value
+        with pytest.raises(UserError, match=rf"{number}\.t5: is damaged"):
+            t5.describe(str(path))
+
+
 def test_check_command_ends_with_1_and_no_traceback_when_a_file_is_faulty(tmp_path: Path) -> None:
     bad_files(tmp_path)
     command = [sys.executable, "-m", "mrjax.check"]

@@ -49,20 +49,19 @@ class Files:
         Raises:
           UserError: the file or the slice cannot be read.
         """
-        if (path, name) not in self._layouts:
-            with self._lock:
-                self._layouts[path, name] = _layout(self._handle(path)[name])
-        layout = self._layouts[path, name]
         try:
+            if (path, name) not in self._layouts:
+                with self._lock:
+                    self._layouts[path, name] = _layout(self._handle(path)[name])
+            layout = self._layouts[path, name]
             if layout is None:
                 with self._lock:
                     return self._handle(path)[name][index]
-            data = np.empty(layout.shape, layout.dtype)
-            with open(path, "rb", buffering=0) as file:
-                file.seek(layout.offsets[index])
-                if file.readinto(data.reshape(-1).view(np.uint8).data) < data.nbytes:
-                    raise OSError("the file ends before the slice does")
-            return data
+            count = int(np.prod(layout.shape))
+            data = np.fromfile(path, layout.dtype, count, offset=layout.offsets[index])
+            if data.size < count:
+                raise OSError("the file ends before the slice does")
+            return data.reshape(layout.shape)
         except (OSError, RuntimeError, KeyError) as error:
             raise UserError(f"{path}: slice {index} of `{name}` cannot be read ({error})") from error
 
@@ -81,7 +80,9 @@ def _layout(data: h5py.Dataset) -> _Layout | None:
     shape, dtype = data.shape[1:], data.dtype
     size = int(np.prod(shape)) * dtype.itemsize
     plain = data.id.get_create_plist().get_nfilters() == 0 and not data.external and not data.is_virtual
-    if not plain or not dtype.isnative or data.file.userblock_size:
+    # A compound type may be padded in the file and not in memory: then the sizes differ.
+    whole = data.id.get_storage_size() == size * data.shape[0]
+    if not (plain and whole and dtype.isnative) or data.file.userblock_size:
         return None
     if data.chunks is None:
         first = data.id.get_offset()

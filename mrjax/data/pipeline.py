@@ -8,7 +8,10 @@ position in the stream is one number: how many examples were drawn.
 import contextlib
 import hashlib
 import logging
+import multiprocessing
 import os
+import signal
+import threading
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -49,8 +52,8 @@ def locate(data: Any, split: str) -> list[str]:
     )
 
 
-def volumes(paths: list[str], layout: str, *, on_bad_file: str, read_all: bool, truth: bool = True) -> list[t5.Volume]:
-    """Describes and checks the files of a split before anything is computed.
+def volumes(paths: list[str], layout: str, *, on_bad_file: str, read_all: bool) -> list[t5.Volume]:
+    """Describes and checks the files of a split, all of which need a ground truth, before anything is computed.
 
     Args:
       paths: the files.
@@ -58,7 +61,6 @@ def volumes(paths: list[str], layout: str, *, on_bad_file: str, read_all: bool, 
       on_bad_file: 'error' stops at the first faulty file; 'skip' leaves faulty files out, and of files whose only
         fault is empty slices just those slices, and lists them.
       read_all: whether to read every sample, or the headers only.
-      truth: whether a ground truth is needed, as in training and evaluation.
 
     Raises:
       UserError: a faulty file, or none left.
@@ -67,17 +69,15 @@ def volumes(paths: list[str], layout: str, *, on_bad_file: str, read_all: bool, 
     for path in paths:
         try:
             volume = t5.describe(path, layout)
-            if truth:
-                _needs_truth(volume)
+            _needs_truth(volume)
             if read_all:
                 volume, faults = t5.check(volume)
-                if truth:
-                    _needs_truth(volume)
-                only_empty = len(faults) == 1 and 0 < len(volume.empty) < volume.slices
-                if faults and on_bad_file == "skip" and only_empty:
-                    logger.warning("left out these slices: %s", faults[0])
-                elif faults:
-                    raise UserError(faults[0])
+                _needs_truth(volume)
+                empty = t5.empty_slices(volume)
+                if empty and not faults and on_bad_file == "skip" and len(volume.empty) < volume.slices:
+                    logger.warning("left out these slices: %s", empty[0])
+                elif faults or empty:
+                    raise UserError((faults + empty)[0])
             good.append(volume)
         except UserError as error:
             if on_bad_file != "skip":
@@ -180,15 +180,28 @@ class Slices:
         return {name: read(name) for name in ("input", "target") if name == "input" or self._paired}
 
 
+def _start_worker(index: int, count: int) -> None:
+    """Ties a worker to its parent: it lives through the signals that the parent answers, and not longer than it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
 @contextlib.contextmanager
 def _iterate(dataset: Any, workers: int, prefetch: int) -> Iterator[Iterator[Batch]]:
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=max(prefetch, 2)))
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain asks absl; a library user has no command line to parse.
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-        )
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
     iterator = iter(dataset)
     try:
         yield iterator

@@ -36,9 +36,24 @@ def kspace_to(kspace: np.ndarray, size: Size, rule: str) -> np.ndarray:
     if kspace.shape[-2:] == size:
         return kspace
     if rule == "image":
-        return centred_fft2_host(fit(centred_ifft2_host(kspace), size))
+        cropped = centred_fft2_host(fit(centred_ifft2_host(kspace), size))
+        return np.where(_within_measured(kspace, size[1]), cropped, 0)
     # An orthonormal transform of fewer samples divides by a smaller root: undo it, or the image would change its units.
     return fit(kspace, size) * np.float32(np.sqrt(np.prod(size) / np.prod(kspace.shape[-2:])))
+
+
+def _within_measured(kspace: np.ndarray, width: int) -> np.ndarray:
+    """(width,) bool: which columns of another field of view lie within the frequencies measured in this one.
+
+    Cropping the image smears k-space over columns at the edge that no scanner measured.
+    """
+    measured = np.flatnonzero(kspace.any(tuple(range(kspace.ndim - 1))))
+    old = kspace.shape[-1]
+    if measured.size == 0 or measured.size == old:
+        return np.ones(width, bool)
+    frequency = (np.arange(width) - width // 2) / width
+    low, high = ((measured[i] - old // 2) / old for i in (0, -1))
+    return (frequency >= low) & (frequency <= high)
 
 
 def image_from(image: np.ndarray, size: Size, rule: str) -> np.ndarray:

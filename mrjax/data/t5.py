@@ -12,7 +12,7 @@ import dataclasses
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _CONTRAST = re.compile(r"_(T1|T2|FLAIR|GRE)\d\d$")
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """What a file holds, read from its headers alone.
+    """What a file holds: from its headers (`describe`), and what only its samples tell (`check`).
 
     Attributes:
       path: the file.
@@ -39,7 +39,7 @@ class Volume:
       contrast: the attribute `acquisition`, else what an M4Raw name says, else 'unknown'.
       target: name of the data set with the true image, None where there is none.
       target_shape: (slices, height, width) of it.
-      maximum: the attribute `max` (file's units), None where there is none.
+      maximum: the attribute `max` in the file's units; else, once checked, that of its true image; else None.
       stored_mask: the sampled columns, (width,) of bool, where the file stores a `mask`.
       undersampled: whether it does, or `check` found columns left out.
       empty: slices whose samples are all zero; only `check` finds them.
@@ -143,8 +143,10 @@ def describe(path: str, layout: str | None = None) -> Volume:
     with open_file(path) as file:
         try:
             return _describe(path, file, layout)
-        except (OSError, RuntimeError, KeyError) as error:
-            raise UserError(f"{path}: is damaged ({error}), expected readable HDF5 headers") from error
+        except UserError:
+            raise
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: is damaged ({error}), expected readable data sets and attributes") from error
 
 
 def _describe(path: str, file: h5py.File, layout: str | None) -> Volume:
@@ -210,9 +212,9 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
     """Reads every sample of a described file.
 
     Returns:
-      The volume with what only the samples tell: its maximum where the file stores a true image, its empty slices, and
-      whether k-space has columns left out (also without a stored mask); and a sentence for each fault: NaN or Inf,
-      all-zero slices, a true image that is not of this k-space, a file that cannot be read to its end.
+      The volume with what only the samples tell: its empty slices, whether k-space has columns left out (also without a
+      stored mask), and its maximum where only a stored true image tells; and a sentence for each fault but empty slices
+      (see `empty_slices`): NaN or Inf, a true image that is not of this k-space, a file that ends too soon.
     """
     faults, empty, largest = [], [], 0.0
     with open_file(volume.path) as file:
@@ -235,21 +237,27 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
                     )
         except (OSError, RuntimeError) as error:
             return volume, [*faults, f"{volume.path}: cannot be read to its end ({error}), expected a whole file"]
-        if empty:
-            faults.append(f"{volume.path}: nothing but zeros in {_slices(empty)}, expected an image in every slice")
         undersampled = volume.undersampled
         if not faults and volume.layout == "kspace":
-            some = {0, volume.slices // 2}
+            filled = [i for i in range(volume.slices) if i not in empty]
+            some = {filled[0], filled[len(filled) // 2]} if filled else set()
             undersampled |= any(has_gaps(sampled_columns(file["kspace"][i])) for i in some)
-            if volume.target and not undersampled:
+            if some and volume.target and not undersampled:
                 agreement = max(_correlation(file["kspace"][i], file[volume.target][i]) for i in some)
                 if agreement < 0.5:
                     faults.append(
                         f"{volume.path}: `{volume.target}` is not an image of `kspace` (correlation {agreement:.2f}), "
                         "expected the root-sum-of-squares of its coils"
                     )
-    maximum = largest if volume.target else volume.maximum
+    maximum = largest if volume.target and volume.maximum is None else volume.maximum
     return dataclasses.replace(volume, maximum=maximum, empty=tuple(sorted(empty)), undersampled=undersampled), faults
+
+
+def empty_slices(volume: Volume) -> list[str]:
+    """The fault that a checked volume has slices of nothing but zeros, if it has."""
+    if not volume.empty:
+        return []
+    return [f"{volume.path}: nothing but zeros in {_slices(volume.empty)}, expected an image in every slice"]
 
 
 def sampled_columns(kspace: np.ndarray) -> np.ndarray:
@@ -283,7 +291,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in sorted(names)) or "no data set at all"
 
 
-def _slices(numbers: list[int]) -> str:
+def _slices(numbers: Sequence[int]) -> str:
     shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
     return f"slice{'s' if len(numbers) > 1 else ''} {shown}"
 

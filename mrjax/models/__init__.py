@@ -9,7 +9,7 @@ from flax import linen as nn
 from mrjax.errors import UserError
 from mrjax.models.unet import UNet
 
-MODELS: dict[str, type[nn.Module]] = {"unet": UNet}
+MODELS = {"unet": UNet}
 
 
 def build(name: str, **attributes: Any) -> nn.Module:

@@ -47,8 +47,10 @@ def undersample(
     )
     if how.noise[1] > 0:
         sigma = peak * jax.random.uniform(level, (), minval=how.noise[0], maxval=how.noise[1])
-        noise = sigma * jax.random.normal(samples, (2, *kspace.shape))
-        # Batches hold empty coils where files differ in number of coils: these must stay empty.
+        # A key for each coil: batches hold empty coils where files differ in their number, which must change nothing.
+        of_coil = jax.vmap(jax.random.fold_in, (None, 0))(samples, jnp.arange(len(kspace)))
+        draw = lambda key: jax.random.normal(key, (2, *kspace.shape[1:]))  # noqa: E731
+        noise = sigma * jnp.moveaxis(jax.vmap(draw)(of_coil), 1, 0)
         present = jnp.any(kspace != 0, axis=(-2, -1), keepdims=True)
         kspace = kspace + jnp.where(present, jax.lax.complex(noise[0], noise[1]), 0)
     return jnp.where(mask, kspace, 0)

@@ -41,8 +41,9 @@ def evaluation_keys(volume: jax.Array, slice_number: jax.Array) -> Keys:
 
     All slices of a volume share one mask, and every evaluation of every model sees the same one.
     """
-    protocol = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), volume)
-    return Keys(None, protocol, jax.vmap(jax.random.fold_in)(protocol, slice_number))
+    of_volume = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), volume)
+    protocol, noise = jnp.moveaxis(jax.vmap(jax.random.split)(of_volume), 1, 0)
+    return Keys(None, protocol, jax.vmap(jax.random.fold_in)(noise, slice_number))
 
 
 def kspace(acquisition: Acquisition, augment: Augment) -> Callable[[Batch, Keys], tuple[jax.Array, jax.Array]]:
