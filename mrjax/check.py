@@ -3,8 +3,6 @@
 python -m mrjax.check PATH...      files, folders or globs; exit status 1 if anything is wrong
 """
 
-from absl import app
-
 from mrjax import cli
 from mrjax.data import t5
 from mrjax.errors import UserError
@@ -42,7 +40,7 @@ def table(volumes: list[t5.Volume]) -> str:
 def main(argv: list[str]) -> int:
     """Prints the table, then the faults; 1 if there are any."""
     if len(argv) < 2:
-        raise app.UsageError("name at least one file or folder: python -m mrjax.check PATH...")
+        raise UserError("nothing to check, expected a file or folder: python -m mrjax.check PATH...")
     paths, faults = [], []
     for where in argv[1:]:
         try:

@@ -93,30 +93,38 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, 
     )
 
 
+def _restore(manager: ocp.CheckpointManager, **items: Any) -> Any:
+    """The items asked for, of the newest step."""
+    step = manager.latest_step()
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**items))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{manager.directory}/{step}: this checkpoint is damaged or of another network "
+            f"({str(error).splitlines()[0][:200]}); remove it, or start anew in another --workdir"
+        ) from error
+
+
 def best_ssim(manager: ocp.CheckpointManager, validated_on: str) -> float:
     """The SSIM of the 'best' checkpoint; -1 before the first, or if it was validated on other files.
 
     It is asked of the checkpoint itself, for a kill may have come after it was saved and before the newest was.
     """
-    step = manager.latest_step()
-    if step is None:
+    if manager.latest_step() is None:
         return -1.0
-    progress = manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress
+    progress = _restore(manager, progress=ocp.args.JsonRestore()).progress
     return progress["ssim"] if progress["validated_on"] == validated_on else -1.0
 
 
 def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
     """The newest state, laid out as `like` (ShapeDtypeStructs with shardings), and its progress; None if none."""
-    step = manager.latest_step()
-    if step is None:
+    if manager.latest_step() is None:
         return None
-    restored = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(like.params),
-            optimizer=ocp.args.StandardRestore(like.opt_state),
-            progress=ocp.args.JsonRestore(),
-        ),
+    restored = _restore(
+        manager,
+        params=ocp.args.StandardRestore(like.params),
+        optimizer=ocp.args.StandardRestore(like.opt_state),
+        progress=ocp.args.JsonRestore(),
     )
     return TrainState(params=restored.params, opt_state=restored.optimizer), restored.progress
 
@@ -130,10 +138,8 @@ def best(workdir: str) -> tuple[ocp.CheckpointManager, ConfigDict, dict[str, Any
     for kind in ("best", "newest"):
         if os.path.isdir(os.path.join(workdir, "checkpoints", kind)):
             manager = open_checkpoints(workdir, kind, read_only=True)
-            step = manager.latest_step()
-            if step is not None:
-                args = ocp.args.Composite(config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
-                restored = manager.restore(step, args=args)
+            if manager.latest_step() is not None:
+                restored = _restore(manager, config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
                 return manager, configs.load(restored.config), restored.progress
             manager.close()
     raise UserError(f"{workdir}: holds no checkpoint, expected the workdir of a run of mrjax.main")
@@ -141,5 +147,4 @@ def best(workdir: str) -> tuple[ocp.CheckpointManager, ConfigDict, dict[str, Any
 
 def restore_params(manager: ocp.CheckpointManager, like: Any) -> Any:
     """The parameters alone, laid out as `like` (ShapeDtypeStructs with shardings)."""
-    args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
-    return manager.restore(manager.latest_step(), args=args).params
+    return _restore(manager, params=ocp.args.StandardRestore(like)).params

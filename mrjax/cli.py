@@ -56,6 +56,12 @@ def run(main: Callable[[list[str]], int | None], check_flags: Callable[[list[str
     app.run(guarded, flags_parser=parse)
 
 
+def expect_no_arguments(argv: list[str]) -> None:
+    """Raises a `UserError` for a word on the command line that belongs to no flag."""
+    if len(argv) > 1:
+        raise UserError(f"{argv[1]!r} belongs to no flag, expected --NAME=VALUE")
+
+
 def keep_compiled_programs() -> None:
     """Lets JAX keep what it compiled, so that a second start is fast; in a folder that is the user's alone.
 
@@ -64,7 +70,11 @@ def keep_compiled_programs() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mrjax" / "compiled"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            logging.getLogger(__name__).warning("compiled programs are not kept: %s", error)
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 

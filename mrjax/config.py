@@ -149,10 +149,13 @@ def check(config: ConfigDict) -> None:
     expect("seed", 0 <= found["seed"] < 2**32, "0 to 4294967295")
     expect("data.workers", found["data.workers"] >= 0, "0 or more")
 
+    for name in ("data.train", "data.val", "data.test"):
+        paths = [found[name]] if isinstance(found[name], str) else found[name] or []
+        several = isinstance(paths, (list, tuple)) and all(isinstance(path, str) for path in paths)
+        expect(name, several, "a folder, a glob or a list of these")
     size = found["data.image_size"]
-    expect(
-        "data.image_size", len(size) in (0, 2) and all(isinstance(n, int) and n > 0 for n in size), "(height, width)"
-    )
+    pair = len(size) in (0, 2) and all(isinstance(n, int) and n > 0 for n in size)
+    expect("data.image_size", pair, "height,width as in 320,320")
     try:
         Augment(**config.augment)
     except UserError as error:

@@ -3,12 +3,13 @@
     python -m mrjax.evaluate --workdir=runs/unet --split=test [--data=FOLDER]
 
 Definitions are fastMRI's (evaluate.py): over whole volumes, with the volume's maximum as data range, on each file's own
-grid and in its units, whatever size the network works at. The table is printed, and written with a row for every volume
-to <workdir>/metrics.json. (Validation during training is the same at the network's size, all on the device.)
+grid and in its units, whatever size the network works at. (Validation while training is the same at the network's size,
+all on the device.) The table is printed, and written with a row for every volume to <workdir>/metrics.json, or
+metrics-<split or data>.json where it is not about the test split.
 """
 
 import logging
-import statistics
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mrjax import build, checkpoint, cli, metrics, sharding, step
 from mrjax.data import pipeline, t5
 from mrjax.reconstruct import METHODS, reconstruct, scores
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mrjax.evaluate")
 PREVIEWS = 3
 Row = dict[str, Any]
 Scores = dict[str, dict[str, dict[str, float]]]
@@ -99,7 +100,11 @@ def summarise(rows: list[Row]) -> dict[str, Scores]:
     return {
         group: {
             method: {
-                name: {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
+                # A perfect volume has an infinite PSNR, and a spread no more.
+                name: {
+                    "mean": float(np.mean(values)),
+                    "std": float(np.std(values)) if np.isfinite(values).all() else math.nan,
+                }
                 for name in rows[0][method]
                 if (values := [row[method][name] for row in rows if group in ("all", row["contrast"])])
             }
@@ -107,6 +112,11 @@ def summarise(rows: list[Row]) -> dict[str, Scores]:
         }
         for group in ["all", *contrasts]
     }
+
+
+def _spread(values: list[float]) -> float:
+    # A perfect volume has an infinite PSNR.
+    return float(np.std(values)) if np.isfinite(values).all() else math.nan
 
 
 def table(rows: list[Row], labels: tuple[str, str]) -> str:
@@ -130,6 +140,7 @@ def labels(task: str, model: str) -> tuple[str, str]:
 
 def main(argv: list[str]) -> None:
     """Restores, evaluates, prints, writes."""
+    cli.expect_no_arguments(argv)
     workdir, split, data = flags.FLAGS.workdir, flags.FLAGS.split, flags.FLAGS.data
     inference = build.restore(workdir, sharding.make_mesh())
     config = inference.config
@@ -149,8 +160,10 @@ def main(argv: list[str]) -> None:
     print(table(rows, labels(config.task, config.model.name)))
     result = {"split": split, "data": data, "step": inference.progress["step"], "data_range": "maximum of the volume"}
     result |= {"summary": summarise(rows), "volumes": rows}
-    checkpoint.write_json(Path(workdir) / "metrics.json", result)
-    logger.info("written: %s", Path(workdir) / "metrics.json")
+    about = Path(data).stem if data else split
+    file = Path(workdir) / ("metrics.json" if about == "test" else f"metrics-{about}.json")
+    checkpoint.write_json(file, result)
+    logger.info("written: %s", file)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,12 @@ from ml_collections import config_flags
 
 from mrjax import cli
 from mrjax.config import check_flags
-from mrjax.errors import UserError
 from mrjax.train import train
 
 
 def main(argv: list[str]) -> None:
     """Hands the config over to `train`."""
-    if len(argv) > 1:
-        raise UserError(f"{argv[1]!r} is not a flag, expected --config=FILE and --config.FIELD=VALUE")
+    cli.expect_no_arguments(argv)
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     train(flags.FLAGS.config, flags.FLAGS.workdir or str(Path("runs") / Path(file).stem))
 

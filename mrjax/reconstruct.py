@@ -22,7 +22,7 @@ from mrjax.data import pipeline, resize, t5
 from mrjax.errors import UserError
 from mrjax.mri.fourier import centred_ifft2_host
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mrjax.reconstruct")
 METHODS = ("corrupted", "reconstruction")
 _slice_sums = jax.jit(metrics.slice_sums)
 
@@ -105,6 +105,7 @@ def write(volume: t5.Volume, images: dict[str, np.ndarray], found: dict[str, Any
 
 def main(argv: list[str]) -> int:
     """Reconstructs every file of --input; 1 if one could not be."""
+    cli.expect_no_arguments(argv)
     inference = build.restore(flags.FLAGS.workdir, sharding.make_mesh())
     config, step = inference.config, inference.progress["step"]
     paths, output = t5.find(flags.FLAGS.input), Path(flags.FLAGS.output)
@@ -114,11 +115,12 @@ def main(argv: list[str]) -> int:
     for name, count in collections.Counter(Path(path).stem for path in paths).items():
         if count > 1:
             raise UserError(f"--input holds {count} files named {name}, expected names that differ: results go by them")
+    for path in paths:
+        if (output / f"{Path(path).stem}.t5").resolve() in {Path(other).resolve() for other in paths}:
+            raise UserError(f"--output is {output}, where a result would replace {path}, expected another folder")
     failed = 0
     for path in paths:
         try:
-            if output.resolve() == Path(path).resolve().parent:
-                raise UserError(f"--output is {output}, the folder of {path}, expected another one than the input's")
             volume, faults = t5.check(t5.describe(path, config.task))
             if faults:
                 raise UserError(faults[0])

@@ -74,7 +74,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
         # 4. The loop. What is logged was computed an interval ago: the device never waits for the log.
         watch = stack.enter_context(contextlib.closing(Watch(workdir, start, config.steps)))
-        stop = stack.enter_context(stop_on_sigterm())
+        stop = stack.enter_context(stop_on_signal())
         size, rule = config.data.image_size, config.data.resize
         reading = {"batch_size": config.batch_size, "workers": config.data.workers, "prefetch": config.data.prefetch}
         train_source, val_source = pipeline.Slices(train_set, size, rule), pipeline.Slices(val_set, size, rule)
@@ -140,18 +140,26 @@ def train(config: ConfigDict, workdir: str) -> None:
     if jax.process_index() == 0:
         figures.curves(Path(workdir) / "curves.png", read_rows(workdir))
     if at < config.steps:
-        logger.info("stopped by SIGTERM; step %d of %d is saved, the same command goes on from there", at, config.steps)
+        logger.info("stopped; step %d of %d is saved, the same command goes on from there", at, config.steps)
 
 
 @contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, so that the loop ends between two steps."""
+def stop_on_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set, so that the loop ends between two steps; a second one ends it at once."""
     event = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, frame: Any) -> None:
+        event.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def introduce(

@@ -123,7 +123,7 @@ def test_sigterm_saves_and_exits_cleanly(scans: Path, tmp_path: Path, small_conf
     _, log = process.communicate(timeout=60)
     assert process.returncode == 0, log
     step = int(os.listdir(workdir / "checkpoints" / "newest")[0])
-    assert f"stopped by SIGTERM; step {step} of 100000 is saved" in log
+    assert f"stopped; step {step} of 100000 is saved" in log
     assert rows(workdir)[-1]["step"] == step
 
 
@@ -156,6 +156,38 @@ def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(
 
 def newest_step(workdir: Path) -> int:
     return max((int(path.name) for path in workdir.glob("checkpoints/newest/*") if path.name.isdigit()), default=0)
+
+
+def test_a_perfect_volume_and_a_damaged_checkpoint_end_no_run_in_a_traceback(tiny, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        truth = rss(coil_images(2, 1, 32, 32))
+        t5.write(tmp_path / "data" / split / "clean.t5", {"input": truth, "target": truth})
+    config = tiny(tmp_path / "data", task="paired", steps=2)
+    train.train(config, str(tmp_path / "run"))
+    assert rows(tmp_path / "run")[-1]["val/corrupted/psnr"] == np.inf
+    for file in (tmp_path / "run" / "checkpoints" / "newest" / "2" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    config.steps = 4
+    with pytest.raises(UserError, match="this checkpoint is damaged"):
+        train.train(config, str(tmp_path / "run"))
+
+
+def test_results_never_replace_what_they_were_made_from(scans: Path, tiny, tmp_path: Path) -> None:
+    train.train(tiny(scans, steps=2), str(tmp_path / "run"))
+    write_scan(tmp_path / "in" / "sub" / "x.t5", 1)
+    write_scan(tmp_path / "in" / "y.t5", 1)
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "mrjax.reconstruct", f"--workdir={tmp_path / 'run'}"),
+            *(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'in' / 'sub'}"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "would replace" in result.stderr
+    assert t5.describe(str(tmp_path / "in" / "sub" / "x.t5")).layout == "kspace"
 
 
 def trained(data: Path, tiny, workdir: Path, **fields) -> build.Inference:
@@ -234,14 +266,14 @@ def test_evaluate_command_prints_a_table_and_writes_a_row_for_every_volume(scans
         check=True,
     )
     assert "zero-filled" in result.stdout
-    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    found = json.loads((tmp_path / "run" / "metrics-train.json").read_text())
     assert [row["volume"] for row in found["volumes"]] == ["0_T101", "1_T101", "2_T101"]
     mean = np.mean([row["reconstruction"]["psnr"] for row in found["volumes"]])
     assert found["summary"]["all"]["reconstruction"]["psnr"]["mean"] == pytest.approx(mean)
     # The same numbers from the streamed evaluation of the training loop: here the network's size is the files'.
     logged = [row for row in rows(tmp_path / "run") if "val/psnr" in row][-1]
     subprocess.run([*result.args[:-1], "--split=val"], check=True, capture_output=True)
-    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    found = json.loads((tmp_path / "run" / "metrics-val.json").read_text())
     assert found["volumes"][0]["reconstruction"]["psnr"] == pytest.approx(logged["val/psnr"], rel=1e-5)
     assert found["volumes"][0]["corrupted"]["ssim"] == pytest.approx(logged["val/corrupted/ssim"], rel=1e-5)
     with pytest.raises(UserError, match="holds no checkpoint"):

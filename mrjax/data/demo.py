@@ -22,6 +22,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from mrjax import cli
 from mrjax.data import ismrmrd, t5
 from mrjax.errors import UserError
 
@@ -405,8 +406,7 @@ def root_sum_of_squares(kspace: np.ndarray) -> np.ndarray:
 
 def main(argv: list[str]) -> None:
     """Makes the demo data as the flags say."""
-    if len(argv) > 1:
-        raise UserError(f"{argv[1]!r} is not a flag, expected --name=value")
+    cli.expect_no_arguments(argv)
     given = flags.FLAGS.flag_values_dict()
     options = {name: given[name] for name in ("size", "coils", "slices", "repetitions", "seed")}
     make(given["output"], subjects={split: given[split] for split in SPLITS}, **options)
@@ -414,8 +414,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from mrjax import cli
-
     flags.DEFINE_string("output", None, "Folder to make; it must not exist yet, or be empty.", required=True)
     flags.DEFINE_integer("size", 128, "Pixels along either side (M4Raw: 256).")
     flags.DEFINE_integer("coils", 4, "Receive coils.")

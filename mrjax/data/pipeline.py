@@ -40,6 +40,10 @@ def locate(data: Any, split: str) -> list[str]:
     """
     if data[split]:
         return t5.find(data[split])
+    if not data.dir:
+        raise UserError(
+            f"config.data.{split} is not set, nor is config.data.dir; expected one of them to name the files"
+        )
     if not os.path.isdir(data.dir):
         raise UserError(f"config.data.dir is {data.dir!r}: no such folder, expected one with train/, val/ and test/")
     names = (split, f"multicoil_{split}", f"singlecoil_{split}", f"multicoil_{split}_full")
@@ -76,8 +80,10 @@ def volumes(paths: list[str], layout: str, *, on_bad_file: str, read_all: bool) 
                 empty = t5.empty_slices(volume)
                 if empty and not faults and on_bad_file == "skip" and len(volume.empty) < volume.slices:
                     logger.warning("left out these slices: %s", empty[0])
-                elif faults or empty:
-                    raise UserError((faults + empty)[0])
+                elif faults:
+                    raise UserError(faults[0])
+                elif empty:
+                    raise UserError(f"{empty[0]} (on_bad_file='skip' leaves just these slices out)")
             good.append(volume)
         except UserError as error:
             if on_bad_file != "skip":

@@ -98,7 +98,7 @@ def find(where: str | Iterable[str]) -> list[str]:
     if not isinstance(where, str):
         return sorted({path for one in where for path in find(str(one))})
     if os.path.isdir(where):
-        paths = [str(path) for path in Path(where).rglob("*") if path.suffix in SUFFIXES]
+        paths = [str(path) for path in Path(where).rglob("*") if path.suffix.lower() in SUFFIXES]
     elif os.path.exists(where):
         return [where]
     else:
@@ -191,6 +191,10 @@ def _describe(path: str, file: h5py.File, layout: str | None) -> Volume:
     if undersampled and file["mask"].size != shape[-1]:
         raise UserError(f"{path}: `mask` has shape {file['mask'].shape}, expected ({shape[-1]},), a value per column")
 
+    stored_mask = tuple(bool(kept == kept and kept) for kept in file["mask"][()].reshape(-1)) if undersampled else None
+    if stored_mask and not any(stored_mask):
+        raise UserError(f"{path}: `mask` keeps no column, expected at least one that is not zero")
+
     maximum = file.attrs.get("max")
     match = _CONTRAST.search(Path(path).stem)
     acquisition = file.attrs.get("acquisition", match.group(1) if match else "unknown")
@@ -203,7 +207,7 @@ def _describe(path: str, file: h5py.File, layout: str | None) -> Volume:
         target=target,
         target_shape=target_shape,
         maximum=None if maximum is None else float(np.asarray(maximum).reshape(-1)[0]),
-        stored_mask=tuple(bool(kept) for kept in file["mask"][()].reshape(-1)) if undersampled else None,
+        stored_mask=stored_mask,
         undersampled=undersampled,
     )
 
