@@ -31,7 +31,7 @@ def run(main: Callable[[list[str]], int | None], check_flags: Callable[[list[str
     """
 
     def guarded(argv: list[str]) -> int | None:
-        absl_logging.set_verbosity(absl_logging.WARNING)
+        absl_logging.set_verbosity(absl_logging.ERROR)
         logger = logging.getLogger("mrjax")
         logger.addHandler(_AboveTheBar())
         logger.setLevel(logging.INFO)
