@@ -82,6 +82,17 @@ def test_check_names_every_fault_in_one_sentence_and_passes_good_files(tmp_path:
     assert check.check([str(tmp_path / "good.t5"), str(pair)])[1] == []
 
 
+def test_a_maximum_in_other_units_than_the_kspace_is_not_known(tmp_path: Path) -> None:
+    images = coil_images(3, 2, 32, 32)
+    for scale in (1, 1000):
+        image = scale * rss(images)
+        arrays = {"kspace": to_kspace(images), "reconstruction_rss": image}
+        t5.write(tmp_path / "a.t5", arrays, {"max": image.max()})
+        volume, faults = t5.check(t5.describe(str(tmp_path / "a.t5")))
+        assert faults == []
+        assert volume.maximum == (pytest.approx(image.max()) if scale == 1 else None)
+
+
 def test_a_damaged_attribute_is_a_fault_and_no_traceback(tmp_path: Path) -> None:
     for number, value in enumerate(("high", np.zeros(0))):
         path = write_scan(tmp_path / f"{number}.t5")

@@ -299,5 +299,5 @@ def test_paired_images_train_and_come_back_in_their_own_shape(tiny, tmp_path: Pa
 def test_normalising_by_volume_needs_its_maximum(scans: Path, tiny, tmp_path: Path) -> None:
     trained(scans, tiny, tmp_path / "run", normalise="volume")
     t5.write(scans / "train" / "plain.t5", {"kspace": to_kspace(coil_images(2, 2, 32, 32))})
-    with pytest.raises(UserError, match=r"plain\.t5: has no attribute `max`"):
+    with pytest.raises(UserError, match=r"plain\.t5: has no attribute `max` in the units"):
         train.train(tiny(scans, normalise="volume"), str(tmp_path / "other"))

@@ -123,7 +123,8 @@ def needs_maximum(volumes: list[t5.Volume]) -> None:
     for volume in volumes:
         if not volume.maximum:
             raise UserError(
-                f"{volume.path}: has no attribute `max`, which config.normalise='volume' needs; use 'slice'"
+                f"{volume.path}: has no attribute `max` in the units of its data, expected one for "
+                "config.normalise='volume'; 'slice' needs none"
             )
 
 

@@ -217,7 +217,8 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
 
     Returns:
       The volume with what only the samples tell: its empty slices, whether k-space has columns left out (also without a
-      stored mask), and its maximum where only a stored true image tells; and a sentence for each fault but empty slices
+      stored mask), and its maximum: of the stored true image where the attribute is missing, unknown where that image
+      is not in the units of the k-space; and a sentence for each fault but empty slices
       (see `empty_slices`): NaN or Inf, a true image that is not of this k-space, a file that ends too soon.
     """
     faults, empty, largest = [], [], 0.0
@@ -242,18 +243,21 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
         except (OSError, RuntimeError) as error:
             return volume, [*faults, f"{volume.path}: cannot be read to its end ({error}), expected a whole file"]
         undersampled = volume.undersampled
+        maximum = largest if volume.target and volume.maximum is None else volume.maximum
         if not faults and volume.layout == "kspace":
             filled = [i for i in range(volume.slices) if i not in empty]
             some = {filled[0], filled[len(filled) // 2]} if filled else set()
             undersampled |= any(has_gaps(sampled_columns(file["kspace"][i])) for i in some)
             if some and volume.target and not undersampled:
-                agreement = max(_correlation(file["kspace"][i], file[volume.target][i]) for i in some)
+                agreement, ratio = max(_compare(file["kspace"][i], file[volume.target][i]) for i in some)
+                if not 0.5 < ratio < 2:
+                    # The image was scaled on the way: its maximum says nothing of this k-space's.
+                    maximum = None
                 if agreement < 0.5:
                     faults.append(
                         f"{volume.path}: `{volume.target}` is not an image of `kspace` (correlation {agreement:.2f}), "
                         "expected the root-sum-of-squares of its coils"
                     )
-    maximum = largest if volume.target and volume.maximum is None else volume.maximum
     return dataclasses.replace(volume, maximum=maximum, empty=tuple(sorted(empty)), undersampled=undersampled), faults
 
 
@@ -275,10 +279,12 @@ def has_gaps(columns: np.ndarray) -> bool:
     return inside.size > 0 and inside.size < inside[-1] - inside[0] + 1
 
 
-def _correlation(kspace: np.ndarray, image: np.ndarray) -> float:
-    """Pearson correlation of |image| with the root-sum-of-squares of k-space, over the centre that both cover.
+def _compare(kspace: np.ndarray, image: np.ndarray) -> tuple[float, float]:
+    """Compares |image| with the root-sum-of-squares of k-space, over the centre that both cover.
 
-    It is blind to scale, and survives the crops and filters of real pipelines; an image of something else does not.
+    Returns:
+      Their Pearson correlation, which survives the scaling, crops and filters of real pipelines, while an image of
+      something else does not; and the ratio of their norms.
     """
     coils = centred_ifft2_host(kspace.reshape(-1, *kspace.shape[-2:]))
     rss = np.sqrt((np.abs(coils) ** 2).sum(0))
@@ -288,7 +294,8 @@ def _correlation(kspace: np.ndarray, image: np.ndarray) -> float:
         for x in (rss, image)
     )
     spread = float(one.std() * other.std())
-    return float(((one - one.mean()) * (other - other.mean())).mean() / spread) if spread else 1.0
+    correlation = float(((one - one.mean()) * (other - other.mean())).mean() / spread) if spread else 1.0
+    return correlation, float(np.linalg.norm(other) / max(np.linalg.norm(one), np.finfo(np.float32).tiny))
 
 
 def _listed(names: Iterable[str]) -> str:
