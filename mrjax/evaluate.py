@@ -100,11 +100,7 @@ def summarise(rows: list[Row]) -> dict[str, Scores]:
     return {
         group: {
             method: {
-                # A perfect volume has an infinite PSNR, and a spread no more.
-                name: {
-                    "mean": float(np.mean(values)),
-                    "std": float(np.std(values)) if np.isfinite(values).all() else math.nan,
-                }
+                name: {"mean": float(np.mean(values)), "std": _spread(values)}
                 for name in rows[0][method]
                 if (values := [row[method][name] for row in rows if group in ("all", row["contrast"])])
             }
@@ -115,7 +111,7 @@ def summarise(rows: list[Row]) -> dict[str, Scores]:
 
 
 def _spread(values: list[float]) -> float:
-    # A perfect volume has an infinite PSNR.
+    # A perfect volume has an infinite PSNR, and with it the spread is no number.
     return float(np.std(values)) if np.isfinite(values).all() else math.nan
 
 
@@ -160,8 +156,8 @@ def main(argv: list[str]) -> None:
     print(table(rows, labels(config.task, config.model.name)))
     result = {"split": split, "data": data, "step": inference.progress["step"], "data_range": "maximum of the volume"}
     result |= {"summary": summarise(rows), "volumes": rows}
-    about = Path(data).stem if data else split
-    file = Path(workdir) / ("metrics.json" if about == "test" else f"metrics-{about}.json")
+    about = f"-{Path(data).stem}" if data else "" if split == "test" else f"-{split}"
+    file = Path(workdir) / f"metrics{about}.json"
     checkpoint.write_json(file, result)
     logger.info("written: %s", file)
 
