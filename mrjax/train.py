@@ -6,11 +6,8 @@ import functools
 import logging
 import math
 import os
-import signal
 import statistics
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +17,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mrjax import build, checkpoint, figures, sharding, step
+from mrjax import build, checkpoint, distributed, figures, sharding, step
 from mrjax import config as configs
 from mrjax.data import demo, pipeline, t5
 from mrjax.errors import UserError
@@ -43,7 +40,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     mesh = sharding.make_mesh()
     configs.check_devices(config, mesh.size)
     config, train_set, val_set = prepare_data(config)
-    checkpoint.claim(workdir, config)
+    with distributed.first_process_first():
+        checkpoint.claim(workdir, config)
 
     # 2. Pure functions, jitted over the mesh.
     model, optimizer, task = build.model(config), build.optimizer(config), build.task(config)
@@ -74,7 +72,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
         # 4. The loop. What is logged was computed an interval ago: the device never waits for the log.
         watch = stack.enter_context(contextlib.closing(Watch(workdir, start, config.steps)))
-        stop = stack.enter_context(stop_on_signal())
+        stop_after = stack.enter_context(distributed.stop_on_signal())
         size, rule = config.data.image_size, config.data.resize
         reading = {"batch_size": config.batch_size, "workers": config.data.workers, "prefetch": config.data.prefetch}
         train_source, val_source = pipeline.Slices(train_set, size, rule), pipeline.Slices(val_set, size, rule)
@@ -112,7 +110,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                 timed_from, clock = at, time.perf_counter()  # compiling is no measure of speed
             watch.bar.update()
 
-            stopping = stop.is_set()
+            stopping = stop_after(at)
             last = stopping or at == config.steps
             save = last or at % config.checkpoint_every == 0
             assess = at == config.steps or at % config.eval_every == 0
@@ -141,25 +139,6 @@ def train(config: ConfigDict, workdir: str) -> None:
         figures.curves(Path(workdir) / "curves.png", read_rows(workdir))
     if at < config.steps:
         logger.info("stopped; step %d of %d is saved, the same command goes on from there", at, config.steps)
-
-
-@contextlib.contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set, so that the loop ends between two steps; a second one ends it at once."""
-    event = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def stop(number: int, frame: Any) -> None:
-        event.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def introduce(
@@ -230,9 +209,10 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[t5.Volume], list[
     config = config.copy_and_resolve_references()
     if not (config.data.dir or config.data.train):
         config.data.dir = DEMO
-        if jax.process_index() == 0 and not os.path.isdir(DEMO):
-            logger.info("config.data.dir is not set: making the demo data in %s", DEMO)
-            demo.make(DEMO)
+        with distributed.first_process_first():
+            if jax.process_index() == 0 and not os.path.isdir(DEMO):
+                logger.info("config.data.dir is not set: making the demo data in %s", DEMO)
+                demo.make(DEMO)
     started = time.perf_counter()
     train_set, val_set = (
         pipeline.volumes(
