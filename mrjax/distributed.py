@@ -130,7 +130,8 @@ def _described() -> tuple[int, int]:
 def _join() -> bool:
     """Connects this process to the others; False if it is alone."""
     number, count = _described()
-    on_tpu = "tpu" in (jax.config.read("jax_platforms") or "")  # JAX sets this on a TPU host that has libtpu
+    platforms: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
+    on_tpu = "tpu" in (platforms or "")  # JAX sets this on a TPU host that has libtpu
     if count == 1 and not on_tpu:
         return False
     explicit: dict[str, Any] = {}
