@@ -99,7 +99,7 @@ def stop_on_signal() -> Iterator[Callable[[int], bool]]:
 
 def require_one_process(command: str) -> None:
     """Raises a `UserError`, on the first process, if a command that runs as one process was started as several."""
-    number, count = _described()
+    number, count = described()
     if count > 1:
         if number:
             sys.exit(2)
@@ -109,7 +109,7 @@ def require_one_process(command: str) -> None:
         )
 
 
-def _described() -> tuple[int, int]:
+def described() -> tuple[int, int]:
     """This process's number and their count, as the environment's variables say."""
     env = os.environ
     given = [name for name in VARIABLES if name in env]
@@ -129,7 +129,7 @@ def _described() -> tuple[int, int]:
 
 def _join() -> bool:
     """Connects this process to the others; False if it is alone."""
-    number, count = _described()
+    number, count = described()
     platforms: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
     on_tpu = "tpu" in (platforms or "")  # JAX sets this on a TPU host that has libtpu
     if count == 1 and not on_tpu:
