@@ -1,4 +1,4 @@
-"""Several processes on this machine, connected by gloo: the losses of one, a stop and a loss shared, a run that goes on."""
+"""Several processes on this machine, connected by gloo: they train as one does, stop as one, and go on as one."""
 
 import os
 import signal
@@ -81,13 +81,13 @@ def test_four_processes_train_as_one_does_and_one_or_two_go_on(
     flags = (*FLAGS, "--config.learning_rate=1e-5")  # Adam makes whole steps of rounding, which stay small here
     run(1, 4, scans, tmp_path / "one", small_config, *flags, "--config.steps=6")
     expected = losses(tmp_path / "one")
-    assert list(expected) == [1, 2, 3, 4, 5, 6]
-    assert len(set(expected.values())) == 6
+    assert list(expected) == [2, 3, 4, 5, 6]  # a start's first step is reported with its second
+    assert len(set(expected.values())) == 5
     logs = run(4, 1, scans, tmp_path / "four", small_config, *flags, "--config.steps=3")
-    assert losses(tmp_path / "four") == pytest.approx({n: expected[n] for n in (1, 2, 3)}, rel=1e-5)
+    assert losses(tmp_path / "four") == pytest.approx({n: expected[n] for n in (2, 3)}, rel=1e-5)
     assert "step 3/3" in logs[0]
     assert not any("step " in log for log in logs[1:])  # the others report nothing
-    (tmp_path / "other").mkdir()
+    expected[5] = (expected.pop(4) + expected[5]) / 2
     for count, devices in ((1, 1), (2, 2)):
         workdir = tmp_path / f"on{count}"
         subprocess.run(["cp", "-r", tmp_path / "four", workdir], check=True)
@@ -113,6 +113,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step_and_an_error_ends_b
     assert not any("Traceback" in log for log in logs)
 
 
+@pytest.mark.slow
 def test_one_of_four_killed_ends_the_others_and_the_restart_goes_on(
     scans: Path,
     tmp_path: Path,
