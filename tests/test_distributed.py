@@ -15,7 +15,7 @@ from mrjax import distributed
 from mrjax.errors import UserError
 
 
-def start(count: int, devices: int, data: Path, workdir: Path, config: Path, *flags: str) -> list[subprocess.Popen]:
+def start(count: int, devices: int, data: Path, workdir: Path, config: Path, *fields: str) -> list[subprocess.Popen]:
     """`count` processes of `devices` simulated devices each, logging to files beside the workdir."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -23,11 +23,13 @@ def start(count: int, devices: int, data: Path, workdir: Path, config: Path, *fl
     together = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)} if count > 1 else {}
     command = [
         *(sys.executable, "-m", "mrjax.main", f"--config={config}", f"--workdir={workdir}"),
-        *(f"--config.data.dir={data}", *flags),
+        *(f"--config.data.dir={data}", *fields),
     ]
     processes = []
     for number in range(count):
-        env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | together
+        # Every process compiles, on few cores: quickly rather than well.
+        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        env = os.environ | {"XLA_FLAGS": flags} | together
         if together:
             env["JAX_PROCESS_ID"] = str(number)
         with log_of(workdir, number).open("w") as log:
