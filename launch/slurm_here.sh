@@ -65,11 +65,12 @@ daemons+=($!)
 until sinfo --noheader --format=%t | grep -q idle; do sleep 1; done
 sinfo
 
+"$PYTHON" -m mrjax.data.demo --output="$folder/demo" --size=64 --slices=6 --train=2 --val=1 --test=1
 log=$folder/run.log
 run=$folder/run
 submit() {
     sbatch --parsable --ntasks=2 --cpus-per-task=1 --output="$log" launch/slurm.sbatch --config=configs/unet.py \
-        --workdir="$run" --config.steps="$1" --config.model.channels=4 --config.model.levels=2 --config.log_every=5 \
+        --workdir="$run" --config.data.dir="$folder/demo" --config.steps="$1" --config.model.channels=4 --config.model.levels=2 --config.log_every=5 \
         --config.checkpoint_every=10 --config.eval_every=1000000
 }
 steps() { find "$run/checkpoints/newest" -maxdepth 1 -name '[0-9]*' -printf '%f\n' 2>/dev/null | grep -x '[0-9]*' | sort -n | tail -n 1; }

@@ -1,4 +1,4 @@
-"""Several processes on this machine, connected by gloo: the losses of one, a stop and a loss shared, a run that goes on."""
+"""Several processes on this machine, connected by gloo: they train as one does, stop as one, and go on as one."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from mrjax import distributed
 from mrjax.errors import UserError
 
 
-def start(count: int, devices: int, data: Path, workdir: Path, config: Path, *flags: str) -> list[subprocess.Popen]:
+def start(count: int, devices: int, data: Path, workdir: Path, config: Path, *fields: str) -> list[subprocess.Popen]:
     """`count` processes of `devices` simulated devices each, logging to files beside the workdir."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -23,11 +23,13 @@ def start(count: int, devices: int, data: Path, workdir: Path, config: Path, *fl
     together = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)} if count > 1 else {}
     command = [
         *(sys.executable, "-m", "mrjax.main", f"--config={config}", f"--workdir={workdir}"),
-        *(f"--config.data.dir={data}", *flags),
+        *(f"--config.data.dir={data}", *fields),
     ]
     processes = []
     for number in range(count):
-        env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | together
+        # Every process compiles, on few cores: quickly rather than well.
+        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        env = os.environ | {"XLA_FLAGS": flags} | together
         if together:
             env["JAX_PROCESS_ID"] = str(number)
         with log_of(workdir, number).open("w") as log:
@@ -81,13 +83,13 @@ def test_four_processes_train_as_one_does_and_one_or_two_go_on(
     flags = (*FLAGS, "--config.learning_rate=1e-5")  # Adam makes whole steps of rounding, which stay small here
     run(1, 4, scans, tmp_path / "one", small_config, *flags, "--config.steps=6")
     expected = losses(tmp_path / "one")
-    assert list(expected) == [1, 2, 3, 4, 5, 6]
-    assert len(set(expected.values())) == 6
+    assert list(expected) == [2, 3, 4, 5, 6]  # a start's first step is reported with its second
+    assert len(set(expected.values())) == 5
     logs = run(4, 1, scans, tmp_path / "four", small_config, *flags, "--config.steps=3")
-    assert losses(tmp_path / "four") == pytest.approx({n: expected[n] for n in (1, 2, 3)}, rel=1e-5)
+    assert losses(tmp_path / "four") == pytest.approx({n: expected[n] for n in (2, 3)}, rel=1e-5)
     assert "step 3/3" in logs[0]
     assert not any("step " in log for log in logs[1:])  # the others report nothing
-    (tmp_path / "other").mkdir()
+    expected[5] = (expected.pop(4) + expected[5]) / 2
     for count, devices in ((1, 1), (2, 2)):
         workdir = tmp_path / f"on{count}"
         subprocess.run(["cp", "-r", tmp_path / "four", workdir], check=True)
@@ -113,6 +115,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step_and_an_error_ends_b
     assert not any("Traceback" in log for log in logs)
 
 
+@pytest.mark.slow
 def test_one_of_four_killed_ends_the_others_and_the_restart_goes_on(
     scans: Path,
     tmp_path: Path,
