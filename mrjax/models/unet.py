@@ -41,6 +41,7 @@ class UNet(nn.Module):
     pool: str = "max"
     residual: bool = False
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @staticmethod
     def smallest_side(levels: int) -> int:
@@ -52,15 +53,16 @@ class UNet(nn.Module):
         """(batch, height, width, 1) float32 to the same."""
         if self.pool not in _POOLS:
             raise UserError(f"config.model.pool is {self.pool!r}, expected one of: {', '.join(_POOLS)}")
+        down, up = (nn.remat(_Down), nn.remat(_Up)) if self.remat else (_Down, _Up)
         x = image.astype(self.dtype)
         skips = []
         for level in range(self.levels):
-            x = _Down(self.channels << level, self.dtype, name=f"down_{level}")(x)
+            x = down(self.channels << level, self.dtype, name=f"down_{level}")(x)
             skips.append(x)
             x = _POOLS[self.pool](x)
-        x = _Down(self.channels << self.levels, self.dtype, name="bottleneck")(x)
+        x = down(self.channels << self.levels, self.dtype, name="bottleneck")(x)
         for level in reversed(range(self.levels)):
-            x = _Up(self.channels << level, self.dtype, name=f"up_{level}")(x, skips[level])
+            x = up(self.channels << level, self.dtype, name=f"up_{level}")(x, skips[level])
         # Not in bfloat16: its 8 bits would be the precision of the image.
         # A correction starts at nothing: the first steps improve on the input instead of finding it again.
         head_init = nn.initializers.zeros if self.residual else _INIT
