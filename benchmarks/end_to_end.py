@@ -6,8 +6,8 @@ M4Raw-shaped files (18 slices, 4 coils, 60 of 256 columns never sampled) are mad
 `mrjax.train.train`, log, TensorBoard and all; the peer is fastMRI's `SliceDataset` with `RandomMaskFunc` and
 `UnetDataTransform`, a `DataLoader` of 2 workers, fastMRI's `Unet`, mean squared error, Adam. Both see the same files,
 batch, number of steps, channels and levels, and take turns. The second half of each training is timed: starting up,
-compiling, validation and checkpoints are in neither's time. Two cases: 'full', 32 channels and 4 levels at 256x256; and 'small', 4 channels and 2
-levels at 128x128 without augmentation, where the data path and the dispatch are what counts.
+compiling, validation and checkpoints are in neither's time. Two cases: 'full', 32 channels and 4 levels at 256x256; and
+'small', 4 channels and 2 levels at 128x128 without augmentation, where the data path and the dispatch are what counts.
 """
 
 import logging
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fastmri.data
-import numpy as np
 import torch
 from absl import flags
 from fastmri.data.subsample import RandomMaskFunc
@@ -27,16 +26,15 @@ from fastmri.data.transforms import UnetDataTransform
 from fastmri.models import Unet
 from ml_collections import ConfigDict
 
+from benchmarks.files import make_files
 from benchmarks.report import Table, publish, spread
 from mrjax import cli
 from mrjax.config import defaults
-from mrjax.data import ismrmrd, t5
 from mrjax.mri.augment import Augment
-from mrjax.mri.fourier import centred_fft2_host, centred_ifft2_host
 from mrjax.train import train
 from mrjax.watch import read_rows
 
-COILS, BATCH, WORKERS = 4, 4, 2
+BATCH, WORKERS = 4, 2
 
 
 class Case(NamedTuple):
@@ -57,24 +55,6 @@ class Speed(NamedTuple):
 
 
 CASES = {"full": Case(256, 32, 4, True, 6), "small": Case(128, 4, 2, False, 600)}
-
-
-def make_files(folder: Path, size: int, volumes: int, slices: int = 18) -> None:
-    """Volumes as M4Raw lays them out; what they show, smoothed noise, does not matter to the time it takes."""
-    rng = np.random.default_rng(0)
-    low = slice(size * 3 // 8, size * 5 // 8)
-    columns = slice(size * 30 // 256, size * 226 // 256)
-    for number in range(volumes):
-        images = rng.random((slices, COILS, size, size), np.float32)
-        smooth = np.zeros(images.shape, np.complex64)
-        smooth[..., low, low] = centred_fft2_host(images)[..., low, low]
-        smooth += 0.01 * images
-        kspace = np.zeros_like(smooth)
-        kspace[..., columns] = smooth[..., columns]
-        truth = np.sqrt((np.abs(centred_ifft2_host(kspace)) ** 2).sum(1)).astype(np.float32)
-        header = ismrmrd.header((size, size), (size, size))
-        arrays = {"kspace": kspace, "reconstruction_rss": truth, "ismrmrd_header": header}
-        t5.write(folder / f"{number}_T101.h5", arrays, {"max": truth.max(), "norm": np.linalg.norm(truth)})
 
 
 def make_config(case: Case, data: Path) -> ConfigDict:
@@ -164,7 +144,9 @@ def main(argv: list[str]) -> None:
         raw[name] |= {"waiting_of_mrjax": waiting["mrjax"]}
         for who in speeds:
             wait = waiting[who]
-            rows.append([name, who, spread(rates[who]), None if wait is None else 100 * wait, ratio if who == "mrjax" else 1.0])
+            rows.append(
+                [name, who, spread(rates[who]), None if wait is None else 100 * wait, ratio if who == "mrjax" else 1.0]
+            )
     columns = ["case", "who", "images/s (quartiles)", "% of the time waiting for data", "images/s over PyTorch's"]
     shapes = {name: str(CASES[name]._asdict()) for name in values.case}
     config = {"rounds": values.rounds, "batch": BATCH, "workers of PyTorch": WORKERS, **shapes}

@@ -11,7 +11,6 @@ batch that fits, by the compiled step's own account of its memory, and runs it.
 import itertools
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +21,9 @@ from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from benchmarks.report import Table, interleaved, publish, spread
-from mrjax import build, cli, losses, sharding, step
-from mrjax.config import check, check_devices, defaults
+from mrjax import build, cli, losses, memory, sharding, step
+from mrjax.config import check, defaults, mesh_shape
+from mrjax.errors import UserError
 from mrjax.mri.augment import Augment
 from mrjax.mri.tasks import training_keys
 
@@ -46,7 +46,7 @@ def make_config(case: Case, levels: int) -> ConfigDict:
     config.model.channels, config.model.levels = case.channels, levels
     config.data.image_size = (case.size, case.size)
     check(config)
-    check_devices(config, jax.device_count())
+    mesh_shape(config, jax.device_count())
     return config
 
 
@@ -67,10 +67,10 @@ def compile_step(config: ConfigDict, coils: int) -> tuple[Compiled, Callable[[],
     )
     size = config.data.image_size
     shape = (config.batch_size, coils, *size)
+    dtypes = {"kspace": jnp.complex64, "index": jnp.uint32, "maximum": jnp.float32}
     batch = {
-        "kspace": jax.ShapeDtypeStruct(shape, jnp.complex64),
-        "index": jax.ShapeDtypeStruct(shape[:1], jnp.uint32),
-        "maximum": jax.ShapeDtypeStruct(shape[:1], jnp.float32),
+        name: jax.ShapeDtypeStruct(shape if name == "kspace" else shape[:1], dtype, sharding=sharding.by_example(mesh))
+        for name, dtype in dtypes.items()
     }
     init = jax.jit(lambda: step.init_state(model, optimizer, size, 0), out_shardings=sharding.replicated(mesh))
 
@@ -78,13 +78,6 @@ def compile_step(config: ConfigDict, coils: int) -> tuple[Compiled, Callable[[],
         return init(), jax.device_put(make_batch(config.batch_size, coils, size[0]), sharding.by_example(mesh))
 
     return train_step.lower(build.abstract_state(config, mesh), batch).compile(), arguments
-
-
-def needed_bytes(compiled: Compiled) -> int:
-    """What a device holds while the compiled step runs: arguments, results that do not replace them, temporaries."""
-    memory = compiled.memory_analysis()
-    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return kept + memory.temp_size_in_bytes
 
 
 def parts_of_the_step(config: ConfigDict, coils: int, compiled: Compiled, arguments: tuple[Any, Any]) -> Parts:
@@ -160,27 +153,20 @@ def measure(case: Case, levels: int, coils: int, rounds: int) -> dict[str, Any]:
         "copy_bytes_per_second": copy,
         "mfu": flops / total / product if flops else None,
         "roofline_share": max(flops / product, moved / copy) / total if accelerator and flops and moved else None,
-        "needed_bytes": needed_bytes(compiled),
+        "needed_bytes": memory.needed(compiled),
         "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "devices": devices,
     }
 
 
-def free_bytes() -> int:
-    """Memory that a step may use on each device: an accelerator's limit, or what the host has left."""
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    if limit:
-        return limit
-    available = next(x for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable"))
-    return 1024 * int(available.split()[1]) // jax.device_count()
-
-
 def largest_batch(case: Case, levels: int, coils: int) -> dict[str, Any]:
     """The largest batch whose step fits, to a sixteenth: doubled until one does not, bisected, and then run."""
-    limit, unit = free_bytes(), jax.device_count()
+    limit, unit = memory.available(sharding.make_mesh()), jax.device_count()
+    if limit is None:
+        raise UserError("--largest: this device does not say how much memory it has, expected one that does")
 
     def needs(batch: int) -> int:
-        return needed_bytes(compile_step(make_config(case._replace(batch=batch), levels), coils)[0])
+        return memory.needed(compile_step(make_config(case._replace(batch=batch), levels), coils)[0])
 
     fits, too_large = 0, unit
     while needs(too_large) <= limit:
@@ -214,7 +200,10 @@ def main(argv: list[str]) -> None:
         of_step.append(
             [
                 *(*case, one["images_per_second"], spread(one["seconds"]["whole step"], 1e3)),
-                *(x and x * scale for x, scale in ((flops, 1e-9 / total), (one["mfu"], 100), (flops, 1e-9), (moved, 1e-9))),
+                *(
+                    x and x * scale
+                    for x, scale in ((flops, 1e-9 / total), (one["mfu"], 100), (flops, 1e-9), (moved, 1e-9))
+                ),
                 *(one["needed_bytes"] / 1e9, one["peak_bytes"] and one["peak_bytes"] / 1e9),
                 one["roofline_share"] and 100 * one["roofline_share"],
             ]
