@@ -24,6 +24,8 @@ from mrjax.step import TrainState
 def claim(workdir: str, config: ConfigDict) -> None:
     """Makes the workdir this run's, or checks that it is. A run that saved nothing yet may be started anew.
 
+    Process 0 goes first: the others find what it wrote.
+
     Raises:
       UserError: it holds something else, or a run whose config differs where a resumed run must not.
     """
@@ -44,6 +46,8 @@ def claim(workdir: str, config: ConfigDict) -> None:
             )
     elif jax.process_index() == 0:
         write_json(file, configs.dump(config))
+    elif not started:
+        raise UserError(f"{workdir} is not the folder that process 0 wrote to, expected one that all processes share")
 
 
 def write_json(path: Path, values: Any) -> None:

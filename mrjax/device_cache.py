@@ -32,8 +32,9 @@ def load(read: Callable[[int, int], dict[str, np.ndarray]], count: int, mesh: Me
     split = sharding.by_example(mesh)
     parts: dict[int, dict[str, np.ndarray]] = {}
     pieces: dict[str, list[jax.Array]] = {}
-    for device, (rows, *_) in split.addressable_devices_indices_map((each * shards,)).items():
-        first = rows.start or 0
+    places = split.addressable_devices_indices_map((each * shards,))
+    for device, place in places.items():
+        first = place[0].start or 0 if place else 0
         if first not in parts:
             some = read(min(first, count - 1), min(first + each, count))
             fill = each - len(some["slice"])

@@ -21,7 +21,7 @@ from absl import flags
 from jax.sharding import Mesh
 from jax.stages import Wrapped
 
-from mrjax import build, checkpoint, cli, metrics, sharding, step
+from mrjax import build, checkpoint, cli, distributed, metrics, sharding, step
 from mrjax.data import pipeline, t5
 from mrjax.reconstruct import METHODS, reconstruct, scores
 
@@ -137,6 +137,7 @@ def labels(task: str, model: str) -> tuple[str, str]:
 def main(argv: list[str]) -> None:
     """Restores, evaluates, prints, writes."""
     cli.expect_no_arguments(argv)
+    distributed.require_one_process("mrjax.evaluate")
     workdir, split, data = flags.FLAGS.workdir, flags.FLAGS.split, flags.FLAGS.data
     inference = build.restore(workdir, sharding.make_mesh())
     config = inference.config

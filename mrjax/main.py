@@ -10,16 +10,17 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mrjax import cli
+from mrjax import cli, distributed
 from mrjax.config import check_flags
 from mrjax.train import train
 
 
 def main(argv: list[str]) -> None:
-    """Hands the config over to `train`."""
+    """Joins the other processes, if any, and hands the config over to `train`."""
     cli.expect_no_arguments(argv)
     file = config_flags.get_config_filename(flags.FLAGS["config"])
-    train(flags.FLAGS.config, flags.FLAGS.workdir or str(Path("runs") / Path(file).stem))
+    with distributed.together():
+        train(flags.FLAGS.config, flags.FLAGS.workdir or str(Path("runs") / Path(file).stem))
 
 
 if __name__ == "__main__":

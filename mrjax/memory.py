@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -10,12 +9,15 @@ from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from mrjax import sharding
+from mrjax.data.cache import available_memory
 from mrjax.errors import UserError
 
 
 def needed(compiled: Compiled) -> int:
-    """Bytes on each device while a compiled function runs, by XLA's account: input, output and between."""
+    """Bytes on each device while a compiled function runs, by XLA's account; 0 where it gives none."""
     found = compiled.memory_analysis()
+    if found is None:
+        return 0
     parts = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
     return int(parts - found.alias_size_in_bytes)
 
@@ -28,12 +30,7 @@ def available(mesh: Mesh) -> int | None:
     device = mesh.local_devices[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    return free // len(mesh.local_devices)
+    return available_memory() // len(mesh.local_devices)
 
 
 @contextlib.contextmanager

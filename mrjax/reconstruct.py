@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from mrjax import build, cli, figures, metrics, sharding
+from mrjax import build, cli, distributed, figures, metrics, sharding
 from mrjax.data import pipeline, resize, t5
 from mrjax.errors import UserError
 from mrjax.mri.fourier import centred_ifft2_host
@@ -106,6 +106,7 @@ def write(volume: t5.Volume, images: dict[str, np.ndarray], found: dict[str, Any
 def main(argv: list[str]) -> int:
     """Reconstructs every file of --input; 1 if one could not be."""
     cli.expect_no_arguments(argv)
+    distributed.require_one_process("mrjax.reconstruct")
     inference = build.restore(flags.FLAGS.workdir, sharding.make_mesh())
     config, step = inference.config, inference.progress["step"]
     paths, output = t5.find(flags.FLAGS.input), Path(flags.FLAGS.output)

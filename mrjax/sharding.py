@@ -81,7 +81,7 @@ def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:
 def rows_of_process(mesh: Mesh, batch_size: int) -> list[int]:
     """The places in a global batch whose examples the devices of this process hold."""
     places = by_example(mesh).addressable_devices_indices_map((batch_size,))
-    return sorted({row for (rows,) in places.values() for row in range(*rows.indices(batch_size))})
+    return sorted({row for place in places.values() if place for row in range(batch_size)[place[0]]})
 
 
 def on_host(x: jax.Array, mesh: Mesh) -> np.ndarray:

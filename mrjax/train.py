@@ -6,11 +6,9 @@ import functools
 import logging
 import math
 import os
-import signal
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +20,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 from ml_collections import ConfigDict
 
-from mrjax import build, checkpoint, device_cache, figures, memory, sharding, step
+from mrjax import build, checkpoint, device_cache, distributed, figures, memory, sharding, step
 from mrjax import config as configs
 from mrjax.data import cache as data_cache
 from mrjax.data import demo, pipeline, t5
@@ -47,7 +45,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     mesh = sharding.make_mesh(configs.mesh_shape(config, jax.device_count()))
     config, train_set, val_set = prepare_data(config)
     configs.check_image_size(config, mesh.shape["spatial"])
-    checkpoint.claim(workdir, config)
+    with distributed.first_process_first():
+        checkpoint.claim(workdir, config)
 
     # 2. Pure functions, jitted over the mesh; the step itself is compiled here, to know that it fits.
     model, optimizer, task = build.model(config), build.optimizer(config), build.task(config)
@@ -55,10 +54,10 @@ def train(config: ConfigDict, workdir: str) -> None:
     predict, score = step.compile_predict(mesh, **fixed), step.compile_score(mesh)
     learning_rate = build.schedule(config)
     size, rule = config.data.image_size, config.data.resize
-    train_source, val_source = (pipeline.Slices(volumes, size, rule) for volumes in (train_set, val_set))
+    train_source, val_source = (keep(config, pipeline.Slices(volumes, size, rule)) for volumes in (train_set, val_set))
     cached = cache_on_devices(config, train_source, mesh)
     drawn_from = pipeline.Numbers(train_source) if cached else train_source
-    explain, train_step = compile_step(config, mesh, drawn_from[0], cached, optimizer=optimizer, **fixed)
+    explain, train_step = compile_step(config, mesh, drawn_from.spec, cached, optimizer=optimizer, **fixed)
 
     # 3. The state: restored, or fresh.
     with contextlib.ExitStack() as stack:
@@ -84,7 +83,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
         # 4. The loop. What is logged was computed an interval ago: the device never waits for the log.
         watch = stack.enter_context(contextlib.closing(Watch(workdir, start, config.steps)))
-        stop = stack.enter_context(stop_on_signal())
+        stop_after = stack.enter_context(distributed.stop_on_signal())
         reading = {"batch_size": config.batch_size, "rows": sharding.rows_of_process(mesh, config.batch_size)}
         reading |= {"workers": config.data.workers, "prefetch": config.data.prefetch}
         on_host = stack.enter_context(
@@ -112,7 +111,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         while at < config.steps and not stopping:
             asked = time.perf_counter()
             batch = next(batches)
-            if in_flight and in_flight[-1]["loss"].is_ready():
+            if in_flight and in_flight[-1]["loss"].is_ready():  # type: ignore[attr-defined]
                 waited += time.perf_counter() - asked  # the device had nothing left to do, at least at the end
             state, values = train_step(state, batch, *cached)
             at += 1
@@ -126,7 +125,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                 timed_from, clock, waited = at, time.perf_counter(), 0.0  # the first one also fills the pipeline
             watch.bar.update()
 
-            stopping = stop.is_set()
+            stopping = stop_after(at)
             last = stopping or at == config.steps
             save = last or at % config.checkpoint_every == 0
             assess = at == config.steps or at % config.eval_every == 0
@@ -157,7 +156,12 @@ def train(config: ConfigDict, workdir: str) -> None:
         logger.info("stopped; step %d of %d is saved, the same command goes on from there", at, config.steps)
 
 
-def cache_on_devices(config: ConfigDict, source: pipeline.Slices, mesh: Mesh) -> tuple[()] | tuple[device_cache.Cache]:
+def keep(config: ConfigDict, source: pipeline.Slices) -> pipeline.Source:
+    """The source, kept in memory after its first reading if config.data.cache = 'host'."""
+    return data_cache.HostCache(source) if config.data.cache == "host" else source
+
+
+def cache_on_devices(config: ConfigDict, source: pipeline.Source, mesh: Mesh) -> tuple[()] | tuple[device_cache.Cache]:
     """What config.data.cache = 'device' gives the step to draw its batches from."""
     if config.data.cache != "device":
         return ()
@@ -172,21 +176,21 @@ def cache_on_devices(config: ConfigDict, source: pipeline.Slices, mesh: Mesh) ->
 
 
 def compile_step(
-    config: ConfigDict, mesh: Mesh, example: pipeline.Example, cached: tuple[Any, ...], **closed_over: Any
+    config: ConfigDict, mesh: Mesh, spec: pipeline.Spec, cached: tuple[Any, ...], **closed_over: Any
 ) -> tuple[Callable[[], UserError], Compiled]:
-    """The training step, compiled for batches of `example`, and what to say when memory runs out.
+    """The training step, compiled for batches of examples of `spec`, and what to say when memory runs out.
 
     Raises:
       UserError: it needs more memory than a device has.
     """
     jitted = step.compile_train(mesh, seed=config.seed, accumulate=config.accumulate, **closed_over)
     state, split = build.abstract_state(config, mesh), sharding.by_example(mesh)
-    of_example = {**example, "index": np.uint32(0)}
+    indexed = spec | {"index": ((), np.dtype(np.uint32))}
 
     def compile_for(batch_size: int) -> Compiled:
         batch = {
-            name: jax.ShapeDtypeStruct((batch_size, *np.shape(x)), x.dtype, sharding=split)
-            for name, x in of_example.items()
+            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
+            for name, (shape, dtype) in indexed.items()
         }
         return jitted.lower(state, batch, *cached).compile()
 
@@ -197,25 +201,6 @@ def compile_step(
     if limit and need > limit:
         raise explain(need)
     return explain, compiled
-
-
-@contextlib.contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set, so that the loop ends between two steps; a second one ends it at once."""
-    event = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def stop(number: int, frame: Any) -> None:
-        event.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def introduce(
@@ -300,9 +285,10 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[t5.Volume], list[
     config = config.copy_and_resolve_references()
     if not (config.data.dir or config.data.train):
         config.data.dir = DEMO
-        if jax.process_index() == 0 and not os.path.isdir(DEMO):
-            logger.info("config.data.dir is not set: making the demo data in %s", DEMO)
-            demo.make(DEMO)
+        with distributed.first_process_first():
+            if jax.process_index() == 0 and not os.path.isdir(DEMO):
+                logger.info("config.data.dir is not set: making the demo data in %s", DEMO)
+                demo.make(DEMO)
     started = time.perf_counter()
     train_set, val_set = (
         pipeline.volumes(

@@ -1,32 +1,33 @@
-"""Grain: from files to host batches. source -> shuffle -> shard by process -> batch -> prefetch.
+"""Grain: from files to host batches. source -> shuffle -> this process's rows of a batch -> prefetch.
 
-The order of the examples is a function of the seed and the files. Process p of n takes every n-th example from the
-p-th on, so a global batch holds the same examples whatever the number of processes, devices or workers, and the
-position in the stream is one number: how many examples were drawn.
+The order of the examples is a function of the seed and the files. A global batch holds the same examples whatever the
+number of processes, devices or workers, and the position in the stream is one number: how many examples were drawn.
+An example is read straight into its row of the batch.
 """
 
+import abc
 import contextlib
+import functools
 import hashlib
 import logging
 import multiprocessing
+import operator
 import os
 import signal
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
-import jax
 import numpy as np
 from absl import flags
 
 from mrjax.data import resize, t5
+from mrjax.data.buffers import Batch, Buffers, Parcel, Spec
 from mrjax.data.files import Files
 from mrjax.errors import UserError
 
-Batch = dict[str, np.ndarray]
-Example = dict[str, np.ndarray | np.generic]
 logger = logging.getLogger(__name__)
 
 
@@ -135,8 +136,27 @@ def fingerprint(volumes: list[t5.Volume]) -> str:
     return f"{len(volumes)} files, {sum(v.slices - len(v.empty) for v in volumes)} slices, {digest}"
 
 
-class Slices:
-    """Random access to the slices of volumes, each brought to one size: what Grain calls a source.
+class Source(abc.ABC):
+    """Examples by their place: `spec` holds the shape and dtype of each of an example's arrays, by name."""
+
+    spec: Spec
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """How many examples there are."""
+
+    @abc.abstractmethod
+    def fill(self, place: int, example: Batch) -> None:
+        """Writes the example at `place` into arrays of `spec`, each C-contiguous."""
+
+    def __getitem__(self, place: int) -> Batch:
+        example = {name: np.empty(shape, dtype) for name, (shape, dtype) in self.spec.items()}
+        self.fill(place, example)
+        return example
+
+
+class Slices(Source):
+    """Random access to the slices of volumes, each brought to one size.
 
     An example is a dict:
       kspace: (coils, height, width) complex64, padded with empty coils to the largest number among the volumes; or
@@ -148,43 +168,69 @@ class Slices:
 
     def __init__(self, volumes: list[t5.Volume], image_size: tuple[int, int], rule: str):
         self._volumes = volumes
-        self._size = image_size
+        self._size = (image_size[0], image_size[1])
         self._rule = rule
         self._files = Files()
-        self._coils = max(volume.coils for volume in volumes)
-        self._paired = all(volume.target for volume in volumes)
+        self._names = [zlib.crc32(volume.name.encode()) for volume in volumes]
         self.where = [(v, i) for v, volume in enumerate(volumes) for i in range(volume.slices) if i not in volume.empty]
+        if volumes[0].layout == "kspace":
+            coils = max(volume.coils for volume in volumes)
+            data: Spec = {"kspace": ((coils, *self._size), np.dtype(np.complex64))}
+        else:
+            names = ("input", "target") if all(volume.target for volume in volumes) else ("input",)
+            data = {name: (self._size, np.dtype(np.float32)) for name in names}
+        labels = {"volume": np.int32, "slice": np.int32, "name": np.uint32, "maximum": np.float32}
+        self.spec = data | {name: ((), np.dtype(dtype)) for name, dtype in labels.items()}
 
     def __len__(self) -> int:
         return len(self.where)
 
-    def __getitem__(self, index: int) -> Example:
-        number, i = self.where[index]
+    def fill(self, place: int, example: Batch) -> None:
+        """Reads a slice: without a copy in between where the file holds just what is wanted."""
+        number, i = self.where[place]
         volume = self._volumes[number]
-        read = self._kspace if volume.layout == "kspace" else self._images
-        return {
-            **read(volume, i),
-            "volume": np.int32(number),
-            "slice": np.int32(i),
-            "name": np.uint32(zlib.crc32(volume.name.encode())),
-            "maximum": np.float32(volume.maximum or 0),
-        }
+        if "kspace" in self.spec:
+            self._kspace(volume, i, example["kspace"])
+        else:
+            for name in ("input", "target"):
+                if name in self.spec:
+                    self._image(volume, name, i, example[name])
+        labels = (number, i, self._names[number], volume.maximum or 0)
+        for name, label in zip(("volume", "slice", "name", "maximum"), labels, strict=True):
+            example[name][...] = label
 
-    def _kspace(self, volume: t5.Volume, i: int) -> Batch:
-        kspace = self._files.read(volume.path, "kspace", i).astype(np.complex64, copy=False)
+    def _kspace(self, volume: t5.Volume, i: int, out: np.ndarray) -> None:
+        filled, missing = out[: volume.coils], out[volume.coils :]
+        missing[...] = 0
+        kspace = self._files.read(volume.path, "kspace", i, filled)
+        if kspace is filled and volume.stored_mask is None:
+            return
+        kspace = kspace.astype(np.complex64, copy=False)
         kspace = kspace.reshape(-1, *kspace.shape[-2:])
         if volume.stored_mask is not None:
             kspace = np.where(np.asarray(volume.stored_mask), kspace, 0)
-        kspace = resize.kspace_to(kspace, self._size, self._rule).astype(np.complex64, copy=False)
-        missing = self._coils - kspace.shape[0]
-        return {"kspace": np.pad(kspace, ((0, missing), (0, 0), (0, 0))) if missing else kspace}
+        filled[...] = resize.kspace_to(kspace, self._size, self._rule)
 
-    def _images(self, volume: t5.Volume, i: int) -> Batch:
-        def read(name: str) -> np.ndarray:
-            image = self._files.read(volume.path, name, i)
-            return resize.scale_to((np.abs(image) if image.dtype.kind == "c" else image).astype(np.float32), self._size)
+    def _image(self, volume: t5.Volume, name: str, i: int, out: np.ndarray) -> None:
+        image = self._files.read(volume.path, name, i, out)
+        if image is not out:
+            magnitude = (np.abs(image) if image.dtype.kind == "c" else image).astype(np.float32)
+            out[...] = resize.scale_to(magnitude, self._size)
 
-        return {name: read(name) for name in ("input", "target") if name == "input" or self._paired}
+
+class Numbers(Source):
+    """The places of another source's examples: for data that lie elsewhere already, in the same order."""
+
+    def __init__(self, source: Source):
+        self._length = len(source)
+        self.spec = {"example": ((), np.dtype(np.int32))}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def fill(self, place: int, example: Batch) -> None:
+        """Writes the place itself."""
+        example["example"][...] = place
 
 
 def _start_worker(index: int, count: int) -> None:
@@ -199,6 +245,59 @@ def _end_with_parent() -> None:
     if parent:
         parent.join()
         os._exit(1)
+
+
+class _Batches:
+    """This process's part of each batch, by the batch's number: a source for Grain.
+
+    Args:
+      source: the examples.
+      places: for each place in the stream the example's in the source.
+      batch_size: of the global batch.
+      rows: the places in it that are read here.
+      label: one more array beside the source's: its name, dtype and value by the place in the stream.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        places: Sequence[int],
+        batch_size: int,
+        rows: Sequence[int],
+        label: tuple[str, type, Callable[[int], int]],
+    ):
+        self._source = source
+        self._places = places
+        self._batch_size = batch_size
+        self._rows = rows
+        self._label, kind, self._value = label
+        spec = source.spec | {self._label: ((), np.dtype(kind))}
+        self._buffers = Buffers({name: ((len(rows), *shape), dtype) for name, (shape, dtype) in spec.items()})
+
+    def __len__(self) -> int:
+        return len(self._places) // self._batch_size
+
+    def __getitem__(self, number: int) -> Batch | Parcel:
+        return self._buffers.fill(functools.partial(self._write, number * self._batch_size))
+
+    def _write(self, first: int, batch: Batch) -> None:
+        for i, row in enumerate(self._rows):
+            batch[self._label][i] = self._value(first + row)
+            self._source.fill(self._places[first + row], {name: batch[name][i, ...] for name in self._source.spec})
+
+
+class _InOrder(Sequence[int]):
+    """0, 1, 2, ... up to `count`, the last one repeated up to a multiple of the batch."""
+
+    def __init__(self, count: int, batch_size: int):
+        self._last = count - 1
+        self._length = -(-count // batch_size) * batch_size
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        return min(index, self._last)
 
 
 @contextlib.contextmanager
@@ -217,47 +316,45 @@ def _iterate(dataset: Any, workers: int, prefetch: int) -> Iterator[Iterator[Bat
 
 
 def training_batches(
-    source: Slices, *, batch_size: int, seed: int, start: int, workers: int, prefetch: int
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int,
+    workers: int,
+    prefetch: int,
+    rows: Sequence[int] | None = None,
 ) -> contextlib.AbstractContextManager[Iterator[Batch]]:
     """An endless stream of this process's part of each batch, shuffled anew every epoch.
 
+    The b-th global batch holds the stream's examples from b * batch_size on, whatever the number of processes.
+
     Args:
       source: the examples.
-      batch_size: of the global batch, over all processes; a multiple of their number.
+      batch_size: of the global batch, over all processes.
       seed: of the order.
       start: how many examples were drawn before, a multiple of `batch_size`.
       workers: processes that read; 0 reads in threads of this one.
       prefetch: batches kept ready (by each worker).
+      rows: the places within the global batch that are read here, all of them by default.
 
     Returns:
-      A context manager of an iterator. Its batches also hold `index` (batch,) uint32, the place in the stream.
+      A context manager of an iterator. Its batches also hold `index` (rows,) uint32, the place in the stream. Their
+      memory is used again once neither they nor a view of them is held.
     """
-    stream = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map_with_index(_with_index)
-    stream = stream[jax.process_index() :: jax.process_count()].batch(batch_size // jax.process_count())
-    return _iterate(stream[start // batch_size :], workers, prefetch)
-
-
-def _with_index(index: int, example: Example) -> Example:
-    return {**example, "index": np.uint32(index)}
-
-
-class _Padded:
-    """A source repeated at its end up to a multiple of the batch, with `valid` telling which examples count."""
-
-    def __init__(self, source: Slices, batch_size: int):
-        self._source = source
-        self._length = -(-len(source) // batch_size) * batch_size
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Example:
-        return {**self._source[min(index, len(self._source) - 1)], "valid": np.bool_(index < len(self._source))}
+    order = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
+    part = range(batch_size) if rows is None else rows
+    batches = _Batches(source, order, batch_size, part, ("index", np.uint32, int))
+    return _iterate(grain.MapDataset.source(batches)[start // batch_size :], workers, prefetch)
 
 
 def evaluation_batches(
-    source: Slices, *, batch_size: int, workers: int, prefetch: int
+    source: Source, *, batch_size: int, workers: int, prefetch: int, rows: Sequence[int] | None = None
 ) -> contextlib.AbstractContextManager[Iterator[Batch]]:
-    """Every example once, in order; the last batch is filled up with examples whose `valid` is False."""
-    stream = grain.MapDataset.source(_Padded(source, batch_size))[jax.process_index() :: jax.process_count()]
-    return _iterate(stream.batch(batch_size // jax.process_count()), workers, prefetch)
+    """Every example once, in order; the last batch is filled up with examples whose `valid` (rows,) bool is False."""
+    order = _InOrder(len(source), batch_size)
+    part = range(batch_size) if rows is None else rows
+    batches = _Batches(
+        source, order, batch_size, part, ("valid", np.bool_, functools.partial(operator.gt, len(source)))
+    )
+    return _iterate(grain.MapDataset.source(batches), workers, prefetch)
