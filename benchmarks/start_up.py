@@ -3,7 +3,7 @@
     python -m benchmarks.start_up [--channels=32] [--size=256] [--rounds=3] [--json=FILE]
 
 Each start is `python -m mrjax.main` in a process of its own, timed from its launch to the line of its log that says the
-first step is done. A round is a cold start, with an empty compilation cache, and a warm one with the cache that it left.
+first step is done. A round is a cold start, with an empty compilation cache, and a warm one with what that left.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Where the time of a training step goes, on whatever device there is.
 
-    python -m benchmarks.step_time [--precision=float32,bfloat16] [--size=256] [--channels=32] [--batch=4,8] [--json=FILE]
+    python -m benchmarks.step_time [--precision=float32,bfloat16] [--size=256] [--channels=32] [--batch=4,8]
 
 Flags take lists; every combination is measured. The parts are compiled and timed by themselves, in turn with the whole
 step, several rounds after a warm-up. FLOP/s are set against the fastest matrix product that the same device does in the
@@ -190,8 +190,8 @@ def main(argv: list[str]) -> None:
     """Measures every combination of the flags."""
     cli.expect_no_arguments(argv)
     values = flags.FLAGS
-    lists = [values.precision, *(map(int, values[name].value) for name in ("size", "channels", "batch"))]
-    cases = [Case(*combination) for combination in itertools.product(*lists)]
+    sizes = itertools.product(values.precision, *(map(int, x) for x in (values.size, values.channels, values.batch)))
+    cases = [Case(*combination) for combination in sizes]
     results = [measure(case, values.levels, values.coils, values.rounds) for case in cases]
     columns = ("precision", "size", "channels", "batch")
     of_step, of_parts = [], []
