@@ -1,10 +1,11 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Needs git, make and Python 3.11 or newer.
 PYTHON ?= python3
 VENV ?= .venv
+AOT_VENV ?= .venv-aot
 RUN := $(VENV)/bin/python
 WORKDIR := runs/unet
 
-.PHONY: demo docs test check bench-packages clean
+.PHONY: demo docs test check bench bench-fit bench-packages clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m mrjax.main --config=configs/unet.py --workdir=$(WORKDIR)
@@ -27,6 +28,17 @@ check: $(VENV)/.test
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# benchmarks/README.md, from scripts that take about 20 minutes on 2 cores.
+bench: bench-packages
+	$(RUN) -m benchmarks.tables --aot_python=$(AOT_VENV)/bin/python
+
+# The same with steps compiled for GPUs and TPUs that are not here. Their plugins warn of missing drivers at every
+# import, so they live in an environment of their own.
+bench-fit: $(VENV)/.test
+	$(RUN) -m venv $(AOT_VENV)
+	$(AOT_VENV)/bin/python -m pip install --quiet -e '.[aot]'
+	$(MAKE) bench
+
 # The peer we compare with: fastMRI's package without its trainer, and a CPU build of PyTorch where one is served.
 bench-packages: $(VENV)/.test
 	$(RUN) -m pip install --quiet torch==2.13.0
@@ -46,4 +58,4 @@ $(VENV)/.demo $(VENV)/.test: $(VENV)/.%: $(VENV)/.venv pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(WORKDIR) data/demo
+	rm -rf $(VENV) $(AOT_VENV) $(WORKDIR) data/demo

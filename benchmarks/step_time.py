@@ -1,29 +1,53 @@
 """Where the time of a training step goes, on whatever device there is.
 
-    python -m benchmarks.step_time --size=256 --channels=32 --batch=4 [--precision=bfloat16] [--json=FILE]
+    python -m benchmarks.step_time [--precision=float32,bfloat16] [--size=256] [--channels=32] [--batch=4,8]
 
-The parts are compiled and timed by themselves, in turn with the whole step, several rounds after a warm-up; medians and
-the spread from the first to the third quartile are printed. FLOP/s are set against the fastest matrix product that the
-same device does in the same precision.
+Flags take lists; every combination is measured. The parts are compiled and timed by themselves, in turn with the whole
+step, several rounds after a warm-up. FLOP/s are set against the fastest matrix product that the same device does in the
+same precision, and on an accelerator bytes against the fastest copy: the roofline. `--largest` also finds the largest
+batch that fits, by the compiled step's own account of its memory, and runs it.
 """
 
-import json
-import platform
+import itertools
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.stages import Compiled
+from ml_collections import ConfigDict
 
-from mrjax import build, checkpoint, cli, losses, sharding, step
-from mrjax.config import check, check_devices, defaults
+from benchmarks.report import Table, interleaved, publish, spread
+from mrjax import build, cli, losses, memory, sharding, step
+from mrjax.config import check, defaults, mesh_shape
+from mrjax.errors import UserError
 from mrjax.mri.augment import Augment
 from mrjax.mri.tasks import training_keys
+
+Parts = dict[str, Callable[[], Any]]
+
+
+class Case(NamedTuple):
+    """A combination of the flags."""
+
+    precision: str
+    size: int
+    channels: int
+    batch: int
+
+
+def make_config(case: Case, levels: int) -> ConfigDict:
+    """The step of configs/unet.py's kind at the size asked for."""
+    config = defaults()
+    config.batch_size, config.precision = case.batch, case.precision
+    config.model.channels, config.model.levels = case.channels, levels
+    config.data.image_size = (case.size, case.size)
+    check(config)
+    mesh_shape(config, jax.device_count())
+    return config
 
 
 def make_batch(batch: int, coils: int, size: int) -> dict[str, np.ndarray]:
@@ -34,46 +58,37 @@ def make_batch(batch: int, coils: int, size: int) -> dict[str, np.ndarray]:
     return {"kspace": kspace, "index": np.arange(batch, dtype=np.uint32), "maximum": np.ones(batch, np.float32)}
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Wall time until the result is there."""
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
-
-
-def measure(parts: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each part, round by round, so that a drift of the machine's speed meets all of them alike."""
-    for run in parts.values():
-        jax.block_until_ready(run())
-    times: dict[str, list[float]] = {name: [] for name in parts}
-    for _ in range(rounds):
-        for name, run in parts.items():
-            times[name].append(seconds(run))
-    return times
-
-
-def main(argv: list[str]) -> None:
-    """Builds the step of configs/unet.py's kind at the size asked for, and times it."""
-    values = flags.FLAGS
-    config = defaults()
-    config.batch_size, config.precision = values.batch, values.precision
-    config.model.channels, config.model.levels = values.channels, values.levels
-    config.data.image_size = (values.size, values.size)
-    check(config)
+def compile_step(config: ConfigDict, coils: int) -> tuple[Compiled, Callable[[], tuple[Any, Any]]]:
+    """The compiled step, and what makes a (state, batch) for it."""
     mesh = sharding.make_mesh()
-    check_devices(config, mesh.size)
-    model, optimizer, task = build.model(config), build.optimizer(config), build.task(config)
-    fixed = {"model": model, "normalise_by": config.normalise}
-    train_step = step.compile_train(mesh, optimizer=optimizer, task=task, seed=0, **fixed)
-
-    batch = jax.device_put(make_batch(values.batch, values.coils, values.size), sharding.by_example(mesh))
-    init = jax.jit(
-        lambda: step.init_state(model, optimizer, config.data.image_size, 0), out_shardings=sharding.replicated(mesh)
+    model, optimizer = build.model(config), build.optimizer(config)
+    train_step = step.compile_train(
+        mesh, model=model, optimizer=optimizer, task=build.task(config), seed=0, normalise_by=config.normalise
     )
-    holder = {"state": init()}
+    size = config.data.image_size
+    shape = (config.batch_size, coils, *size)
+    dtypes = {"kspace": jnp.complex64, "index": jnp.uint32, "maximum": jnp.float32}
+    batch = {
+        name: jax.ShapeDtypeStruct(shape if name == "kspace" else shape[:1], dtype, sharding=sharding.by_example(mesh))
+        for name, dtype in dtypes.items()
+    }
+    init = jax.jit(lambda: step.init_state(model, optimizer, size, 0), out_shardings=sharding.replicated(mesh))
+
+    def arguments() -> tuple[Any, Any]:
+        return init(), jax.device_put(make_batch(config.batch_size, coils, size[0]), sharding.by_example(mesh))
+
+    return train_step.lower(build.abstract_state(config, mesh), batch).compile(), arguments
+
+
+def parts_of_the_step(config: ConfigDict, coils: int, compiled: Compiled, arguments: tuple[Any, Any]) -> Parts:
+    """The whole step and its parts, each compiled by itself, as functions to be timed."""
+    state, batch = arguments
+    model, optimizer = build.model(config), build.optimizer(config)
+    params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
+    holder = {"state": state}
 
     def whole() -> Any:
-        holder["state"], metrics = train_step(holder["state"], batch)
+        holder["state"], metrics = compiled(holder["state"], batch)
         return metrics
 
     def corrupt(task: step.Task) -> Callable[[], Any]:
@@ -82,76 +97,148 @@ def main(argv: list[str]) -> None:
 
     plain = config.copy_and_resolve_references()
     plain.augment.update({name: 0.0 for name in vars(Augment()) if name.endswith("_p")})
-    images, params = corrupt(task)(), init().params
 
     def loss(params: Any, corrupted: jax.Array, target: jax.Array) -> jax.Array:
         return losses.mean_squared_error(step.run_network(model, params, corrupted), target)
 
-    forward, both = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
-    update = jax.jit(optimizer.update)
-    gradients, opt_state = both(params, *images)[1], holder["state"].opt_state
-    opt_state = jax.tree.map(jnp.copy, opt_state)
-    times = measure(
-        {
-            "whole step": whole,
-            "corruption": corrupt(build.task(plain)),
-            "corruption + augmentation": corrupt(task),
-            "forward": lambda: forward(params, *images),
-            "forward + backward": lambda: both(params, *images),
-            "optimizer": lambda: update(gradients, opt_state, params),
-        },
-        values.rounds,
-    )
-    size = 4096 if jax.default_backend() != "cpu" else 2048
-    square = jnp.ones((size, size), config.precision)
-    product = jax.jit(lambda a: a @ a)
-    peak = 2 * size**3 / min(measure({"product": lambda: product(square)}, 5)["product"])
+    corrupted = corrupt(build.task(config))
+    images, forward, both = corrupted(), jax.jit(loss), jax.jit(jax.value_and_grad(loss))
+    gradients, update = both(params, *images)[1], jax.jit(optimizer.update)
+    return {
+        "whole step": whole,
+        "corruption": corrupt(build.task(plain)),
+        "corruption + augmentation": corrupted,
+        "forward": lambda: forward(params, *images),
+        "forward + backward": lambda: both(params, *images),
+        "optimizer": lambda: update(gradients, opt_state, params),
+    }
 
-    compiled = train_step.lower(holder["state"], batch).compile()
-    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+
+def peaks(precision: str) -> tuple[float, float]:
+    """The FLOP/s of a large matrix product in this precision, and the bytes/s of a large copy, of one device."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    square, long = jnp.ones((size, size), precision), jnp.ones(2**26, jnp.float32)
+    product, copy = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1)
+    times = interleaved({"product": lambda: product(square), "copy": lambda: copy(long)}, 7)
+    return 2 * size**3 / min(times["product"]), 2 * long.nbytes / min(times["copy"])
+
+
+def measure(case: Case, levels: int, coils: int, rounds: int) -> dict[str, Any]:
+    """Everything about one combination."""
+    config = make_config(case, levels)
+    compiled, arguments = compile_step(config, coils)
+    times = interleaved(parts_of_the_step(config, coils, compiled, arguments()), rounds)
+    cost, devices = compiled.cost_analysis() or {}, jax.device_count()
     median = {name: statistics.median(of_part) for name, of_part in times.items()}
-    total, flops = median["whole step"], cost.get("flops")
-    rows = {
+    total, flops, moved = median["whole step"], cost.get("flops"), cost.get("bytes accessed")
+    product, copy = peaks(case.precision)
+    parts = {
         "whole step": total,
-        "  corruption": median["corruption"],
-        "  augmentation": median["corruption + augmentation"] - median["corruption"],
-        "  forward": median["forward"],
-        "  backward": median["forward + backward"] - median["forward"],
-        "  optimizer": median["optimizer"],
+        "corruption": median["corruption"],
+        "augmentation": median["corruption + augmentation"] - median["corruption"],
+        "forward": median["forward"],
+        "backward": median["forward + backward"] - median["forward"],
+        "optimizer": median["optimizer"],
     }
-    device = jax.devices()[0]
-    result = {
-        "device": f"{mesh.size} x {device.device_kind} ({platform.processor() or platform.machine()})",
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
-        "config": {name: values[name].value for name in ("size", "channels", "levels", "batch", "coils", "precision")},
-        "images_per_second": values.batch / total,
+    accelerator = jax.default_backend() != "cpu"  # a CPU's caches hold what XLA counts as traffic
+    return {
+        **case._asdict(),
         "seconds": times,
-        "share_of_step": {name.strip(): value / total for name, value in rows.items()},
-        "flops_by_xla": flops,
-        "matrix_product_flops_per_second": peak,
-        "mfu": flops / total / peak if flops else None,
-        "bytes_accessed_by_xla": cost.get("bytes accessed"),
-        "temporary_bytes": memory.temp_size_in_bytes if memory else None,
-        "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
+        "parts": parts,
+        "corruption_and_augmentation_share": median["corruption + augmentation"] / total,
+        "images_per_second": case.batch / total,
+        "flops_by_xla": flops,  # of one device, like the next
+        "bytes_by_xla": moved,
+        "product_flops_per_second": product,
+        "copy_bytes_per_second": copy,
+        "mfu": flops / total / product if flops else None,
+        "roofline_share": max(flops / product, moved / copy) / total if accelerator and flops and moved else None,
+        "needed_bytes": memory.needed(compiled),
+        "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+        "devices": devices,
     }
-    print(f"{result['device']}, JAX {jax.__version__}, {result['config']}")
-    for name, value in rows.items():
-        print(f"{name:<18}{1e3 * value:>10.1f} ms {100 * value / total:>6.1f} %")
-    low, high = np.percentile(times["whole step"], [25, 75])
-    print(f"{result['images_per_second']:.2f} images/s; step, quartiles {1e3 * low:.1f} to {1e3 * high:.1f} ms")
-    if flops:
-        print(f"{flops / total / 1e9:.0f} GFLOP/s by XLA's count, {100 * result['mfu']:.0f} % of a matrix product's")
-    if values.json:
-        checkpoint.write_json(Path(values.json), json.loads(json.dumps(result)))
+
+
+def largest_batch(case: Case, levels: int, coils: int) -> dict[str, Any]:
+    """The largest batch whose step fits, to a sixteenth: doubled until one does not, bisected, and then run."""
+    limit, unit = memory.available(sharding.make_mesh()), jax.device_count()
+    if limit is None:
+        raise UserError("--largest: this device does not say how much memory it has, expected one that does")
+
+    def needs(batch: int) -> int:
+        return memory.needed(compile_step(make_config(case._replace(batch=batch), levels), coils)[0])
+
+    fits, too_large = 0, unit
+    while needs(too_large) <= limit:
+        fits, too_large = too_large, 2 * too_large
+    while too_large - fits > max(unit, fits // 16):
+        middle = (fits + too_large) // 2 // unit * unit
+        fits, too_large = (middle, too_large) if needs(middle) <= limit else (fits, middle)
+    while fits:
+        try:
+            compiled, arguments = compile_step(make_config(case._replace(batch=fits), levels), coils)
+            jax.block_until_ready(compiled(*arguments()))
+            break
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            fits -= max(unit, fits // 16 // unit * unit)
+    return {**case._asdict(), "batch": fits, "limit_bytes": limit}
+
+
+def main(argv: list[str]) -> None:
+    """Measures every combination of the flags."""
+    cli.expect_no_arguments(argv)
+    values = flags.FLAGS
+    sizes = itertools.product(values.precision, *(map(int, x) for x in (values.size, values.channels, values.batch)))
+    cases = [Case(*combination) for combination in sizes]
+    results = [measure(case, values.levels, values.coils, values.rounds) for case in cases]
+    columns = ("precision", "size", "channels", "batch")
+    of_step, of_parts = [], []
+    for case, one in zip(cases, results, strict=True):
+        total, flops, moved = one["parts"]["whole step"], one["flops_by_xla"], one["bytes_by_xla"]
+        of_step.append(
+            [
+                *(*case, one["images_per_second"], spread(one["seconds"]["whole step"], 1e3)),
+                *(
+                    x and x * scale
+                    for x, scale in ((flops, 1e-9 / total), (one["mfu"], 100), (flops, 1e-9), (moved, 1e-9))
+                ),
+                *(one["needed_bytes"] / 1e9, one["peak_bytes"] and one["peak_bytes"] / 1e9),
+                one["roofline_share"] and 100 * one["roofline_share"],
+            ]
+        )
+        of_parts.append([*case, *(f"{1e3 * x:.1f} ({100 * x / total:.1f} %)" for x in one["parts"].values())])
+    tables = [
+        Table(
+            "The whole training step (bytes, FLOPs and memory: of each device)",
+            [
+                *(*columns, "images/s", "ms (quartiles)", "GFLOP/s", "% of a matrix product (MFU)", "GFLOP by XLA"),
+                *("GB accessed by XLA", "GB needed by XLA", "GB peak", "% of the roofline"),
+            ],
+            of_step,
+        ),
+        Table("Its parts, each compiled by itself: ms (share of the step)", [*columns, *results[0]["parts"]], of_parts),
+    ]
+    raw: dict[str, Any] = {"cases": results}
+    if values.largest:
+        raw["largest"] = [
+            largest_batch(case, values.levels, values.coils) for case in cases if case.batch == cases[0].batch
+        ]
+        rows = [[*(one[name] for name in columns), one["limit_bytes"] / 1e9] for one in raw["largest"]]
+        tables.append(Table("The largest batch that fits", [*columns, "GB free"], rows))
+    config = {name: values[name].value for name in (*columns, "levels", "coils", "rounds")}
+    publish("step_time", config, tables, raw, values.json)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("size", 256, "height and width of the images")
-    flags.DEFINE_integer("channels", 32, "of the U-Net's first level")
+    flags.DEFINE_list("precision", ["float32"], "of the network's arithmetic: float32, bfloat16")
+    flags.DEFINE_list("size", ["256"], "height and width of the images")
+    flags.DEFINE_list("channels", ["32"], "of the U-Net's first level")
+    flags.DEFINE_list("batch", ["4"], "slices in a step, over all devices")
     flags.DEFINE_integer("levels", 4, "of the U-Net")
-    flags.DEFINE_integer("batch", 4, "slices in a step, over all devices")
     flags.DEFINE_integer("coils", 4, "of each slice")
-    flags.DEFINE_enum("precision", "float32", ["float32", "bfloat16"], "of the network's arithmetic")
     flags.DEFINE_integer("rounds", 5, "how often each part is timed")
+    flags.DEFINE_bool("largest", False, "also find the largest batch that fits: compiles and runs many")
     flags.DEFINE_string("json", None, "file to write everything measured to")
     cli.run(main)

@@ -27,6 +27,7 @@ from mrjax.watch import Watch, read_rows
 
 logger = logging.getLogger(__name__)
 DEMO = "data/demo"
+FIRST_STEP = "the first step is done"
 Metrics = dict[str, jax.Array]
 
 
@@ -117,6 +118,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             jax.block_until_ready(in_flight[0])
             if at == start + 1:
                 jax.block_until_ready(values)
+                logger.info(FIRST_STEP)
                 timed_from, clock, waited = at, time.perf_counter(), 0.0  # the first one also fills the pipeline
             watch.bar.update()
 

@@ -1,0 +1,26 @@
+"""Files for the benchmarks."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mrjax.data import ismrmrd, t5
+from mrjax.mri.fourier import centred_fft2_host, centred_ifft2_host
+
+
+def make_files(folder: Path, size: int, volumes: int, slices: int = 18, coils: int = 4) -> None:
+    """Volumes as M4Raw lays them out; what they show, smoothed noise, does not matter to the time it takes."""
+    rng = np.random.default_rng(0)
+    low = slice(size * 3 // 8, size * 5 // 8)
+    columns = slice(size * 30 // 256, size * 226 // 256)
+    for number in range(volumes):
+        images = rng.random((slices, coils, size, size), np.float32)
+        smooth = np.zeros(images.shape, np.complex64)
+        smooth[..., low, low] = centred_fft2_host(images)[..., low, low]
+        smooth += 0.01 * images
+        kspace = np.zeros_like(smooth)
+        kspace[..., columns] = smooth[..., columns]
+        truth = np.sqrt((np.abs(centred_ifft2_host(kspace)) ** 2).sum(1)).astype(np.float32)
+        header = ismrmrd.header((size, size), (size, size))
+        arrays = {"kspace": kspace, "reconstruction_rss": truth, "ismrmrd_header": header}
+        t5.write(folder / f"{number}_T101.h5", arrays, {"max": truth.max(), "norm": np.linalg.norm(truth)})

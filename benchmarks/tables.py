@@ -1,0 +1,310 @@
+"""Runs the benchmarks that fit this machine and rewrites benchmarks/README.md from what they measured.
+
+    python -m benchmarks.tables [--readme=FILE] [--aot_python=.venv-aot/bin/python]
+
+Every script runs in a process of its own. One that fails leaves a line that says so where its tables would be.
+"""
+
+import datetime
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from benchmarks.report import Table, markdown
+from mrjax import cli
+
+INTRODUCTION = """# Benchmarks
+
+Written by `make bench`, which runs what follows and takes every figure from it; edit `benchmarks/tables.py` instead.
+Each script runs by itself, too, and has `--help` and `--json=FILE`:
+
+    python -m benchmarks.step_time    # a training step and its parts, on whatever device there is
+    python -m benchmarks.loader       # the data path alone, beside a plain copy and fastMRI's loader
+    python -m benchmarks.end_to_end   # files to trained parameters, beside the PyTorch pipeline
+    python -m benchmarks.inference    # latency of a slice and of a volume, throughput by batch
+    python -m benchmarks.peers        # the same U-Net in PyTorch: eager, compiled, channels_last, bf16
+    python -m benchmarks.start_up     # time to the first step, with a cold and a warm compilation cache
+    python -m benchmarks.fit --config=configs/unet.py --target=h100    # compiled for devices that are not here
+
+`make bench-packages` installs the peer. `fit` needs the extra `aot`: `make bench-fit` installs it in an environment of
+its own, where `make bench` finds it from then on. Times are medians, with the first and third quartile in brackets; what
+is compared takes turns in one run, so that a drift of the machine's speed meets all alike. CPUs differ from one machine
+to the next: only ratios within one run mean anything.
+"""
+LIMIT_S = 900  # of one script: a hanging one must not keep the others' tables
+
+
+class Run(NamedTuple):
+    """A script with its flags; `name` is how the summary knows it."""
+
+    name: str
+    script: str
+    flags: Sequence[str] = ()
+    ahead_of_time: bool = False
+
+    @property
+    def command(self) -> str:
+        """What a user would type."""
+        return shlex.join(["python", "-m", f"benchmarks.{self.script}", *self.flags])
+
+
+class Outcome(NamedTuple):
+    """What came of a run: its JSON, or why there is none."""
+
+    run: Run
+    result: dict[str, Any] | None
+    trouble: str
+    seconds: float
+    date: str
+
+
+def _fit(name: str, target: str, *more: str, channels: int = 32, batch: int = 16) -> Run:
+    network = [f"--config.model.channels={channels}", "--config.data.image_size=256,256"]
+    fixed = ["--config=configs/unet.py", "--config.precision=bfloat16", *network, f"--batch={batch}"]
+    return Run(name, "fit", [*fixed, *more, f"--target={target}"], ahead_of_time=True)
+
+
+def runs(backend: str) -> list[Run]:
+    """What to run on a machine with this kind of device."""
+    step = ["--precision=float32,bfloat16", "--rounds=3"]
+    if backend != "cpu":
+        step = ["--precision=float32,bfloat16", "--size=256,320", "--batch=4,32", "--rounds=20", "--largest"]
+    return [
+        Run("step_time", "step_time", step),
+        Run("loader", "loader"),
+        Run("end_to_end", "end_to_end"),
+        Run("inference", "inference"),
+        Run("peers", "peers", ["--precision=float32,bfloat16", *([] if backend == "cpu" else ["--batch=32"])]),
+        Run("start_up", "start_up", ["--rounds=2"]),
+        _fit("h100", "h100"),
+        _fit("64 h100", "h100:8x8"),
+        _fit("v5e", "v5e:1x1"),
+        _fit("wide", "h100", channels=256, batch=1),
+        _fit("wide, split", "h100:2x8", "--config.mesh=1,16,1", channels=256, batch=1),
+    ]
+
+
+class Row(NamedTuple):
+    """A line of the summary: `value` finds it in the raw values of the runs, by their names."""
+
+    what: str
+    must: str
+    aim: str
+    run: str
+    value: Callable[[dict[str, Any]], float | None]
+    unit: str = ""
+
+
+def _over_peer(precision: str) -> Callable[[dict[str, Any]], float]:
+    def value(raw: dict[str, Any]) -> float:
+        times = {form: statistics.median(seconds) for form, seconds in raw["peers"][precision].items()}
+        return times["mrjax, avg pooling"] / min(t for form, t in times.items() if form.startswith("PyTorch"))
+
+    return value
+
+
+def _loader_over_peer(raw: dict[str, Any]) -> float:
+    found = raw["loader"]["2 workers"]
+    return statistics.median(found["mrjax"]["later"]) / statistics.median(found["fastMRI, mask and transform"]["later"])
+
+
+def _first_over_later(raw: dict[str, Any]) -> float:
+    found = raw["loader"]["2 workers"]["mrjax"]
+    return found["first"] / statistics.median(found["later"])
+
+
+def _resident(raw: dict[str, Any]) -> float:
+    bytes_by_epoch = raw["loader"]["resident bytes, mrjax, 2 workers"]
+    return bytes_by_epoch[-1] / bytes_by_epoch[1]
+
+
+def _step(raw: dict[str, Any], **case: Any) -> dict[str, Any]:
+    return next(one for one in raw["step_time"]["cases"] if case.items() <= one.items())
+
+
+def _on_h100(value: Callable[[dict[str, Any]], float]) -> Callable[[dict[str, Any]], float | None]:
+    return lambda raw: value(raw) if "H100" in raw["device"] else None
+
+
+_BIG = {"precision": "bfloat16", "size": 320, "channels": 32, "batch": 32}
+SUMMARY = [
+    Row(
+        "training step, float32, 32 channels, 256x256, batch 4: time over the best PyTorch form",
+        *("1.10 on JAX 0.10, 0.90 on the newest", "0.65", "peers"),
+        _over_peer("float32"),
+    ),
+    Row("the same in bf16, over PyTorch's best in bf16 autocast", "1.5", "1.0", "peers", _over_peer("bfloat16")),
+    Row(
+        *("corruption + augmentation, share of the float32 step", "5 %", "2 %", "step_time"),
+        lambda raw: 100 * _step(raw, precision="float32")["corruption_and_augmentation_share"],
+        "%",
+    ),
+    Row("loader, slices/s over fastMRI's, 2 workers", "5 x", "20 x", "loader", _loader_over_peer, "x"),
+    Row("first epoch over later ones, slices/s", "0.95", "1.0", "loader", _first_over_later),
+    Row(
+        *("device waiting for data, end to end", "2 %", "0.2 %", "end_to_end"),
+        lambda raw: 100 * raw["end_to_end"]["full"]["waiting_of_mrjax"],
+        "%",
+    ),
+    Row(
+        *("files to trained parameters, float32, images/s over the PyTorch pipeline", "1.1 x", "1.5 x", "end_to_end"),
+        lambda raw: raw["end_to_end"]["full"]["ratio"],
+        "x",
+    ),
+    Row(
+        *("the same, 4 channels, 2 levels, 128x128, no augmentation", "1.5 x", "4 x", "end_to_end"),
+        lambda raw: raw["end_to_end"]["small"]["ratio"],
+        "x",
+    ),
+    Row(
+        *("ahead of time, H100, bf16, 16 images: traffic an image", "0.65 GB", "0.50 GB", "h100"),
+        lambda raw: raw["h100"]["traffic_per_image"] / 1e9,
+        "GB",
+    ),
+    Row(
+        *("the same: temporary memory", "1.3 GB", "0.9 GB", "h100"),
+        lambda raw: raw["h100"]["memory"]["temporary"] / 1e9,
+        "GB",
+    ),
+    Row(
+        *("ahead of time, TPU v5e, the same step: bytes accessed an image", "1.5 GB", "0.8 GB", "v5e"),
+        lambda raw: raw["v5e"]["traffic_per_image"] / 1e9,
+        "GB",
+    ),
+    Row(
+        *("the same: temporary memory a chip", "2.5 GB", "1.5 GB", "v5e"),
+        lambda raw: raw["v5e"]["memory"]["temporary"] / 1e9,
+        "GB",
+    ),
+    Row(
+        *("memory a device, 64 H100 over one, data parallel", "1.02", "", "64 h100"),
+        lambda raw: raw["64 h100"]["memory"]["needed"] / raw["h100"]["memory"]["needed"],
+    ),
+    Row(
+        "parameters + optimizer a device, 256 channels, FSDP over 16, over one",
+        *("1/14 = 0.0714", "1/16 = 0.0625", "wide, split"),
+        lambda raw: raw["wide, split"]["memory"]["state"] / raw["wide"]["memory"]["state"],
+    ),
+    Row(
+        *("second start over the first one, to the end of the first step", "0.35", "0.2", "start_up"),
+        lambda raw: raw["start_up"]["ratio"],
+    ),
+    Row("resident memory after 20 epochs over after 2", "1.02", "1.00", "loader", _resident),
+    Row(
+        *("inference, float32, images/s over PyTorch in inference mode", "1.1 x", "1.5 x", "inference"),
+        lambda raw: raw["inference"]["ratio"],
+        "x",
+    ),
+    Row(
+        *("one H100, 320x320, 32 channels, bf16: images/s", "2,000", "", "step_time"),
+        _on_h100(lambda raw: _step(raw, **_BIG)["images_per_second"]),
+    ),
+    Row(
+        *("the same: share of the roofline", "40 %", "", "step_time"),
+        _on_h100(lambda raw: 100 * _step(raw, **_BIG)["roofline_share"]),
+        "%",
+    ),
+    Row(
+        *("one H100, bf16: time over the best PyTorch form", "below 1", "", "peers"),
+        _on_h100(_over_peer("bfloat16")),
+    ),
+]
+
+
+def execute(run: Run, folder: Path, python: str) -> Outcome:
+    """Runs a script; whatever becomes of it is an outcome."""
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    if run.ahead_of_time and not Path(python).exists():
+        return Outcome(run, None, "not run: the extra `aot` is not installed (`make bench-fit`)", 0.0, date)
+    file, log = folder / f"{run.name}.json", folder / f"{run.name}.log"
+    command = [python, "-m", f"benchmarks.{run.script}", *run.flags, f"--json={file}"]
+    start = time.perf_counter()
+    try:
+        with log.open("w") as output:
+            status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=LIMIT_S).returncode
+        trouble = f"failed with exit status {status}" if status else ""
+    except subprocess.TimeoutExpired:
+        trouble = f"stopped after {LIMIT_S} s"
+    seconds = time.perf_counter() - start
+    try:
+        return Outcome(run, json.loads(file.read_text()), "", seconds, date)
+    except (OSError, ValueError):
+        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        why = f"{trouble or 'wrote no JSON'}: {said[-1] if said else 'it said nothing'}"
+        return Outcome(run, None, why, seconds, date)
+
+
+def page(outcomes: Sequence[Outcome]) -> str:
+    """The whole README: introduction, summary, and a section for each run."""
+    sections = [summary(outcomes), *map(section, outcomes)]
+    minutes = sum(outcome.seconds for outcome in outcomes) / 60
+    return "\n".join([INTRODUCTION, *sections, f"All of it took {minutes:.1f} minutes.\n"])
+
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """What the project set out to reach, beside what was measured."""
+    raw: dict[str, Any] = {outcome.run.name: outcome.result["raw"] for outcome in outcomes if outcome.result}
+    raw["device"] = " ".join(outcome.result["device"] for outcome in outcomes if outcome.result)
+    commands = {outcome.run.name: outcome.run.command for outcome in outcomes}
+    rows = []
+    for row in SUMMARY:
+        try:
+            value = row.value(raw)
+        except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration):
+            value = None  # its run failed, was left out, or could not measure this part
+        measured = "not measured" if value is None else f"{value:.3g} {row.unit}".strip()
+        rows.append([row.what, measured, row.must, row.aim, f"`{commands.get(row.run, row.run)}`"])
+    return markdown(Table("Summary", ["what", "measured", "must", "aim", "command"], rows)) + "\n"
+
+
+def section(outcome: Outcome) -> str:
+    """The tables of one run under its command and where it ran."""
+    heading = f"## {outcome.run.script}\n\n    {outcome.run.command}\n"
+    result = outcome.result
+    if result is None:
+        return f"{heading}\nOn {outcome.date}: {outcome.trouble}\n"
+    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    config = ", ".join(f"{field}={value}" for field, value in result["config"].items())
+    where = f"{result['device']} ({result['processor']}); {versions}; {outcome.date}; took {outcome.seconds:.0f} s"
+    tables = [markdown(Table(t["title"], t["columns"], t["rows"])) for t in result["tables"]]
+    return "\n".join([heading, f"{where}\n", f"{config}\n", *(f"{table}\n" for table in tables)])
+
+
+def write(text: str, file: Path) -> None:
+    """Writes beside its place, then renames into it."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text)
+    os.replace(part, file)
+
+
+def main(argv: list[str]) -> None:
+    """Runs everything, one after the other, and writes the page."""
+    cli.expect_no_arguments(argv)
+    values = flags.FLAGS
+    # Asked of another process: this one must not hold the device's memory.
+    ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    backend = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    outcomes = []
+    with tempfile.TemporaryDirectory() as folder:
+        for run in runs(backend):
+            python = values.aot_python if run.ahead_of_time else sys.executable
+            outcomes.append(execute(run, Path(folder), python))
+            print(f"{run.name}: {outcomes[-1].trouble or f'{outcomes[-1].seconds:.0f} s'}", flush=True)
+    write(page(outcomes), Path(values.readme))
+    print(summary(outcomes))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("readme", "benchmarks/README.md", "file to write")
+    flags.DEFINE_string("aot_python", ".venv-aot/bin/python", "interpreter with the extra `aot`")
+    cli.run(main)
