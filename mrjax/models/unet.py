@@ -6,6 +6,7 @@ Ronneberger, Fischer, Brox, "U-Net", MICCAI 2015; Zbontar et al., "fastMRI", arX
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 from jax.nn.initializers import Initializer
@@ -92,7 +93,7 @@ class _Down(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return _convolve_twice(x, self.channels, self.dtype)
+        return _convolve_twice((x,), self.channels, self.dtype)
 
 
 class _Up(nn.Module):
@@ -107,7 +108,7 @@ class _Up(nn.Module):
         x = normalise_and_activate(x)
         if x.shape != skip.shape:
             x = jnp.pad(x, [(0, s - u) for s, u in zip(skip.shape, x.shape, strict=True)], mode="reflect")
-        return _convolve_twice(jnp.concatenate([x, skip], axis=-1), self.channels, self.dtype)
+        return _convolve_twice((x, skip), self.channels, self.dtype)
 
 
 class _Transpose(nn.Module):
@@ -129,12 +130,29 @@ class _Transpose(nn.Module):
         return blocks.reshape(b, 2 * h, 2 * w, self.channels)
 
 
-def _convolve_twice(x: Array, channels: int, dtype: DTypeLike) -> Array:
-    """Two 3x3 convolutions of the calling module, each normalised and activated."""
+def _convolve_twice(parts: tuple[Array, ...], channels: int, dtype: DTypeLike) -> Array:
+    """Two 3x3 convolutions of the calling module, each normalised and activated; the first sees all channels."""
     for i in range(2):
-        conv = nn.Conv(channels, (3, 3), padding=1, use_bias=False, dtype=dtype, kernel_init=_INIT, name=f"conv_{i}")
-        x = normalise_and_activate(conv(x))
-    return x
+        parts = (normalise_and_activate(_Convolution(channels, dtype, name=f"conv_{i}")(*parts)),)
+    return parts[0]
+
+
+class _Convolution(nn.Module):
+    """A 3x3 convolution over the channels of all parts, (b, h, w, ...) to (b, h, w, channels)."""
+
+    channels: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, *parts: Array) -> Array:
+        counts = [part.shape[-1] for part in parts]
+        kernel = self.param("kernel", _INIT, (3, 3, sum(counts), self.channels), jnp.float32).astype(self.dtype)
+        kernels = jnp.split(kernel, np.cumsum(counts)[:-1], axis=2)
+        return sum(map(_convolve, parts[1:], kernels[1:]), _convolve(parts[0], kernels[0]))
+
+
+def _convolve(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 @jax.custom_vjp
@@ -157,6 +175,7 @@ def _normalise_and_activate(x: Array) -> tuple[Array, tuple[Array, Array]]:
     scale = lax.rsqrt(jnp.maximum(square - mean * mean, 0) + _EPSILON)
     normal = (wide - mean) * scale
     result = jnp.where(normal >= 0, normal, _SLOPE * normal).astype(x.dtype)
+    result = lax.optimization_barrier(result)
     return result, (result, scale)
 
 
