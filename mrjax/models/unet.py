@@ -4,6 +4,10 @@ Ronneberger, Fischer, Brox, "U-Net", MICCAI 2015; Zbontar et al., "fastMRI", arX
 `UNet(pool="avg")` computes what `fastmri.models.Unet` computes, for odd sizes too.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +24,72 @@ _SLOPE = 0.2
 # PyTorch counts the fan-in of a transposed convolution over its output channels.
 _INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _UP_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2)
+
+
+@jax.custom_vjp
+def max_pool(x: Array) -> Array:
+    """2x2 maxima, (b, h, w, c) to (b, h // 2, w // 2, c); of equals the first has the gradient, as in PyTorch.
+
+    Not `reduce_window`, whose gradient takes 5 to 12 times as long on a CPU and moves more memory on a GPU. What is
+    kept for it are the places of the maxima, a byte each.
+    """
+    return _max_pool(x)[0]
+
+
+def _max_pool(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    blocks = _blocks(x)
+    (a, b), (c, d) = ((blocks[:, :, i, :, 0], blocks[:, :, i, :, 1]) for i in range(2))
+    above, below = jnp.maximum(a, b), jnp.maximum(c, d)
+    place = jnp.where(above >= below, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
+    odd = jnp.zeros((x.shape[1] % 2, x.shape[2] % 2), jnp.bool_)
+    return jnp.maximum(above, below), (place.astype(jnp.uint8), odd)
+
+
+def _max_pool_gradient(kept: tuple[Array, Array], gradient: Array) -> tuple[Array]:
+    place, odd = kept
+    b, h, w, c = gradient.shape
+    here = place[:, :, None, :, None] == jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
+    even = jnp.where(here, gradient[:, :, None, :, None], 0).reshape(b, 2 * h, 2 * w, c)
+    return (jnp.pad(even, [(0, 0), (0, odd.shape[0]), (0, odd.shape[1]), (0, 0)]),)
+
+
+max_pool.defvjp(_max_pool, _max_pool_gradient)
+
+
+def avg_pool(x: Array) -> Array:
+    """2x2 means, (b, h, w, c) to (b, h // 2, w // 2, c)."""
+    return _blocks(x).mean((2, 4))
+
+
+def _blocks(x: Array) -> Array:
+    """(b, h, w, c) to (b, h // 2, 2, w // 2, 2, c), an odd last row or column dropped."""
+    b, h, w, c = x.shape
+    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+
+
+def _as_it_is(x: Array) -> Array:
+    return x
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _weigh(x: Array, kernel: Array, bias: Array) -> Array:
+    """The sum of the channels: (b, h, w, c), (c, 1) and (1,) to (b, h, w, 1) float32.
+
+    Not in bfloat16: its 8 bits would be the precision of the image. Not a matrix product, whose operand in float32
+    would be an array of its own.
+    """
+    return (x.astype(jnp.float32) * kernel[:, 0]).sum(-1, keepdims=True) + bias
+
+
+def _max_pooled(x: Array) -> tuple[Array, Array]:
+    return x, max_pool(x)
+
+
+def _avg_pooled(x: Array) -> tuple[Array, Array]:
+    return x, avg_pool(x)
+
+
+_POOLED = {"max": _max_pooled, "avg": _avg_pooled}
 
 
 class UNet(nn.Module):
@@ -52,63 +122,62 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         """(batch, height, width, 1) float32 to the same."""
-        if self.pool not in _POOLS:
-            raise UserError(f"config.model.pool is {self.pool!r}, expected one of: {', '.join(_POOLS)}")
+        if self.pool not in _POOLED:
+            raise UserError(f"config.model.pool is {self.pool!r}, expected one of: {', '.join(_POOLED)}")
         x = image.astype(self.dtype)
         skips = []
         for level in range(self.levels):
-            x = _Down(self.channels << level, self.dtype, name=f"down_{level}")(x)
-            skips.append(x)
-            x = _POOLS[self.pool](x)
+            skip, x = _Down(self.channels << level, self.dtype, _POOLED[self.pool], name=f"down_{level}")(x)
+            skips.append(skip)
         x = _Down(self.channels << self.levels, self.dtype, name="bottleneck")(x)
-        for level in reversed(range(self.levels)):
-            x = _Up(self.channels << level, self.dtype, name=f"up_{level}")(x, skips[level])
-        # Not in bfloat16: its 8 bits would be the precision of the image.
         # A correction starts at nothing: the first steps improve on the input instead of finding it again.
-        head_init = nn.initializers.zeros if self.residual else _INIT
-        output = _Head(head_init, name="head")(x)
-        return image + output if self.residual else output
+        head = _Head(self.channels, nn.initializers.zeros if self.residual else _INIT, name="head")()
+        for level in reversed(range(self.levels)):
+            then = _as_it_is if level else _weigh
+            x = _Up(self.channels << level, self.dtype, then, name=f"up_{level}")(
+                x, skips[level], *(() if level else head)
+            )
+        return image + x if self.residual else x
 
 
 class _Head(nn.Module):
-    """A weighted sum of the channels: (batch, height, width, channels) to (batch, height, width, 1) float32.
+    """The weights (channels, 1) of the channels' sum that is the result, and its offset (1,)."""
 
-    Not a matrix product, whose operand in float32 would be an array of its own.
-    """
-
+    channels: int
     kernel_init: Initializer
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], 1), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (1,), jnp.float32)
-        return (x.astype(jnp.float32) * kernel[:, 0]).sum(-1, keepdims=True) + bias
+    def __call__(self) -> tuple[Array, Array]:
+        kernel = self.param("kernel", self.kernel_init, (self.channels, 1), jnp.float32)
+        return kernel, self.param("bias", nn.initializers.zeros, (1,), jnp.float32)
 
 
 class _Down(nn.Module):
-    """Two convolutions: (batch, height, width, in) to (batch, height, width, channels)."""
+    """Two convolutions, and what is made `then` of their result: (b, h, w, in) to `then` of (b, h, w, channels)."""
 
     channels: int
     dtype: DTypeLike
+    then: Callable[..., Any] = _as_it_is
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return _convolve_twice((x,), self.channels, self.dtype)
+    def __call__(self, x: Array) -> Any:
+        return _convolve_twice((x,), self.channels, self.dtype, self.then)
 
 
 class _Up(nn.Module):
-    """Upsamples, joins the skip and convolves: (b, h // 2, w // 2, 2c) and (b, h, w, c) to (b, h, w, c)."""
+    """Upsamples, joins the skip and convolves: (b, h // 2, w // 2, 2c) and (b, h, w, c) to `then` of (b, h, w, c)."""
 
     channels: int
     dtype: DTypeLike
+    then: Callable[..., Any]
 
     @nn.compact
-    def __call__(self, x: Array, skip: Array) -> Array:
+    def __call__(self, x: Array, skip: Array, *weights: Array) -> Any:
         x = _Transpose(self.channels, self.dtype, name="transpose")(x)
         x = normalise_and_activate(x)
         if x.shape != skip.shape:
             x = jnp.pad(x, [(0, s - u) for s, u in zip(skip.shape, x.shape, strict=True)], mode="reflect")
-        return _convolve_twice((x, skip), self.channels, self.dtype)
+        return _convolve_twice((x, skip), self.channels, self.dtype, self.then, *weights)
 
 
 class _Transpose(nn.Module):
@@ -130,11 +199,12 @@ class _Transpose(nn.Module):
         return blocks.reshape(b, 2 * h, 2 * w, self.channels)
 
 
-def _convolve_twice(parts: tuple[Array, ...], channels: int, dtype: DTypeLike) -> Array:
+def _convolve_twice(
+    parts: tuple[Array, ...], channels: int, dtype: DTypeLike, then: Callable[..., Any], *weights: Array
+) -> Any:
     """Two 3x3 convolutions of the calling module, each normalised and activated; the first sees all channels."""
-    for i in range(2):
-        parts = (normalise_and_activate(_Convolution(channels, dtype, name=f"conv_{i}")(*parts)),)
-    return parts[0]
+    x = normalise_and_activate(_Convolution(channels, dtype, name="conv_0")(*parts))
+    return _normalise_and_activate(then, _Convolution(channels, dtype, name="conv_1")(x), *weights)
 
 
 class _Convolution(nn.Module):
@@ -155,7 +225,6 @@ def _convolve(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@jax.custom_vjp
 def normalise_and_activate(x: Array) -> Array:
     """Instance norm without affine parameters (eps 1e-5), then LeakyReLU (0.2): (b, h, w, c) to the same dtype.
 
@@ -166,73 +235,48 @@ def normalise_and_activate(x: Array) -> Array:
     next convolution keeps anyway, and the convolution's own output is never stored (28 % less memory for the whole
     float32 step, compiled for an H100). Bulo et al., "In-Place Activated BatchNorm", arXiv:1712.02616.
     """
-    return _normalise_and_activate(x)[0]
+    return _normalise_and_activate(_as_it_is, x)
 
 
-def _normalise_and_activate(x: Array) -> tuple[Array, tuple[Array, Array]]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalise_and_activate(then: Callable[..., Any], x: Array, *weights: Array) -> Any:
+    """`then(normalise_and_activate(x), *weights)`, whose gradient is made twice rather than stored between its uses."""
+    return _forwards(then, x, *weights)[0]
+
+
+def _forwards(then: Callable[..., Any], x: Array, *weights: Array) -> tuple[Any, Any]:
     wide = x.astype(jnp.float32)
-    mean, square = _mean(wide), _mean(wide * wide)
+    mean, square = _means(wide, wide * wide)
     scale = lax.rsqrt(jnp.maximum(square - mean * mean, 0) + _EPSILON)
     normal = (wide - mean) * scale
-    result = jnp.where(normal >= 0, normal, _SLOPE * normal).astype(x.dtype)
-    result = lax.optimization_barrier(result)
-    return result, (result, scale)
+    result = _stored(jnp.where(normal >= 0, normal, _SLOPE * normal).astype(x.dtype))
+    output, pullback = jax.vjp(then, result, *weights)
+    return output, (result, scale, pullback)
 
 
-def _normalise_and_activate_gradient(kept: tuple[Array, Array], gradient: Array) -> tuple[Array]:
-    result, scale = kept
-    y, g = result.astype(jnp.float32), gradient.astype(jnp.float32)
-    normal = jnp.where(y >= 0, y, y / _SLOPE)
-    g = jnp.where(y >= 0, g, _SLOPE * g)
-    return ((scale * (g - _mean(g) - normal * _mean(g * normal))).astype(gradient.dtype),)
+def _backwards(then: Callable[..., Any], kept: tuple[Array, Array, Any], later: Any) -> tuple[Array, ...]:
+    result, scale, pullback = kept
+
+    def terms(result: Array, pullback: Any, later: Any) -> tuple[Array, Array, tuple[Array, ...]]:
+        gradient, *of_weights = pullback(later)
+        return result.astype(jnp.float32), gradient.astype(jnp.float32), tuple(of_weights)
+
+    y, g, of_weights = terms(result, pullback, later)
+    # LeakyReLU's slope cancels from (slope g) (y / slope).
+    mean, product = _means(jnp.where(y >= 0, g, _SLOPE * g), g * y)
+    (y, g, _), mean, product = terms(*_stored((result, pullback, later))), *_stored((mean, product))
+    gradient = jnp.where(y >= 0, g - y * product, _SLOPE * g - y / _SLOPE * product) - mean
+    return (scale * gradient).astype(result.dtype), *of_weights
 
 
-normalise_and_activate.defvjp(_normalise_and_activate, _normalise_and_activate_gradient)
+_normalise_and_activate.defvjp(_forwards, _backwards)
 
 
-def _mean(x: Array) -> Array:
-    return x.mean((1, 2), keepdims=True)
+def _stored(arrays: Any) -> Any:
+    """The same arrays, which the compiler may not replace by what they are made from."""
+    return lax.optimization_barrier(arrays)
 
 
-@jax.custom_vjp
-def max_pool(x: Array) -> Array:
-    """2x2 maxima, (b, h, w, c) to (b, h // 2, w // 2, c); among equals the gradient is shared.
-
-    Not `reduce_window`, whose gradient takes 5 to 12 times as long on a CPU and moves more memory on a GPU; and the
-    places of the maxima are found again in the backward pass from two arrays that are kept anyway, not stored.
-    """
-    blocks = _blocks(x)
-    rows = jnp.maximum(blocks[:, :, 0], blocks[:, :, 1])
-    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
-
-
-def _max_pool(x: Array) -> tuple[Array, tuple[Array, Array]]:
-    pooled = max_pool(x)
-    return pooled, (x, pooled)
-
-
-def _max_pool_gradient(kept: tuple[Array, Array], gradient: Array) -> tuple[Array]:
-    x, pooled = kept
-    greatest = _blocks(x) == pooled[:, :, None, :, None]
-    share = gradient / greatest.sum((2, 4), dtype=gradient.dtype)
-    blocks = jnp.where(greatest, share[:, :, None, :, None], 0)
-    (b, h, w, c), (_, rows, columns, _) = x.shape, pooled.shape
-    even = blocks.reshape(b, 2 * rows, 2 * columns, c)
-    return (jnp.pad(even, [(0, 0), (0, h % 2), (0, w % 2), (0, 0)]),)
-
-
-max_pool.defvjp(_max_pool, _max_pool_gradient)
-
-
-def avg_pool(x: Array) -> Array:
-    """2x2 means, (b, h, w, c) to (b, h // 2, w // 2, c)."""
-    return _blocks(x).mean((2, 4))
-
-
-_POOLS = {"max": max_pool, "avg": avg_pool}
-
-
-def _blocks(x: Array) -> Array:
-    """(b, h, w, c) to (b, h // 2, 2, w // 2, 2, c), an odd last row or column dropped."""
-    b, h, w, c = x.shape
-    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+def _means(*arrays: Array) -> tuple[Array, ...]:
+    """Over height and width."""
+    return tuple(x.mean((1, 2), keepdims=True) for x in arrays)
