@@ -1,5 +1,6 @@
 """From a config to the parts that a step is made of, and from a workdir to all that inference needs."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from mrjax.mri.tasks import TASKS, as_given
 def model(config: ConfigDict) -> nn.Module:
     """The network that config.model names, computing in config.precision."""
     fields = {name: value for name, value in config.model.items() if name != "name"}
-    return models.build(config.model.name, dtype=jnp.dtype(config.precision), **fields)
+    return models.build(config.model.name, dtype=jnp.dtype(config.precision), remat=config.remat, **fields)
 
 
 def schedule(config: ConfigDict) -> optax.Schedule:
@@ -50,8 +51,8 @@ def abstract_state(config: ConfigDict, mesh: Mesh) -> step.TrainState:
     shapes = jax.eval_shape(
         lambda: step.init_state(model(config), optimizer(config), config.data.image_size, config.seed)
     )
-    same = sharding.replicated(mesh)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=same), shapes)
+    place = functools.partial(sharding.by_parameter, mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x.shape)), shapes)
 
 
 class Inference(NamedTuple):

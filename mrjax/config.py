@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -23,6 +24,9 @@ def defaults() -> ConfigDict:
     config.steps = 1000  # optimizer steps in all
     config.batch_size = 8  # slices in a step, over all devices
     config.precision = "float32"  # of the network's arithmetic: 'float32' or 'bfloat16'; parameters stay float32
+    config.mesh = (0, 1, 1)  # devices: examples split, parameters split too, rows of images split; 0: all that are left
+    config.accumulate = 1  # parts of a batch that are worked through one after the other: less memory, same result
+    config.remat = False  # compute activations again for the gradient instead of keeping them: less memory, slower
     config.normalise = "slice"  # to 0..1 by the corrupted input: 'slice', or 'volume' by the file's attribute `max`
     config.learning_rate = 1e-3  # Adam's, at its peak
     config.schedule = "cosine"  # 'constant', or 'cosine' down to zero at the last step
@@ -46,6 +50,10 @@ def defaults() -> ConfigDict:
     )
     config.data.check = "samples"  # before training: read every 'samples' of every file, or 'headers' only
     config.data.on_bad_file = "error"  # 'error', or 'skip' to leave faulty files out and list them
+    config.data.cache = (
+        "none"  # after their first reading slices stay: "none", "host" (memory) or "device" (all on accelerators)
+    )
+    config.data.cache_half = False  # whether a cache on the device keeps k-space in half precision, in half the memory
     config.data.workers = 0  # processes that read; 0: threads of this one
     config.data.prefetch = 2  # batches kept ready (by each worker)
 
@@ -85,17 +93,18 @@ CHOICES = {
     "data.resize": ("kspace", "image"),
     "data.check": ("samples", "headers"),
     "data.on_bad_file": ("error", "skip"),
+    "data.cache": ("none", "host", "device"),
 }
 POSITIVE = (
     *("steps", "batch_size", "learning_rate", "model.channels", "model.levels", "data.prefetch"),
-    *("log_every", "eval_every", "checkpoint_every"),
+    *("accumulate", "log_every", "eval_every", "checkpoint_every"),
 )
 
-# What may change when a run is resumed: how it is watched and fed, not what it computes; and how long it goes on, which
-# stretches a cosine, so that the steps to come are not those the shorter run would have taken.
+# What may change when a run is resumed: how it is watched and fed and on which devices, not what it computes; and how
+# long it goes on, which stretches a cosine, so that the steps to come are not those the shorter run would have taken.
 FREE = (
     *("steps", "log_every", "eval_every", "checkpoint_every", "data.dir", "data.train", "data.val", "data.test"),
-    *("data.check", "data.on_bad_file", "data.workers", "data.prefetch"),
+    *("data.check", "data.on_bad_file", "data.workers", "data.prefetch", "data.cache", "mesh", "accumulate", "remat"),
 )
 
 
@@ -146,6 +155,11 @@ def check(config: ConfigDict) -> None:
     for name in POSITIVE:
         expect(name, found[name] > 0, "more than 0")
     expect("warmup", 0 <= found["warmup"] <= 1, "0 to 1")
+    mesh = found["mesh"]
+    whole = len(mesh) == 3 and all(isinstance(n, int) and n >= 0 for n in mesh) and sum(n == 0 for n in mesh) <= 1
+    expect(
+        "mesh", whole, "three numbers of devices (data, model, spatial), one of which may be 0 for all that are left"
+    )
     expect("seed", 0 <= found["seed"] < 2**32, "0 to 4294967295")
     expect("data.workers", found["data.workers"] >= 0, "0 or more")
 
@@ -177,20 +191,42 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def check_image_size(config: ConfigDict) -> None:
-    """Raises a `UserError` if the network's levels leave too little of an image of config.data.image_size."""
+def check_image_size(config: ConfigDict, spatial: int) -> None:
+    """Raises a `UserError` if config.data.image_size is too small for the network, or its rows cannot be split."""
     least = MODELS[config.model.name].smallest_side(config.model.levels)
     if min(config.data.image_size) < least:
         raise UserError(
             f"config.data.image_size is {tuple(config.data.image_size)}, expected at least {least} a side for "
             f"config.model.levels = {config.model.levels}; lower the levels or enlarge the images"
         )
+    if config.data.image_size[0] % spatial:
+        raise UserError(
+            f"config.data.image_size is {tuple(config.data.image_size)}, expected a height that is a multiple of "
+            f"{spatial}, over which config.mesh splits the rows"
+        )
 
 
-def check_devices(config: ConfigDict, devices: int) -> None:
-    """Raises a `UserError` if a batch cannot be split evenly over the devices."""
-    if config.batch_size % devices:
-        raise UserError(f"config.batch_size is {config.batch_size}, expected a multiple of the {devices} devices")
+def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
+    """config.mesh with its 0 filled in.
+
+    Raises:
+      UserError: it does not multiply to the number of devices, or a batch does not split evenly.
+    """
+    mesh = list(config.mesh)
+    rest = math.prod(n for n in mesh if n)
+    if 0 in mesh and devices % rest == 0:
+        mesh[mesh.index(0)] = devices // rest
+    if math.prod(mesh) != devices:
+        raise UserError(f"config.mesh is {tuple(config.mesh)}, expected numbers that multiply to the {devices} devices")
+    data, model, spatial = mesh
+    if config.batch_size % (data * model * config.accumulate):
+        parts = f"the {data * model} devices it is split over" if data * model > 1 else ""
+        turns = f"config.accumulate = {config.accumulate}" if config.accumulate > 1 else ""
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, expected a multiple of "
+            + " times ".join(filter(None, (parts, turns)))
+        )
+    return data, model, spatial
 
 
 def dump(config: ConfigDict) -> dict[str, Any]:

@@ -1,16 +1,28 @@
-"""The mesh of devices, and how arrays lie on it."""
+"""The mesh of devices, and how arrays lie on it.
+
+Three axes, in any combination that multiplies to the number of devices:
+  data     examples are split; parameters are copied
+  model    examples are split, and parameters and optimizer state too: each device keeps a part, and all of a layer is
+           gathered when it is needed (FSDP; Rajbhandari et al., "ZeRO", arXiv:1910.02054)
+  spatial  the rows of each image are split; XLA exchanges the borders that a convolution needs
+"""
 
 import collections
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+AXES = ("data", "model", "spatial")
+_EXAMPLES = ("data", "model")
 
-def make_mesh() -> Mesh:
-    """All devices of all processes along one axis, `data`."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+def make_mesh(shape: tuple[int, int, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of the devices (all of all processes by default), all of them along `data` by default."""
+    devices = devices if devices is not None else jax.devices()
+    return jax.make_mesh(shape or (len(devices), 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -19,8 +31,57 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_example(mesh: Mesh) -> NamedSharding:
-    """The leading axis, the examples of a batch, split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The leading axis, the examples of a batch, split over `data` and `model`."""
+    return NamedSharding(mesh, PartitionSpec(_EXAMPLES))
+
+
+def by_row(mesh: Mesh) -> NamedSharding:
+    """Images (batch, height, width): examples split as by `by_example`, rows over `spatial`."""
+    return NamedSharding(mesh, PartitionSpec(_EXAMPLES, "spatial"))
+
+
+def example_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape["data"] * mesh.shape["model"]
+
+
+def by_parameter(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """A parameter or its moments: split along its longest axis that `model` divides; whole on every device if none."""
+    ways = mesh.shape["model"]
+    axes = [axis for axis, size in enumerate(shape) if size % ways == 0]
+    if ways == 1 or not axes:
+        return replicated(mesh)
+    axis = max(axes, key=lambda axis: (shape[axis], axis))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "model"))
+
+
+def constrain_state(state: Any, mesh: Mesh) -> Any:
+    """Inside a jitted function: every leaf laid out by `by_parameter`."""
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, by_parameter(mesh, leaf.shape)), state)
+
+
+def each_alone(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`function` of batches, each device computing its own examples: nothing is sent, whatever XLA makes of an FFT."""
+    split = PartitionSpec(_EXAMPLES)
+    return jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+
+
+def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:
+    """Inside a jitted function: (batch, ...) to (count, batch // count, ...); every example stays on its device."""
+    shards = example_shards(mesh)
+    split = NamedSharding(mesh, PartitionSpec(None, _EXAMPLES))
+
+    def divide(x: jax.Array) -> jax.Array:
+        parts = x.reshape(shards, count, -1, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(parts.reshape(count, -1, *x.shape[1:]), split)
+
+    return jax.tree.map(divide, batch)
+
+
+def rows_of_process(mesh: Mesh, batch_size: int) -> list[int]:
+    """The places in a global batch whose examples the devices of this process hold."""
+    places = by_example(mesh).addressable_devices_indices_map((batch_size,))
+    return sorted({row for (rows,) in places.values() for row in range(*rows.indices(batch_size))})
 
 
 def on_host(x: jax.Array, mesh: Mesh) -> np.ndarray:

@@ -12,7 +12,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jax.stages import Wrapped
 
-from mrjax import losses, metrics, sharding
+from mrjax import compiler, device_cache, losses, metrics, sharding
 from mrjax.mri import normalise
 from mrjax.mri.tasks import Keys, evaluation_keys, training_keys
 
@@ -53,51 +53,91 @@ def run_network(model: nn.Module, params: Any, images: jax.Array) -> jax.Array:
 def train_step(
     state: TrainState,
     batch: Batch,
+    cache: Batch | None = None,
     *,
+    mesh: Mesh,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     task: Task,
     seed: int,
     normalise_by: str,
+    accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Augment, acquire, normalise, predict, mean squared error, Adam.
 
     Args:
       state: donated by the caller.
-      batch: the task's arrays, `index` (batch,) uint32, and `maximum` (batch,) float32.
+      batch: the task's arrays, `index` (batch,) uint32, and `maximum` (batch,) float32; or `index` and `example`, the
+        places in `cache` of the examples.
+      cache: the whole split, from `device_cache.load`.
+      mesh: of the devices.
       model: from (batch, height, width, 1) to the same, normalised.
       optimizer: optax's.
       task: makes (corrupted, target) from the batch.
       seed: of everything random.
       normalise_by: 'slice' or 'volume'.
+      accumulate: parts in which a batch is worked through one after the other, for less memory.
 
     Returns:
       The next state, and float32 scalars: loss (normalised units), grad_norm, and param_norm of the next state.
     """
-    corrupted, target = task(batch, training_keys(seed, batch["index"]))
-    scale = scaling(corrupted, batch, normalise_by)
-    inputs, truth = scale.apply(corrupted), scale.apply(target)
+    batch = jax.lax.with_sharding_constraint(batch, sharding.by_example(mesh))
 
-    def loss_of(params: Any) -> jax.Array:
-        return losses.mean_squared_error(run_network(model, params, inputs), truth)
+    def pair(part: Batch) -> tuple[jax.Array, jax.Array]:
+        corrupted, target = task(part, training_keys(seed, part["index"]))
+        scale = scaling(corrupted, part, normalise_by)
+        return scale.apply(corrupted), scale.apply(target)
 
-    loss, gradients = jax.value_and_grad(loss_of)(state.params)
+    def loss_of(params: Any, part: Batch) -> jax.Array:
+        if cache is not None:
+            part = part | device_cache.draw(cache, part["example"], mesh)
+        # FFTs need whole images, so each device makes those of its rows' neighbours too; the network sees rows alone.
+        pairs = sharding.each_alone(pair, mesh)(part)
+        inputs, truth = jax.lax.with_sharding_constraint(pairs, sharding.by_row(mesh))
+        whole = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
+        return losses.mean_squared_error(run_network(model, whole, inputs), truth)
+
+    if accumulate == 1:
+        loss, gradients = jax.value_and_grad(loss_of)(state.params, batch)
+    else:
+        loss, gradients = _accumulated(loss_of, state.params, sharding.micro_batches(batch, accumulate, mesh))
+    gradients = sharding.constrain_state(gradients, mesh)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
-    return TrainState(params=params, opt_state=opt_state), {"loss": loss} | norms
+    state = sharding.constrain_state(TrainState(params=params, opt_state=opt_state), mesh)
+    return state, {"loss": loss} | norms
 
 
-def predict(params: Any, batch: Batch, *, model: nn.Module, task: Task, normalise_by: str) -> tuple[Batch, jax.Array]:
+def _accumulated(loss_of: Callable[[Any, Batch], jax.Array], params: Any, parts: Batch) -> tuple[jax.Array, Any]:
+    """Mean loss and gradient over parts of equal size, (parts, batch, ...), one after the other."""
+
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, part)), None
+
+    nothing = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+    total, _ = jax.lax.scan(add, nothing, parts)
+    return jax.tree.map(lambda x: x / len(parts["index"]), total)
+
+
+def predict(
+    params: Any, batch: Batch, *, mesh: Mesh, model: nn.Module, task: Task, normalise_by: str
+) -> tuple[Batch, jax.Array]:
     """Reconstructs a batch, each slice corrupted as its volume's name says, without augmentation.
 
     Returns:
       Images: corrupted, reconstruction and target, (batch, height, width) float32 in the file's units.
       Peak of each target, (batch,) float32.
     """
-    corrupted, target = task(batch, evaluation_keys(batch["name"], batch["slice"]))
+
+    def pair(batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return task(batch, evaluation_keys(batch["name"], batch["slice"]))
+
+    corrupted, target = sharding.each_alone(pair, mesh)(batch)
     scale = scaling(corrupted, batch, normalise_by)
-    reconstruction = scale.invert(run_network(model, params, scale.apply(corrupted)))
+    params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
+    inputs = jax.lax.with_sharding_constraint(scale.apply(corrupted), sharding.by_row(mesh))
+    reconstruction = scale.invert(run_network(model, params, inputs))
     return {"corrupted": corrupted, "reconstruction": reconstruction, "target": target}, target.max((-2, -1))
 
 
@@ -114,17 +154,16 @@ def score(images: Batch, data_range: jax.Array) -> dict[str, dict[str, jax.Array
 
 
 def compile_train(mesh: Mesh, **closed_over: Any) -> Wrapped:
-    """`train_step` jitted over the mesh: batch split by example, state replicated and donated."""
-    same, split = sharding.replicated(mesh), sharding.by_example(mesh)
-    step = functools.partial(train_step, **closed_over)
-    return jax.jit(step, in_shardings=(same, split), out_shardings=(same, same), donate_argnums=0)
+    """`train_step` jitted over the mesh: the state is donated, and comes out laid out as it must go in."""
+    step = functools.partial(train_step, mesh=mesh, **closed_over)
+    return jax.jit(step, donate_argnums=0, compiler_options=compiler.options(mesh))
 
 
 def compile_predict(mesh: Mesh, **closed_over: Any) -> Wrapped:
     """`predict` jitted over the mesh: images stay split by example, their peaks come out on every device."""
     same, split = sharding.replicated(mesh), sharding.by_example(mesh)
-    step = functools.partial(predict, **closed_over)
-    return jax.jit(step, in_shardings=(same, split), out_shardings=(split, same))
+    step = functools.partial(predict, mesh=mesh, **closed_over)
+    return jax.jit(step, in_shardings=(None, split), out_shardings=(split, same))
 
 
 def compile_score(mesh: Mesh) -> Wrapped:

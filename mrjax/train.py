@@ -10,18 +10,21 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from clu import parameter_overview
 from jax.sharding import Mesh
+from jax.stages import Compiled
 from ml_collections import ConfigDict
 
-from mrjax import build, checkpoint, figures, sharding, step
+from mrjax import build, checkpoint, device_cache, figures, memory, sharding, step
 from mrjax import config as configs
+from mrjax.data import cache as data_cache
 from mrjax.data import demo, pipeline, t5
 from mrjax.errors import UserError
 from mrjax.evaluate import Scores, evaluate, summarise
@@ -40,20 +43,25 @@ def train(config: ConfigDict, workdir: str) -> None:
     """
     # 1. Everything that can be wrong is found before anything is compiled.
     configs.check(config)
-    mesh = sharding.make_mesh()
-    configs.check_devices(config, mesh.size)
+    mesh = sharding.make_mesh(configs.mesh_shape(config, jax.device_count()))
     config, train_set, val_set = prepare_data(config)
+    configs.check_image_size(config, mesh.shape["spatial"])
     checkpoint.claim(workdir, config)
 
-    # 2. Pure functions, jitted over the mesh.
+    # 2. Pure functions, jitted over the mesh; the step itself is compiled here, to know that it fits.
     model, optimizer, task = build.model(config), build.optimizer(config), build.task(config)
     fixed = {"model": model, "task": task, "normalise_by": config.normalise}
-    train_step = step.compile_train(mesh, optimizer=optimizer, seed=config.seed, **fixed)
     predict, score = step.compile_predict(mesh, **fixed), step.compile_score(mesh)
     learning_rate = build.schedule(config)
+    size, rule = config.data.image_size, config.data.resize
+    train_source, val_source = (pipeline.Slices(volumes, size, rule) for volumes in (train_set, val_set))
+    cached = cache_on_devices(config, train_source, mesh)
+    drawn_from = pipeline.Numbers(train_source) if cached else train_source
+    explain, train_step = compile_step(config, mesh, drawn_from[0], cached, optimizer=optimizer, **fixed)
 
     # 3. The state: restored, or fresh.
     with contextlib.ExitStack() as stack:
+        stack.enter_context(memory.answered(explain))
         newest, best = (
             stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(workdir, kind)))
             for kind in ("newest", "best")
@@ -66,7 +74,8 @@ def train(config: ConfigDict, workdir: str) -> None:
                 raise UserError(f"{workdir} was trained on {progress['files']}, found {files}; expected the same files")
         else:
             init = functools.partial(step.init_state, model, optimizer, config.data.image_size, config.seed)
-            state, progress = jax.jit(init, out_shardings=sharding.replicated(mesh))(), {"step": 0, "examples": 0}
+            places = jax.tree.map(lambda leaf: leaf.sharding, build.abstract_state(config, mesh))
+            state, progress = jax.jit(init, out_shardings=places)(), {"step": 0, "examples": 0}
         at = start = progress["step"]
         val_files = pipeline.fingerprint(val_set)
         best_ssim = checkpoint.best_ssim(best, val_files)
@@ -75,11 +84,10 @@ def train(config: ConfigDict, workdir: str) -> None:
         # 4. The loop. What is logged was computed an interval ago: the device never waits for the log.
         watch = stack.enter_context(contextlib.closing(Watch(workdir, start, config.steps)))
         stop = stack.enter_context(stop_on_signal())
-        size, rule = config.data.image_size, config.data.resize
-        reading = {"batch_size": config.batch_size, "workers": config.data.workers, "prefetch": config.data.prefetch}
-        train_source, val_source = pipeline.Slices(train_set, size, rule), pipeline.Slices(val_set, size, rule)
+        reading = {"batch_size": config.batch_size, "rows": sharding.rows_of_process(mesh, config.batch_size)}
+        reading |= {"workers": config.data.workers, "prefetch": config.data.prefetch}
         on_host = stack.enter_context(
-            pipeline.training_batches(train_source, seed=config.seed, start=progress["examples"], **reading)
+            pipeline.training_batches(drawn_from, seed=config.seed, start=progress["examples"], **reading)
         )
         batches = stack.enter_context(contextlib.closing(sharding.to_devices(on_host, mesh)))
 
@@ -98,10 +106,14 @@ def train(config: ConfigDict, workdir: str) -> None:
         in_flight: collections.deque[Metrics] = collections.deque(maxlen=3)
         interval: list[Metrics] = []
         unreported: Interval | None = None
-        timed_from, clock = at, time.perf_counter()
+        timed_from, clock, waited = at, time.perf_counter(), 0.0
         stopping = False
         while at < config.steps and not stopping:
-            state, values = train_step(state, next(batches))
+            asked = time.perf_counter()
+            batch = next(batches)
+            if in_flight and in_flight[-1]["loss"].is_ready():
+                waited += time.perf_counter() - asked  # the device had nothing left to do, at least at the end
+            state, values = train_step(state, batch, *cached)
             at += 1
             interval.append(values)
             in_flight.append(values)
@@ -109,7 +121,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             jax.block_until_ready(in_flight[0])
             if at == start + 1:
                 jax.block_until_ready(values)
-                timed_from, clock = at, time.perf_counter()  # compiling is no measure of speed
+                timed_from, clock, waited = at, time.perf_counter(), 0.0  # the first one also fills the pipeline
             watch.bar.update()
 
             stopping = stop.is_set()
@@ -120,8 +132,8 @@ def train(config: ConfigDict, workdir: str) -> None:
                 if unreported:
                     report(watch, unreported, config, learning_rate)
                 now = time.perf_counter()
-                rate = (at - timed_from) * config.batch_size / (now - clock)
-                unreported, interval, timed_from, clock = Interval(at, interval, rate), [], at, now
+                rate, share = (at - timed_from) * config.batch_size / (now - clock), waited / (now - clock)
+                unreported, interval, timed_from, clock, waited = Interval(at, interval, rate, share), [], at, now, 0.0
             if save or assess:
                 if unreported:
                     report(watch, unreported, config, learning_rate)
@@ -134,13 +146,55 @@ def train(config: ConfigDict, workdir: str) -> None:
                     checkpoint.save(best, state, progress | {"ssim": ssim, "validated_on": val_files}, config)
                 if save:
                     checkpoint.save(newest, state, progress, config)
-                timed_from, clock = at, time.perf_counter()
+                timed_from, clock, waited = at, time.perf_counter(), 0.0
 
     # 5. Everything is written by now.
     if jax.process_index() == 0:
         figures.curves(Path(workdir) / "curves.png", read_rows(workdir))
     if at < config.steps:
         logger.info("stopped; step %d of %d is saved, the same command goes on from there", at, config.steps)
+
+
+def cache_on_devices(config: ConfigDict, source: pipeline.Slices, mesh: Mesh) -> tuple[()] | tuple[device_cache.Cache]:
+    """What config.data.cache = 'device' gives the step to draw its batches from."""
+    if config.data.cache != "device":
+        return ()
+    read = functools.partial(data_cache.read_all, source)
+    started = time.perf_counter()
+    loaded = device_cache.load(read, len(source), mesh, config.data.cache_half)
+    size = sum(x.nbytes for x in loaded.values())
+    logger.info(
+        "%d slices, %.2f GB, are on the devices after %.1f s", len(source), size / 1e9, time.perf_counter() - started
+    )
+    return (loaded,)
+
+
+def compile_step(
+    config: ConfigDict, mesh: Mesh, example: pipeline.Example, cached: tuple[Any, ...], **closed_over: Any
+) -> tuple[Callable[[], UserError], Compiled]:
+    """The training step, compiled for batches of `example`, and what to say when memory runs out.
+
+    Raises:
+      UserError: it needs more memory than a device has.
+    """
+    jitted = step.compile_train(mesh, seed=config.seed, accumulate=config.accumulate, **closed_over)
+    state, split = build.abstract_state(config, mesh), sharding.by_example(mesh)
+    of_example = {**example, "index": np.uint32(0)}
+
+    def compile_for(batch_size: int) -> Compiled:
+        batch = {
+            name: jax.ShapeDtypeStruct((batch_size, *np.shape(x)), x.dtype, sharding=split)
+            for name, x in of_example.items()
+        }
+        return jitted.lower(state, batch, *cached).compile()
+
+    explain = functools.partial(memory.explain, config, mesh, compile_for)
+    with memory.answered(explain):
+        compiled = compile_for(config.batch_size)
+    need, limit = memory.needed(compiled), memory.available(mesh)
+    if limit and need > limit:
+        raise explain(need)
+    return explain, compiled
 
 
 @contextlib.contextmanager
@@ -180,11 +234,19 @@ def introduce(
 
 
 class Interval(NamedTuple):
-    """Steps between two lines of the log: the last one, what they returned (still on the device), images a second."""
+    """Steps between two lines of the log.
+
+    Attributes:
+      step: the last one.
+      values: what they returned, still on the device.
+      images_per_second: over all devices.
+      data_wait: the share of the time in which the device had nothing to do but wait for data, at most.
+    """
 
     step: int
     values: list[Metrics]
     images_per_second: float
+    data_wait: float
 
 
 def report(watch: Watch, interval: Interval, config: ConfigDict, learning_rate: optax.Schedule) -> None:
@@ -193,13 +255,19 @@ def report(watch: Watch, interval: Interval, config: ConfigDict, learning_rate: 
     row = {name: statistics.fmean(float(v[name]) for v in values) for name in values[0]}
     require_finite(interval.step, row, config)
     row["learning_rate"] = float(learning_rate(interval.step - 1))
-    row["images_per_second"] = interval.images_per_second
+    row["images_per_second"], row["data_wait"] = interval.images_per_second, interval.data_wait
     watch.scalars(interval.step, row)
     left = (config.steps - interval.step) * config.batch_size / max(interval.images_per_second, 1e-9)
     logger.info(
         "step %d/%d  loss %.5f  %.1f images/s  %d:%02d left",
         *(interval.step, config.steps, row["loss"], interval.images_per_second, left // 60, left % 60),
     )
+    if interval.data_wait > 0.05:
+        logger.warning(
+            "the device waited for data %.0f %% of the time: set config.data.cache='host' (now %r), or raise "
+            "config.data.workers (%d) or config.data.prefetch (%d)",
+            *(100 * interval.data_wait, config.data.cache, config.data.workers, config.data.prefetch),
+        )
 
 
 def require_finite(at: int, values: dict[str, Any], config: ConfigDict) -> None:
@@ -246,7 +314,6 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[t5.Volume], list[
     logger.info("checked %d files in %.1f s", len(train_set) + len(val_set), time.perf_counter() - started)
     if not config.data.image_size:
         config.data.image_size = pipeline.common_size(train_set + val_set)
-    configs.check_image_size(config)
     if config.normalise == "volume":
         pipeline.needs_maximum(train_set + val_set)
     return config, train_set, val_set

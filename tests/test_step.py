@@ -41,7 +41,7 @@ def run(cfg, mesh, steps: int = 2, optimizer: optax.GradientTransformation | Non
 
 
 def test_eight_devices_give_the_losses_and_parameters_of_one() -> None:
-    one = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
+    one = sharding.make_mesh(devices=jax.devices()[:1])
     eight = sharding.make_mesh()
     assert eight.size == 8
     # Adam divides by the size of the gradient: where that is rounding alone, so is the step. Descent does not.
@@ -96,7 +96,11 @@ def test_training_reduces_the_loss_in_both_precisions() -> None:
 def test_the_reconstruction_is_in_the_files_units() -> None:
     cfg = config()
     data = batch() | {"name": np.arange(8, dtype=np.uint32), "slice": np.zeros(8, np.int32)}
-    predict = jax.jit(functools.partial(step.predict, model=Identity(), task=build.task(cfg), normalise_by="slice"))
+    predict = jax.jit(
+        functools.partial(
+            step.predict, mesh=sharding.make_mesh(), model=Identity(), task=build.task(cfg), normalise_by="slice"
+        )
+    )
     images, peak = predict({}, data | {"kspace": 1e-4 * data["kspace"]})
     assert np.allclose(images["reconstruction"], images["corrupted"], rtol=1e-5, atol=1e-9)
     assert np.allclose(images["target"], 1e-4 * rss(coil_images(8, 2, 32, 32)), atol=1e-9)

@@ -106,6 +106,8 @@ class UNet(nn.Module):
         pool: "max", or "avg" as fastMRI has it.
         residual: whether the network computes a correction, which is then added to the input.
         dtype: of the activations, float32 or bfloat16; statistics and result are float32 either way.
+        remat: whether the backward pass computes each level's activations again from what enters the level, instead
+            of keeping them.
     """
 
     channels: int = 32
@@ -113,6 +115,7 @@ class UNet(nn.Module):
     pool: str = "max"
     residual: bool = False
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @staticmethod
     def smallest_side(levels: int) -> int:
@@ -124,20 +127,19 @@ class UNet(nn.Module):
         """(batch, height, width, 1) float32 to the same."""
         if self.pool not in _POOLED:
             raise UserError(f"config.model.pool is {self.pool!r}, expected one of: {', '.join(_POOLED)}")
+        down, up = (nn.remat(_Down), nn.remat(_Up)) if self.remat else (_Down, _Up)
         x = image.astype(self.dtype)
         skips = []
         for level in range(self.levels):
-            skip, x = _Down(self.channels << level, self.dtype, _POOLED[self.pool], name=f"down_{level}")(x)
+            skip, x = down(self.channels << level, self.dtype, _POOLED[self.pool], name=f"down_{level}")(x)
             skips.append(skip)
-        x = _Down(self.channels << self.levels, self.dtype, name="bottleneck")(x)
+        x = down(self.channels << self.levels, self.dtype, name="bottleneck")(x)
+        for level in range(self.levels - 1, 0, -1):
+            x = up(self.channels << level, self.dtype, name=f"up_{level}")(x, skips[level])
         # A correction starts at nothing: the first steps improve on the input instead of finding it again.
         head = _Head(self.channels, nn.initializers.zeros if self.residual else _INIT, name="head")()
-        for level in reversed(range(self.levels)):
-            then = _as_it_is if level else _weigh
-            x = _Up(self.channels << level, self.dtype, then, name=f"up_{level}")(
-                x, skips[level], *(() if level else head)
-            )
-        return image + x if self.residual else x
+        output = up(self.channels, self.dtype, _weigh, name="up_0")(x, skips[0], *head)
+        return image + output if self.residual else output
 
 
 class _Head(nn.Module):
@@ -169,7 +171,7 @@ class _Up(nn.Module):
 
     channels: int
     dtype: DTypeLike
-    then: Callable[..., Any]
+    then: Callable[..., Any] = _as_it_is
 
     @nn.compact
     def __call__(self, x: Array, skip: Array, *weights: Array) -> Any:
