@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.experimental import topologies
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
@@ -178,7 +179,7 @@ def flops(jaxpr: Any) -> int:
         elif name == "conv_general_dilated":
             kernel, out = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
             total += 2 * equation.outvars[0].aval.size * math.prod(kernel) // kernel[out]
-        inside = [flops(getattr(inner, "jaxpr", inner)) for inner in jax.core.jaxprs_in_params(params)]
+        inside = [flops(getattr(inner, "jaxpr", inner)) for inner in jaxprs_in_params(params)]
         total += max(inside, default=0) if name == "cond" else sum(inside) * params.get("length", 1)
     return total
 

@@ -26,34 +26,33 @@ _INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _UP_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2)
 
 
-@jax.custom_vjp
 def max_pool(x: Array) -> Array:
     """2x2 maxima, (b, h, w, c) to (b, h // 2, w // 2, c); of equals the first has the gradient, as in PyTorch.
 
     Not `reduce_window`, whose gradient takes 5 to 12 times as long on a CPU and moves more memory on a GPU. What is
     kept for it are the places of the maxima, a byte each.
     """
-    return _max_pool(x)[0]
+    return _max_of_blocks(_blocks(x))
 
 
-def _max_pool(x: Array) -> tuple[Array, tuple[Array, Array]]:
-    blocks = _blocks(x)
-    (a, b), (c, d) = ((blocks[:, :, i, :, 0], blocks[:, :, i, :, 1]) for i in range(2))
+@jax.custom_vjp
+def _max_of_blocks(blocks: Array) -> Array:
+    return _max_and_place(blocks)[0]
+
+
+def _max_and_place(blocks: Array) -> tuple[Array, Array]:
+    (a, b), (c, d) = ((blocks[:, :, row, :, 0], blocks[:, :, row, :, 1]) for row in range(2))
     above, below = jnp.maximum(a, b), jnp.maximum(c, d)
     place = jnp.where(above >= below, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
-    odd = jnp.zeros((x.shape[1] % 2, x.shape[2] % 2), jnp.bool_)
-    return jnp.maximum(above, below), (place.astype(jnp.uint8), odd)
+    return jnp.maximum(above, below), place.astype(jnp.uint8)
 
 
-def _max_pool_gradient(kept: tuple[Array, Array], gradient: Array) -> tuple[Array]:
-    place, odd = kept
-    b, h, w, c = gradient.shape
+def _to_the_place(place: Array, gradient: Array) -> tuple[Array]:
     here = place[:, :, None, :, None] == jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
-    even = jnp.where(here, gradient[:, :, None, :, None], 0).reshape(b, 2 * h, 2 * w, c)
-    return (jnp.pad(even, [(0, 0), (0, odd.shape[0]), (0, odd.shape[1]), (0, 0)]),)
+    return (jnp.where(here, gradient[:, :, None, :, None], 0),)
 
 
-max_pool.defvjp(_max_pool, _max_pool_gradient)
+_max_of_blocks.defvjp(_max_and_place, _to_the_place)
 
 
 def avg_pool(x: Array) -> Array:
@@ -242,7 +241,11 @@ def normalise_and_activate(x: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _normalise_and_activate(then: Callable[..., Any], x: Array, *weights: Array) -> Any:
-    """`then(normalise_and_activate(x), *weights)`, whose gradient is made twice rather than stored between its uses."""
+    """`then(normalise_and_activate(x), *weights)`.
+
+    It takes `then` in because its gradient is needed twice, for the statistics and with them: computing it twice moves
+    less memory than storing it.
+    """
     return _forwards(then, x, *weights)[0]
 
 
@@ -251,22 +254,21 @@ def _forwards(then: Callable[..., Any], x: Array, *weights: Array) -> tuple[Any,
     mean, square = _means(wide, wide * wide)
     scale = lax.rsqrt(jnp.maximum(square - mean * mean, 0) + _EPSILON)
     normal = (wide - mean) * scale
-    result = _stored(jnp.where(normal >= 0, normal, _SLOPE * normal).astype(x.dtype))
+    # The barrier: what is read later is this array, not its float32 form that XLA would rather store.
+    result = lax.optimization_barrier(jnp.where(normal >= 0, normal, _SLOPE * normal).astype(x.dtype))
     output, pullback = jax.vjp(then, result, *weights)
     return output, (result, scale, pullback)
 
 
 def _backwards(then: Callable[..., Any], kept: tuple[Array, Array, Any], later: Any) -> tuple[Array, ...]:
     result, scale, pullback = kept
-
-    def terms(result: Array, pullback: Any, later: Any) -> tuple[Array, Array, tuple[Array, ...]]:
-        gradient, *of_weights = pullback(later)
-        return result.astype(jnp.float32), gradient.astype(jnp.float32), tuple(of_weights)
-
-    y, g, of_weights = terms(result, pullback, later)
+    gradient, *of_weights = pullback(later)
+    y, g = result.astype(jnp.float32), gradient.astype(jnp.float32)
     # LeakyReLU's slope cancels from (slope g) (y / slope).
-    mean, product = _means(jnp.where(y >= 0, g, _SLOPE * g), g * y)
-    (y, g, _), mean, product = terms(*_stored((result, pullback, later))), *_stored((mean, product))
+    means = _means(jnp.where(y >= 0, g, _SLOPE * g), g * y)
+    # The barrier: the same once more, and not what XLA would store of the above.
+    (result, pullback, later), (mean, product) = lax.optimization_barrier(((result, pullback, later), means))
+    y, g = result.astype(jnp.float32), pullback(later)[0].astype(jnp.float32)
     gradient = jnp.where(y >= 0, g - y * product, _SLOPE * g - y / _SLOPE * product) - mean
     return (scale * gradient).astype(result.dtype), *of_weights
 
@@ -274,11 +276,11 @@ def _backwards(then: Callable[..., Any], kept: tuple[Array, Array, Any], later: 
 _normalise_and_activate.defvjp(_forwards, _backwards)
 
 
-def _stored(arrays: Any) -> Any:
-    """The same arrays, which the compiler may not replace by what they are made from."""
-    return lax.optimization_barrier(arrays)
-
-
 def _means(*arrays: Array) -> tuple[Array, ...]:
-    """Over width and then over height: two short sums, into which compilers for GPUs fuse what makes the terms."""
-    return tuple(x.mean(2, keepdims=True).mean(1, keepdims=True) for x in arrays)
+    """Over height and width, (b, h, w, c) float32 to (b, 1, 1, c): all arrays in one pass.
+
+    Rows first: into a sum as short as that XLA fuses what makes its terms, for all levels of the network.
+    """
+    zeros = (jnp.float32(0),) * len(arrays)
+    rows = lax.reduce(arrays, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (2,))
+    return tuple(row.mean(1)[:, None, None] / array.shape[2] for row, array in zip(rows, arrays, strict=True))
