@@ -155,19 +155,19 @@ def test_max_pool_finds_every_place() -> None:
 
 
 @pytest.mark.parametrize("pool", ["max", "avg"])
-def test_rematerialisation_changes_memory_and_nothing_else(pool: str) -> None:
-    """Wide enough for the activations to be what memory goes to."""
-    image = _images(2, 64, 64, 1)
-    model = UNet(channels=8, levels=2, pool=pool)
+def test_rematerialisation_convolves_again_to_the_same_gradients(pool: str) -> None:
+    image = _images(2, 16, 16, 1)
+    model = UNet(channels=4, levels=2, pool=pool)
     params = jax.jit(model.init)(jax.random.key(0), image)
 
     def gradient(remat: bool):
-        loss = jax.grad(lambda params: jnp.mean(model.clone(remat=remat).apply(params, image) ** 2))
-        compiled = jax.jit(loss).lower(params).compile()
-        return compiled(params), compiled.memory_analysis().temp_size_in_bytes
+        traced = jax.jit(jax.grad(lambda params: jnp.mean(model.clone(remat=remat).apply(params, image) ** 2))).trace(
+            params
+        )
+        return traced.lower().compile()(params), str(traced.jaxpr).count("conv_general_dilated[")
 
-    (kept, memory), (again, less) = gradient(False), gradient(True)
-    assert less < memory
+    (kept, convolutions), (again, more) = gradient(False), gradient(True)
+    assert more > convolutions > 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept, again)
 
 
