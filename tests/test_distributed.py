@@ -74,6 +74,7 @@ def losses(workdir: Path) -> dict[int, float]:
 FLAGS = ("--config.log_every=1", "--config.checkpoint_every=3", "--config.schedule=constant", "--config.warmup=0.0")
 
 
+@pytest.mark.slow
 def test_four_processes_train_as_one_does_and_one_or_two_go_on(
     scans: Path,
     tmp_path: Path,
