@@ -38,5 +38,5 @@ for ((left = count; left > 0; left--)); do
         reaper=$!
     fi
 done
-[[ -z ${reaper-} ]] || kill "$reaper"
+[[ -z ${reaper-} ]] || kill "$reaper" 2>/dev/null
 exit "$status"
