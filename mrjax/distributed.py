@@ -241,7 +241,7 @@ class _Watch:
         """Leaves without the usual clean-up, which would wait for the others; process 0 last, for its service."""
         self._dismiss_witness()
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.wait_at_barrier("mrjax/ending", 10_000)
+            self._client.wait_at_barrier("mrjax/ending", 5_000)
         if self._number == 0:
             time.sleep(1)
         sys.stdout.flush()
