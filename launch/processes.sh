@@ -31,6 +31,12 @@ for ((left = count; left > 0; left--)); do
         unset "processes[i]"
         ((code)) && echo "launch/processes.sh: process $i of $count ended with status $code" >&2
     done
-    ((status)) || status=$code
+    if ((code && !status)); then
+        status=$code
+        # The others end by themselves once they know; one that was still starting, or hangs, does not.
+        { sleep 60; kill -KILL "${processes[@]}"; } >/dev/null 2>&1 &
+        reaper=$!
+    fi
 done
+[[ -z ${reaper-} ]] || kill "$reaper" 2>/dev/null
 exit "$status"

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ logger = logging.getLogger("mrjax")
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SILENCE = 30  # seconds without a sign of life after which a process counts as lost
 DAY = 24 * 3600 * 1000  # milliseconds
+AGAIN = "the same command, started again, goes on from the last checkpoint"
 _ending = threading.Lock()  # whoever holds it ends this process
 
 
@@ -161,6 +163,7 @@ class _Watch:
             logger.setLevel(logging.WARNING)
             for handler in logger.handlers:
                 handler.setFormatter(logging.Formatter(f"process {self._number} of {self._count}: %(message)s"))
+        self._witness = self._call_witness() if self._number else None
         for watch in (self._hear, self._count_the_living):
             threading.Thread(target=watch, daemon=True).start()
 
@@ -184,14 +187,15 @@ class _Watch:
         while self._number == 0 and len(self._client.get_live_nodes(everyone)) > 1:
             time.sleep(0.1)
         jax.distributed.shutdown()
+        self._dismiss_witness()
 
     def _hear(self) -> None:
-        """Ends this process when another one says that it stops, or when process 0 is lost and with it the service."""
+        """Ends this process when another one says that it stops; or when process 0 is lost, as the witness says."""
         try:
             status, number, why = self._client.blocking_key_value_get("mrjax/stopped", DAY * 365).split(" ", 2)
         except jax.errors.JaxRuntimeError:
-            self._lost([0])
-            return
+            self._take_over()  # which never returns if this process is leaving
+            os._exit(1)
         self._take_over()
         _say(f"process {number} of {self._count} (on {self._hosts[int(number)]}) stopped: {why}")
         self._end(int(status))
@@ -210,10 +214,23 @@ class _Watch:
                 self._lost(lost)
             time.sleep(1)
 
+    def _call_witness(self) -> subprocess.Popen[bytes]:
+        """A shell that speaks when this process has ended and could not: JAX aborts it at once if process 0 is lost."""
+        sentence = (
+            f"mrjax: process {self._number} of {self._count} (on {self._hosts[self._number]}) ended without a word: "
+            f"it was killed, or process 0 (on {self._hosts[0]}), which connects them, was lost; {AGAIN}"
+        )
+        command = ["sh", "-c", 'read -r word || echo "$0" >&2', sentence]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def _dismiss_witness(self) -> None:
+        if self._witness:
+            self._witness.communicate(b"all is said\n")
+
     def _lost(self, numbers: list[int]) -> NoReturn:
         self._take_over()
         names = ", ".join(f"process {number} of {self._count} (on {self._hosts[number]})" for number in numbers)
-        _say(f"{names} was lost, so this one ends; the same command, started again, goes on from the last checkpoint")
+        _say(f"{names} was lost, so this one ends; {AGAIN}")
         self._end(1)
 
     def _take_over(self) -> None:
@@ -222,8 +239,9 @@ class _Watch:
 
     def _end(self, status: int) -> NoReturn:
         """Leaves without the usual clean-up, which would wait for the others; process 0 last, for its service."""
+        self._dismiss_witness()
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.wait_at_barrier("mrjax/ending", 10_000)
+            self._client.wait_at_barrier("mrjax/ending", 5_000)
         if self._number == 0:
             time.sleep(1)
         sys.stdout.flush()

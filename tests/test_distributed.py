@@ -74,6 +74,7 @@ def losses(workdir: Path) -> dict[int, float]:
 FLAGS = ("--config.log_every=1", "--config.checkpoint_every=3", "--config.schedule=constant", "--config.warmup=0.0")
 
 
+@pytest.mark.slow
 def test_four_processes_train_as_one_does_and_one_or_two_go_on(
     scans: Path,
     tmp_path: Path,
@@ -132,6 +133,29 @@ def test_one_of_four_killed_ends_the_others_and_the_restart_goes_on(
     step = newest_step(workdir)
     logs = run(4, 1, scans, workdir, small_config, *FLAGS, f"--config.steps={step + 2}")
     assert f"going on after step {step} of {step + 2}" in logs[0]
+
+
+def test_the_loss_of_the_process_that_connects_them_is_named_too(tmp_path: Path) -> None:
+    """JAX aborts the others within milliseconds: what names the loss must outlive them."""
+    script = (
+        "import os, time\nfrom mrjax import distributed\nwith distributed.together():\n"
+        "    import jax\n    if jax.process_index() == 0:\n        os.kill(os.getpid(), 9)\n    time.sleep(60)\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        together = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=os.environ | together | {"JAX_PROCESS_ID": str(number)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    logs = [process.communicate(timeout=55)[1] for process in processes]
+    assert [process.returncode != 0 for process in processes] == [True, True]
+    assert f"process 0 (on {socket.gethostname()}), which connects them, was lost" in logs[1]
 
 
 @pytest.mark.parametrize(
