@@ -1,6 +1,6 @@
 """The data path alone: slices a second beside a memory copy and beside fastMRI's loader, first epochs, memory.
 
-    python -m benchmarks.loader [--files=16] [--batch=4] [--rounds=5] [--json=FILE]
+    python -m benchmarks.loader [--files=16] [--batch=4] [--rounds=3] [--json=FILE]
 
 It makes M4Raw-shaped files (18 slices, 4 coils, 256x256) in a temporary folder, plain ones and gzipped ones, and small
 ones (18 slices, 1 coil, 128x128). Every loader shuffles, makes batches of the same size and keeps its workers and its
@@ -8,13 +8,13 @@ place from one round to the next; a round first draws untimed what was read ahea
 fastMRI's loader is its `SliceDataset` under a PyTorch `DataLoader`, with its random mask and `UnetDataTransform` as its
 own training uses it (in mrjax that work is the accelerator's), and with neither.
 
-A first epoch is timed from its first batch on. It finds the files in the page cache, from which nothing but the kernel
-can drop them for certain; for the rows "read from disk" it was asked to (posix_fadvise), and only for a virtual machine's
-own cache.
+A first epoch is timed from its first batch on, and finds the files in the page cache. For the rows "read from disk" the
+kernel was asked to drop them from there (posix_fadvise); what the disk itself or a virtual machine's host keeps stays.
 """
 
 import contextlib
 import gc
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -35,6 +35,7 @@ from mrjax.data import cache, ismrmrd, pipeline, t5
 
 AHEAD = 20  # more batches than any of the loaders reads ahead
 EPOCHS = 20
+PEER, BARE = "fastMRI, mask and transform", "fastMRI, neither"
 Stream = AbstractContextManager[Iterator[Any]]
 
 
@@ -89,11 +90,9 @@ def theirs(name: str, folder: str, batch: int, transform: Callable[..., Any]) ->
             data, batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
         )
 
-        def endless() -> Iterator[Any]:
-            while True:
-                yield from loader
-
-        yield endless()
+        epochs = (loader for _ in iter(int, 1))
+        yield itertools.chain.from_iterable(epochs)
+        epochs.close()
         del loader
         gc.collect()  # which ends its workers
 
@@ -205,51 +204,52 @@ def main(argv: list[str]) -> None:
             ours(packed, gzip, batch),
             ours(f"{packed}, cache='host'", gzip, batch, cached=True),
         ]
-        tiny = [ours(none, small, batch)]
-        peer, bare = "fastMRI, mask and transform", "fastMRI, neither"
-        try:
-            loaders += [theirs(peer, plain, batch, fastmri_transform()), theirs(bare, plain, batch, as_stored)]
-            tiny += [theirs(peer, small, batch, fastmri_transform()), theirs(bare, small, batch, as_stored)]
-        except ImportError:
-            print("PyTorch or fastmri is not installed (pip install 'mrjax[bench]'; pip install --no-deps fastmri)")
-
-        nbytes = 4 * 256 * 256 * 8
-        raw: dict[str, Any] = {"copy": copies(loaders[0].slices, nbytes, batch, rounds)}
-        speed: list[list[Any]] = [["a plain copy in memory", "", *_rates(raw["copy"], nbytes), None]]
-        first: list[list[Any]] = []
-        for workers in (0, 1, 2):
-            found = timings(loaders, workers, batch, rounds)
-            raw[f"{workers} workers"] = {key: timing._asdict() for key, timing in found.items()}
-            pace = statistics.median(found[peer].later) if peer in found else None
-            for key, timing in found.items():
-                over = statistics.median(timing.later) / pace if pace else None
-                speed.append([key, workers, *_rates(timing.later, nbytes), over])
-                first.append([key, workers, *_first(timing)])
-            if hasattr(os, "posix_fadvise"):
-                for loader in (one for one in loaders if one.name in (none, peer)):
-                    forget_pages(plain)
-                    timing = timings([loader], workers, batch, 1)[loader.name]
-                    raw[f"{workers} workers"][f"{loader.name}, read from disk"] = timing._asdict()
-                    first.append([f"{loader.name}, read from disk", workers, *_first(timing)])
-
-        found = timings(tiny, 0, batch, rounds)
-        raw["128x128, one coil"] = {key: timing._asdict() for key, timing in found.items()}
-        pace = statistics.median(found[peer].later) if peer in found else None
-        light = [
-            [
-                key,
-                report.spread(timing.later),
-                1e3 * batch / statistics.median(timing.later),
-                statistics.median(timing.later) / pace if pace else None,
-            ]
-            for key, timing in found.items()
-        ]
-
+        raw: dict[str, Any] = {}
         held = []
         for loader, workers in ((loaders[0], 0), (loaders[0], 2), (loaders[1], 0), (loaders[2], 0)):
             row = memory(loader, workers, batch)
             raw[f"resident bytes, {loader.name}, {workers} workers"] = row
             held.append([loader.name, workers, *(row[epoch - 1] / 1e6 for epoch in (1, 2, EPOCHS)), row[-1] / row[1]])
+
+        tiny = [ours(none, small, batch)]
+        try:  # after the memory, of which PyTorch takes more than all of this
+            loaders += [
+                theirs(PEER, plain, batch, fastmri_transform()),
+                theirs(BARE, plain, batch, as_stored),
+                theirs(f"{PEER}, gzip", gzip, batch, fastmri_transform()),
+            ]
+            tiny += [theirs(PEER, small, batch, fastmri_transform()), theirs(BARE, small, batch, as_stored)]
+        except ImportError:
+            print("PyTorch or fastmri is not installed (pip install 'mrjax[bench]'; pip install --no-deps fastmri)")
+
+        nbytes = 4 * 256 * 256 * 8
+        raw["copy"] = copies(loaders[0].slices, nbytes, batch, rounds)
+        speed: list[list[Any]] = [["a plain copy in memory", "", *_rates(raw["copy"], nbytes), ""]]
+        first: list[list[Any]] = []
+        for workers in (0, 1, 2):
+            found = timings(loaders, workers, batch, rounds)
+            raw[f"{workers} workers"] = {key: timing._asdict() for key, timing in found.items()}
+            for key, timing in found.items():
+                peer = f"{PEER}, gzip" if "gzip" in key else PEER
+                speed.append([key, workers, *_rates(timing.later, nbytes), _over(timing, found.get(peer))])
+                first.append([key, workers, *_first(timing)])
+            for loader in (one for one in loaders if one.name in (none, PEER)):
+                forget_pages(plain)
+                timing = timings([loader], workers, batch, 1)[loader.name]
+                raw[f"{workers} workers"][f"{loader.name}, read from disk"] = timing._asdict()
+                first.append([f"{loader.name}, read from disk", workers, *_first(timing)])
+
+        found = timings(tiny, 0, batch, rounds)
+        raw["128x128, one coil"] = {key: timing._asdict() for key, timing in found.items()}
+        light = [
+            [
+                key,
+                report.spread(timing.later),
+                1e3 * batch / statistics.median(timing.later),
+                _over(timing, found.get(PEER)),
+            ]
+            for key, timing in found.items()
+        ]
 
     columns = ["data path", "workers"]
     report.publish(
@@ -257,7 +257,9 @@ def main(argv: list[str]) -> None:
         {"files": values.files, "batch": batch, "rounds": rounds, "slice": f"4 coils, 256x256, {nbytes / 1e6:.1f} MB"},
         [
             report.Table(
-                "Later epochs: median (quartiles)", [*columns, "slices/s", "MB/s", f"over {peer}, same workers"], speed
+                "Later epochs: median (quartiles)",
+                [*columns, "slices/s", "MB/s", f"over {PEER}; same files, same workers"],
+                speed,
             ),
             report.Table(
                 "First epoch, from its first batch on",
@@ -265,7 +267,9 @@ def main(argv: list[str]) -> None:
                 first,
             ),
             report.Table(
-                "Small slices (128x128, one coil), no workers", ["data path", "slices/s", "ms a batch", "over"], light
+                "Small slices (128x128, one coil), no workers",
+                ["data path", "slices/s", "ms a batch", f"over {PEER}"],
+                light,
             ),
             report.Table(
                 "Resident memory, MB, with the workers'",
@@ -282,6 +286,10 @@ def _rates(slices: list[float], nbytes: int) -> tuple[str, float]:
     return report.spread(slices), statistics.median(slices) * nbytes / 1e6
 
 
+def _over(timing: Timing, peer: Timing | None) -> float | None:
+    return statistics.median(timing.later) / statistics.median(peer.later) if peer else None
+
+
 def _first(timing: Timing) -> tuple[float, float, float, float]:
     later = statistics.median(timing.later)
     return timing.start, timing.first, later, timing.first / later
@@ -290,6 +298,6 @@ def _first(timing: Timing) -> tuple[float, float, float, float]:
 if __name__ == "__main__":
     flags.DEFINE_integer("files", 16, "how many plain files of 18 slices, and as many small ones", lower_bound=2)
     flags.DEFINE_integer("batch", 4, "slices in a batch", lower_bound=1, upper_bound=36)
-    flags.DEFINE_integer("rounds", 5, "how often each loader is timed after its first epoch", lower_bound=1)
+    flags.DEFINE_integer("rounds", 3, "how often each loader is timed after its first epoch", lower_bound=1)
     flags.DEFINE_string("json", None, "file to write everything measured to")
     cli.run(main)
