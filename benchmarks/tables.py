@@ -37,9 +37,9 @@ Each script runs by itself, too, and has `--help` and `--json=FILE`:
     python -m benchmarks.fit --config=configs/unet.py --target=h100    # compiled for devices that are not here
 
 `make bench-packages` installs the peer. `fit` needs the extra `aot`: `make bench-fit` installs it in an environment of
-its own, where `make bench` finds it from then on. Times are medians, with the first and third quartile in brackets; what
-is compared takes turns in one run, so that a drift of the machine's speed meets all alike. CPUs differ from one machine
-to the next: only ratios within one run mean anything.
+its own, where `make bench` finds it from then on. Times are medians, with the first and third quartile in brackets;
+what is compared takes turns in one run, so that a drift of the machine's speed meets all alike. CPUs differ from one
+machine to the next: only ratios within one run mean anything.
 """
 LIMIT_S = 900  # of one script: a hanging one must not keep the others' tables
 

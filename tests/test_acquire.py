@@ -127,3 +127,10 @@ def test_normalisation_spans_0_to_1_and_is_undone_exactly() -> None:
     assert np.allclose(scaling.invert(inside), image, rtol=1e-6)
     volume = normalise.by_volume(jnp.asarray([2.0, 4.0, 0.0]))
     assert np.allclose(volume.apply(jnp.ones((3, 1, 1)))[:, 0, 0], [0.5, 0.25, 1])
+
+
+def test_the_magnitude_of_k_space_is_that_of_its_centred_images_at_odd_sizes_too() -> None:
+    rng = np.random.default_rng(0)
+    for size in ((8, 6), (7, 9)):
+        kspace = (rng.normal(size=(3, *size)) + 1j * rng.normal(size=(3, *size))).astype(np.complex64)
+        np.testing.assert_allclose(magnitude(kspace), root_sum_of_squares(ifft2c(kspace)), rtol=1e-5)
