@@ -1,17 +1,21 @@
 """From a config to the parts that a step is made of, and from a workdir to all that inference needs."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
-from jax.stages import Wrapped
+from jax.stages import Compiled, Wrapped
 from ml_collections import ConfigDict
 
-from mrjax import checkpoint, models, sharding, step
+from mrjax import checkpoint, memory, models, sharding, step
+from mrjax.data.buffers import Spec
+from mrjax.errors import UserError
 from mrjax.mri.acquire import Acquisition
 from mrjax.mri.augment import Augment
 from mrjax.mri.tasks import TASKS, as_given
@@ -53,6 +57,34 @@ def abstract_state(config: ConfigDict, mesh: Mesh) -> step.TrainState:
     )
     place = functools.partial(sharding.by_parameter, mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x.shape)), shapes)
+
+
+def train_step(
+    config: ConfigDict, mesh: Mesh, spec: Spec, cached: tuple[Any, ...], **closed_over: Any
+) -> tuple[Callable[[], UserError], Compiled]:
+    """The training step, compiled for batches of examples of `spec`, and what to say when memory runs out.
+
+    Raises:
+      UserError: it needs more memory than a device has.
+    """
+    jitted = step.compile_train(mesh, seed=config.seed, accumulate=config.accumulate, **closed_over)
+    state, split = abstract_state(config, mesh), sharding.by_example(mesh)
+    indexed = spec | {"index": ((), np.dtype(np.uint32))}
+
+    def compile_for(batch_size: int) -> Compiled:
+        batch = {
+            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
+            for name, (shape, dtype) in indexed.items()
+        }
+        return jitted.lower(state, batch, *cached).compile()
+
+    explain = functools.partial(memory.explain, config, mesh, compile_for)
+    with memory.answered(explain):
+        compiled = compile_for(config.batch_size)
+    need, limit = memory.needed(compiled), memory.available(mesh)
+    if limit and need > limit:
+        raise explain(need)
+    return explain, compiled
 
 
 class Inference(NamedTuple):

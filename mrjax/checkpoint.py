@@ -66,7 +66,11 @@ def open_checkpoints(workdir: str, kind: str, *, read_only: bool = False) -> ocp
     if read_only:
         options = ocp.CheckpointManagerOptions(read_only=True)
     else:
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+        # Processes meet by name and step: the two kinds may be saving the same step at the same time.
+        by_kind = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1, cleanup_tmp_directories=True, multiprocessing_options=by_kind
+        )
     names = ("params", "optimizer", "progress", "config")
     return ocp.CheckpointManager(
         os.path.abspath(os.path.join(workdir, "checkpoints", kind)), options=options, item_names=names

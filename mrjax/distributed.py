@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import jax
 from jax._src import distributed as runtime  # the key-value store and the list of the living have no public name
@@ -61,7 +61,7 @@ def together() -> Iterator[None]:
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
     """Lets process 0 go through the block alone, the others after it, so that they find what it made."""
-    client: Any = runtime.global_state.client
+    client = cast(Any, runtime.global_state.client)
     if client and jax.process_index():
         client.wait_at_barrier("mrjax/first", DAY)
     yield
@@ -99,7 +99,7 @@ def stop_on_signal() -> Iterator[Callable[[int], bool]]:
 
 def require_one_process(command: str) -> None:
     """Raises a `UserError`, on the first process, if a command that runs as one process was started as several."""
-    number, count = _described()
+    number, count = described()
     if count > 1:
         if number:
             sys.exit(2)
@@ -109,7 +109,7 @@ def require_one_process(command: str) -> None:
         )
 
 
-def _described() -> tuple[int, int]:
+def described() -> tuple[int, int]:
     """This process's number and their count, as the environment's variables say."""
     env = os.environ
     given = [name for name in VARIABLES if name in env]
@@ -129,7 +129,7 @@ def _described() -> tuple[int, int]:
 
 def _join() -> bool:
     """Connects this process to the others; False if it is alone."""
-    number, count = _described()
+    number, count = described()
     platforms: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
     on_tpu = "tpu" in (platforms or "")  # JAX sets this on a TPU host that has libtpu
     if count == 1 and not on_tpu:
@@ -152,9 +152,9 @@ class _Watch:
     """Watches over the other processes in threads of its own, through JAX's coordination service in process 0."""
 
     def __init__(self) -> None:
-        self._client: Any = runtime.global_state.client
+        self._client = cast(Any, runtime.global_state.client)
         self._number, self._count = jax.process_index(), jax.process_count()
-        self._client.key_value_set(f"mrjax/host/{self._number}", socket.gethostname())
+        self._client.key_value_set(f"mrjax/host/{self._number}", socket.gethostname(), allow_overwrite=True)
         self._client.wait_at_barrier("mrjax/start", DAY)
         self._hosts = {int(key.rsplit("/")[-1]): host for key, host in self._client.key_value_dir_get("mrjax/host/")}
         if self._number:
@@ -197,14 +197,17 @@ class _Watch:
         self._end(int(status))
 
     def _count_the_living(self) -> None:
-        everyone = set(range(self._count))
+        everyone = list(range(self._count))
+        first: dict[int, int] = {}
         while not _ending.locked():
             try:
-                living = set(self._client.get_live_nodes(sorted(everyone)))
+                living = self._client.get_live_nodes(everyone)
             except jax.errors.JaxRuntimeError:
                 return  # process 0 is lost, or this one is leaving
-            if living != everyone:
-                self._lost(sorted(everyone - living))
+            first = first or living
+            # One that its launcher started again has the number of the lost one, but is another.
+            if lost := [number for number in everyone if number not in living or living[number] != first.get(number)]:
+                self._lost(lost)
             time.sleep(1)
 
     def _lost(self, numbers: list[int]) -> NoReturn:

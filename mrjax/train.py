@@ -8,16 +8,13 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 from clu import parameter_overview
 from jax.sharding import Mesh
-from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from mrjax import build, checkpoint, device_cache, distributed, figures, memory, sharding, step
@@ -57,7 +54,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     train_source, val_source = (keep(config, pipeline.Slices(volumes, size, rule)) for volumes in (train_set, val_set))
     cached = cache_on_devices(config, train_source, mesh)
     drawn_from = pipeline.Numbers(train_source) if cached else train_source
-    explain, train_step = compile_step(config, mesh, drawn_from.spec, cached, optimizer=optimizer, **fixed)
+    explain, train_step = build.train_step(config, mesh, drawn_from.spec, cached, optimizer=optimizer, **fixed)
 
     # 3. The state: restored, or fresh.
     with contextlib.ExitStack() as stack:
@@ -175,34 +172,6 @@ def cache_on_devices(config: ConfigDict, source: pipeline.Source, mesh: Mesh) ->
     return (loaded,)
 
 
-def compile_step(
-    config: ConfigDict, mesh: Mesh, spec: pipeline.Spec, cached: tuple[Any, ...], **closed_over: Any
-) -> tuple[Callable[[], UserError], Compiled]:
-    """The training step, compiled for batches of examples of `spec`, and what to say when memory runs out.
-
-    Raises:
-      UserError: it needs more memory than a device has.
-    """
-    jitted = step.compile_train(mesh, seed=config.seed, accumulate=config.accumulate, **closed_over)
-    state, split = build.abstract_state(config, mesh), sharding.by_example(mesh)
-    indexed = spec | {"index": ((), np.dtype(np.uint32))}
-
-    def compile_for(batch_size: int) -> Compiled:
-        batch = {
-            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
-            for name, (shape, dtype) in indexed.items()
-        }
-        return jitted.lower(state, batch, *cached).compile()
-
-    explain = functools.partial(memory.explain, config, mesh, compile_for)
-    with memory.answered(explain):
-        compiled = compile_for(config.batch_size)
-    need, limit = memory.needed(compiled), memory.available(mesh)
-    if limit and need > limit:
-        raise explain(need)
-    return explain, compiled
-
-
 def introduce(
     config: ConfigDict, workdir: str, mesh: Mesh, state: step.TrainState, start: int, files: str, val_files: str
 ) -> None:
@@ -250,10 +219,10 @@ def report(watch: Watch, interval: Interval, config: ConfigDict, learning_rate: 
         *(interval.step, config.steps, row["loss"], interval.images_per_second, left // 60, left % 60),
     )
     if interval.data_wait > 0.05:
+        faster = {"none": "set config.data.cache='host', or ", "host": "set config.data.cache='device', or "}
         logger.warning(
-            "the device waited for data %.0f %% of the time: set config.data.cache='host' (now %r), or raise "
-            "config.data.workers (%d) or config.data.prefetch (%d)",
-            *(100 * interval.data_wait, config.data.cache, config.data.workers, config.data.prefetch),
+            "waited for data %.0f %% of the time: %sraise config.data.workers (%d) or config.data.prefetch (%d)",
+            *(100 * interval.data_wait, faster.get(config.data.cache, ""), config.data.workers, config.data.prefetch),
         )
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mrjax import build, memory, sharding, train
+from mrjax import build, memory, sharding
 from mrjax.config import defaults
 from mrjax.errors import UserError
 
@@ -12,7 +12,7 @@ from mrjax.errors import UserError
 def compiled_for(config, mesh):
     spec = {"kspace": ((2, 32, 32), np.dtype(np.complex64)), "maximum": ((), np.dtype(np.float32))}
     fixed = {"model": build.model(config), "task": build.task(config), "normalise_by": "slice"}
-    return train.compile_step(config, mesh, spec, (), optimizer=build.optimizer(config), **fixed)
+    return build.train_step(config, mesh, spec, (), optimizer=build.optimizer(config), **fixed)
 
 
 def small(**fields):

@@ -1,11 +1,14 @@
 import logging
+import os
 from pathlib import Path
 
+import grain
+import h5py
 import numpy as np
 import pytest
 from conftest import coil_images, to_kspace, write_pair, write_scan
 
-from mrjax.data import pipeline, t5
+from mrjax.data import pipeline, resize, t5
 from mrjax.errors import UserError
 
 
@@ -43,6 +46,42 @@ def test_the_stream_goes_on_where_it_was_left(scans: Path) -> None:
     assert places(rest) == places(whole[3:])
     assert rest[0]["index"].tolist() == [12, 13, 14, 15]
     assert np.array_equal(rest[0]["kspace"], whole[3]["kspace"])
+
+
+def test_batches_hold_what_the_straightforward_way_reads(scans: Path) -> None:
+    write_scan(scans / "train" / "single.t5", 2, 1, seed=5)
+    t5.write(scans / "train" / "no_coil_axis.t5", {"kspace": to_kspace(coil_images(2, 1, 32, 32))[:, 0]})
+    write_scan(scans / "train" / "wide.t5", 2, 2, (32, 48), seed=6)
+    slices = source(scans / "train")
+    paths = t5.find(str(scans / "train"))
+    stream = grain.MapDataset.range(len(slices)).shuffle(seed=3).repeat()
+    for b, batch in enumerate(draw(slices, 9, seed=3)):
+        for row in range(4):
+            number, i = slices.where[stream[4 * b + row]]
+            with h5py.File(paths[number]) as file:
+                stored = file["kspace"][i].reshape(-1, 32, file["kspace"].shape[-1])
+            kspace = resize.kspace_to(stored, (32, 32), "kspace")
+            assert (batch["volume"][row], batch["slice"][row], batch["index"][row]) == (number, i, 4 * b + row)
+            assert np.array_equal(batch["kspace"][row, : len(kspace)], kspace)
+            assert not batch["kspace"][row, len(kspace) :].any()
+
+
+def test_pairs_are_read_as_they_are_stored(tmp_path: Path) -> None:
+    for number, dtype in enumerate(("f4", "f8")):
+        write_pair(tmp_path / f"{number}.t5", 3, seed=number, dtype=dtype)
+    for batch in draw(source(tmp_path, layout="paired"), 3):
+        for row, (number, i) in enumerate(places([batch])):
+            for name in ("input", "target"):
+                stored = t5.read(str(tmp_path / f"{number}.t5"), name)[i].astype(np.float32)
+                assert np.array_equal(batch[name][row], stored)
+
+
+def test_reading_keeps_no_file_open_but_a_few_of_hdf5s(tmp_path: Path) -> None:
+    for number in range(70):
+        write_scan(tmp_path / f"{number}.t5", 1, 1, (8, 8), seed=number)
+    before = len(os.listdir("/proc/self/fd"))
+    draw(source(tmp_path, (8, 8)), 36)
+    assert len(os.listdir("/proc/self/fd")) <= before + 64
 
 
 @pytest.mark.parametrize("shares", [([0, 1], [2, 3]), ([0, 2], [1, 3]), ([3], [0, 1, 2])])

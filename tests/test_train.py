@@ -59,6 +59,43 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(scans: Path, tiny, t
     assert set(whole) - {(3, None)} <= set(parts)
 
 
+def test_wherever_the_data_are_kept_the_run_is_the_same_bit_for_bit(scans: Path, tiny, tmp_path: Path) -> None:
+    for cache in ("none", "host", "device"):
+        train.train(tiny(scans, steps=4, eval_every=4, data__cache=cache), str(tmp_path / cache))
+        assert same(parameters(tmp_path / "none"), parameters(tmp_path / cache)), cache
+    losses = {cache: [row.get("loss") for row in rows(tmp_path / cache)] for cache in ("none", "host", "device")}
+    assert losses["none"] == losses["host"] == losses["device"]
+
+
+def test_a_run_goes_on_at_the_same_example_on_another_mesh(scans: Path, tiny, tmp_path: Path) -> None:
+    fields = {"schedule": "constant", "warmup": 0.0, "log_every": 1, "eval_every": 100}
+    train.train(tiny(scans, steps=4, **fields), str(tmp_path / "whole"))
+    for steps, mesh in ((2, (2, 2, 2)), (3, (8, 1, 1)), (4, (1, 4, 2))):
+        train.train(tiny(scans, steps=steps, mesh=mesh, **fields), str(tmp_path / "parts"))
+    whole, parts = (
+        {row["step"]: row["loss"] for row in rows(tmp_path / name) if "loss" in row} for name in ("whole", "parts")
+    )
+    assert sorted(whole) == sorted(parts) == [2, 3, 4]
+    np.testing.assert_allclose([whole[n] for n in (2, 3, 4)], [parts[n] for n in (2, 3, 4)], rtol=1e-4)
+
+
+def test_a_run_that_waits_for_its_data_says_so_with_the_fields_to_change(scans: Path, tiny, caplog) -> None:
+    class Silent:
+        def scalars(self, step: int, values: dict[str, float]) -> None:
+            self.values = values
+
+    watch, values = Silent(), [{"loss": np.float32(1), "grad_norm": np.float32(1), "param_norm": np.float32(1)}]
+    for share, said in ((0.04, False), (0.12, True)):
+        caplog.clear()
+        with caplog.at_level("INFO", "mrjax"):
+            train.report(watch, train.Interval(1, values, 10.0, share), tiny(scans), lambda step: 0.1)
+        assert watch.values["data_wait"] == share
+        assert (
+            any("waited for data 12 %" in text and "config.data.cache='host'" in text for text in caplog.messages)
+            == said
+        )
+
+
 def test_a_workdir_of_another_run_is_refused_with_the_fields_named(scans: Path, tiny, tmp_path: Path) -> None:
     workdir = str(tmp_path / "run")
     train.train(tiny(scans, steps=2), workdir)

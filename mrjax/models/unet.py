@@ -4,10 +4,16 @@ Ronneberger, Fischer, Brox, "U-Net", MICCAI 2015; Zbontar et al., "fastMRI", arX
 `UNet(pool="avg")` computes what `fastmri.models.Unet` computes, for odd sizes too.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array, lax
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from mrjax.errors import UserError
@@ -18,6 +24,71 @@ _SLOPE = 0.2
 # PyTorch counts the fan-in of a transposed convolution over its output channels.
 _INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _UP_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2)
+
+
+def max_pool(x: Array) -> Array:
+    """2x2 maxima, (b, h, w, c) to (b, h // 2, w // 2, c); of equals the first has the gradient, as in PyTorch.
+
+    Not `reduce_window`, whose gradient takes 5 to 12 times as long on a CPU and moves more memory on a GPU. What is
+    kept for it are the places of the maxima, a byte each.
+    """
+    return _max_of_blocks(_blocks(x))
+
+
+@jax.custom_vjp
+def _max_of_blocks(blocks: Array) -> Array:
+    return _max_and_place(blocks)[0]
+
+
+def _max_and_place(blocks: Array) -> tuple[Array, Array]:
+    (a, b), (c, d) = ((blocks[:, :, row, :, 0], blocks[:, :, row, :, 1]) for row in range(2))
+    above, below = jnp.maximum(a, b), jnp.maximum(c, d)
+    place = jnp.where(above >= below, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
+    return jnp.maximum(above, below), place.astype(jnp.uint8)
+
+
+def _to_the_place(place: Array, gradient: Array) -> tuple[Array]:
+    here = place[:, :, None, :, None] == jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
+    return (jnp.where(here, gradient[:, :, None, :, None], 0),)
+
+
+_max_of_blocks.defvjp(_max_and_place, _to_the_place)
+
+
+def avg_pool(x: Array) -> Array:
+    """2x2 means, (b, h, w, c) to (b, h // 2, w // 2, c)."""
+    return _blocks(x).mean((2, 4))
+
+
+def _blocks(x: Array) -> Array:
+    """(b, h, w, c) to (b, h // 2, 2, w // 2, 2, c), an odd last row or column dropped."""
+    b, h, w, c = x.shape
+    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+
+
+def _as_it_is(x: Array) -> Array:
+    return x
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _weigh(x: Array, kernel: Array, bias: Array) -> Array:
+    """The sum of the channels: (b, h, w, c), (c, 1) and (1,) to (b, h, w, 1) float32.
+
+    Not in bfloat16: its 8 bits would be the precision of the image. Not a matrix product, whose operand in float32
+    would be an array of its own.
+    """
+    return (x.astype(jnp.float32) * kernel[:, 0]).sum(-1, keepdims=True) + bias
+
+
+def _max_pooled(x: Array) -> tuple[Array, Array]:
+    return x, max_pool(x)
+
+
+def _avg_pooled(x: Array) -> tuple[Array, Array]:
+    return x, avg_pool(x)
+
+
+_POOLED = {"max": _max_pooled, "avg": _avg_pooled}
 
 
 class UNet(nn.Module):
@@ -34,6 +105,8 @@ class UNet(nn.Module):
         pool: "max", or "avg" as fastMRI has it.
         residual: whether the network computes a correction, which is then added to the input.
         dtype: of the activations, float32 or bfloat16; statistics and result are float32 either way.
+        remat: whether the backward pass computes each level's activations again from what enters the level, instead
+            of keeping them.
     """
 
     channels: int = 32
@@ -51,49 +124,61 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         """(batch, height, width, 1) float32 to the same."""
-        if self.pool not in _POOLS:
-            raise UserError(f"config.model.pool is {self.pool!r}, expected one of: {', '.join(_POOLS)}")
+        if self.pool not in _POOLED:
+            raise UserError(f"config.model.pool is {self.pool!r}, expected one of: {', '.join(_POOLED)}")
         down, up = (nn.remat(_Down), nn.remat(_Up)) if self.remat else (_Down, _Up)
         x = image.astype(self.dtype)
         skips = []
         for level in range(self.levels):
-            x = down(self.channels << level, self.dtype, name=f"down_{level}")(x)
-            skips.append(x)
-            x = _POOLS[self.pool](x)
+            skip, x = down(self.channels << level, self.dtype, _POOLED[self.pool], name=f"down_{level}")(x)
+            skips.append(skip)
         x = down(self.channels << self.levels, self.dtype, name="bottleneck")(x)
-        for level in reversed(range(self.levels)):
+        for level in range(self.levels - 1, 0, -1):
             x = up(self.channels << level, self.dtype, name=f"up_{level}")(x, skips[level])
-        # Not in bfloat16: its 8 bits would be the precision of the image.
         # A correction starts at nothing: the first steps improve on the input instead of finding it again.
-        head_init = nn.initializers.zeros if self.residual else _INIT
-        output = nn.Dense(1, dtype=jnp.float32, kernel_init=head_init, name="head")(x)
+        head = _Head(self.channels, nn.initializers.zeros if self.residual else _INIT, name="head")()
+        output = up(self.channels, self.dtype, _weigh, name="up_0")(x, skips[0], *head)
         return image + output if self.residual else output
 
 
+class _Head(nn.Module):
+    """The weights (channels, 1) of the channels' sum that is the result, and its offset (1,)."""
+
+    channels: int
+    kernel_init: Initializer
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        kernel = self.param("kernel", self.kernel_init, (self.channels, 1), jnp.float32)
+        return kernel, self.param("bias", nn.initializers.zeros, (1,), jnp.float32)
+
+
 class _Down(nn.Module):
-    """Two convolutions: (batch, height, width, in) to (batch, height, width, channels)."""
+    """Two convolutions, and what is made `then` of their result: (b, h, w, in) to `then` of (b, h, w, channels)."""
 
     channels: int
     dtype: DTypeLike
+    then: Callable[..., Any] = _as_it_is
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return _convolve_twice(x, self.channels, self.dtype)
+    def __call__(self, x: Array) -> Any:
+        return _convolve_twice((x,), self.channels, self.dtype, self.then)
 
 
 class _Up(nn.Module):
-    """Upsamples, joins the skip and convolves: (b, h // 2, w // 2, 2c) and (b, h, w, c) to (b, h, w, c)."""
+    """Upsamples, joins the skip and convolves: (b, h // 2, w // 2, 2c) and (b, h, w, c) to `then` of (b, h, w, c)."""
 
     channels: int
     dtype: DTypeLike
+    then: Callable[..., Any] = _as_it_is
 
     @nn.compact
-    def __call__(self, x: Array, skip: Array) -> Array:
+    def __call__(self, x: Array, skip: Array, *weights: Array) -> Any:
         x = _Transpose(self.channels, self.dtype, name="transpose")(x)
         x = normalise_and_activate(x)
         if x.shape != skip.shape:
             x = jnp.pad(x, [(0, s - u) for s, u in zip(skip.shape, x.shape, strict=True)], mode="reflect")
-        return _convolve_twice(jnp.concatenate([x, skip], axis=-1), self.channels, self.dtype)
+        return _convolve_twice((x, skip), self.channels, self.dtype, self.then, *weights)
 
 
 class _Transpose(nn.Module):
@@ -115,15 +200,32 @@ class _Transpose(nn.Module):
         return blocks.reshape(b, 2 * h, 2 * w, self.channels)
 
 
-def _convolve_twice(x: Array, channels: int, dtype: DTypeLike) -> Array:
-    """Two 3x3 convolutions of the calling module, each normalised and activated."""
-    for i in range(2):
-        conv = nn.Conv(channels, (3, 3), padding=1, use_bias=False, dtype=dtype, kernel_init=_INIT, name=f"conv_{i}")
-        x = normalise_and_activate(conv(x))
-    return x
+def _convolve_twice(
+    parts: tuple[Array, ...], channels: int, dtype: DTypeLike, then: Callable[..., Any], *weights: Array
+) -> Any:
+    """Two 3x3 convolutions of the calling module, each normalised and activated; the first sees all channels."""
+    x = normalise_and_activate(_Convolution(channels, dtype, name="conv_0")(*parts))
+    return _normalise_and_activate(then, _Convolution(channels, dtype, name="conv_1")(x), *weights)
 
 
-@jax.custom_vjp
+class _Convolution(nn.Module):
+    """A 3x3 convolution over the channels of all parts, (b, h, w, ...) to (b, h, w, channels)."""
+
+    channels: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, *parts: Array) -> Array:
+        counts = [part.shape[-1] for part in parts]
+        kernel = self.param("kernel", _INIT, (3, 3, sum(counts), self.channels), jnp.float32).astype(self.dtype)
+        kernels = jnp.split(kernel, np.cumsum(counts)[:-1], axis=2)
+        return sum(map(_convolve, parts[1:], kernels[1:]), _convolve(parts[0], kernels[0]))
+
+
+def _convolve(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
 def normalise_and_activate(x: Array) -> Array:
     """Instance norm without affine parameters (eps 1e-5), then LeakyReLU (0.2): (b, h, w, c) to the same dtype.
 
@@ -134,52 +236,51 @@ def normalise_and_activate(x: Array) -> Array:
     next convolution keeps anyway, and the convolution's own output is never stored (28 % less memory for the whole
     float32 step, compiled for an H100). Bulo et al., "In-Place Activated BatchNorm", arXiv:1712.02616.
     """
-    return _normalise_and_activate(x)[0]
+    return _normalise_and_activate(_as_it_is, x)
 
 
-def _normalise_and_activate(x: Array) -> tuple[Array, tuple[Array, Array]]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalise_and_activate(then: Callable[..., Any], x: Array, *weights: Array) -> Any:
+    """`then(normalise_and_activate(x), *weights)`.
+
+    It takes `then` in because its gradient is needed twice, for the statistics and with them: computing it twice moves
+    less memory than storing it.
+    """
+    return _forwards(then, x, *weights)[0]
+
+
+def _forwards(then: Callable[..., Any], x: Array, *weights: Array) -> tuple[Any, Any]:
     wide = x.astype(jnp.float32)
-    mean, square = _mean(wide), _mean(wide * wide)
+    mean, square = _means(wide, wide * wide)
     scale = lax.rsqrt(jnp.maximum(square - mean * mean, 0) + _EPSILON)
     normal = (wide - mean) * scale
-    result = jnp.where(normal >= 0, normal, _SLOPE * normal).astype(x.dtype)
-    return result, (result, scale)
+    # The barrier: what is read later is this array, not its float32 form that XLA would rather store.
+    result = lax.optimization_barrier(jnp.where(normal >= 0, normal, _SLOPE * normal).astype(x.dtype))
+    output, pullback = jax.vjp(then, result, *weights)
+    return output, (result, scale, pullback)
 
 
-def _normalise_and_activate_gradient(kept: tuple[Array, Array], gradient: Array) -> tuple[Array]:
-    result, scale = kept
+def _backwards(then: Callable[..., Any], kept: tuple[Array, Array, Any], later: Any) -> tuple[Array, ...]:
+    result, scale, pullback = kept
+    gradient, *of_weights = pullback(later)
     y, g = result.astype(jnp.float32), gradient.astype(jnp.float32)
-    normal = jnp.where(y >= 0, y, y / _SLOPE)
-    g = jnp.where(y >= 0, g, _SLOPE * g)
-    return ((scale * (g - _mean(g) - normal * _mean(g * normal))).astype(gradient.dtype),)
+    # LeakyReLU's slope cancels from (slope g) (y / slope).
+    means = _means(jnp.where(y >= 0, g, _SLOPE * g), g * y)
+    # The barrier: the same once more, and not what XLA would store of the above.
+    (result, pullback, later), (mean, product) = lax.optimization_barrier(((result, pullback, later), means))
+    y, g = result.astype(jnp.float32), pullback(later)[0].astype(jnp.float32)
+    gradient = jnp.where(y >= 0, g - y * product, _SLOPE * g - y / _SLOPE * product) - mean
+    return (scale * gradient).astype(result.dtype), *of_weights
 
 
-normalise_and_activate.defvjp(_normalise_and_activate, _normalise_and_activate_gradient)
+_normalise_and_activate.defvjp(_forwards, _backwards)
 
 
-def _mean(x: Array) -> Array:
-    return x.mean((1, 2), keepdims=True)
+def _means(*arrays: Array) -> tuple[Array, ...]:
+    """Over height and width, (b, h, w, c) float32 to (b, 1, 1, c): all arrays in one pass.
 
-
-def max_pool(x: Array) -> Array:
-    """2x2 maxima, (b, h, w, c) to (b, h // 2, w // 2, c); among equals the gradient is shared.
-
-    Not `reduce_window`, whose gradient takes 5 to 12 times as long on a CPU and moves more memory on a GPU.
+    Rows first: into a sum as short as that XLA fuses what makes its terms, for all levels of the network.
     """
-    blocks = _blocks(x)
-    rows = jnp.maximum(blocks[:, :, 0], blocks[:, :, 1])
-    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
-
-
-def avg_pool(x: Array) -> Array:
-    """2x2 means, (b, h, w, c) to (b, h // 2, w // 2, c)."""
-    return _blocks(x).mean((2, 4))
-
-
-_POOLS = {"max": max_pool, "avg": avg_pool}
-
-
-def _blocks(x: Array) -> Array:
-    """(b, h, w, c) to (b, h // 2, 2, w // 2, 2, c), an odd last row or column dropped."""
-    b, h, w, c = x.shape
-    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+    zeros = (jnp.float32(0),) * len(arrays)
+    rows = lax.reduce(arrays, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (2,))
+    return tuple(row.mean(1)[:, None, None] / array.shape[2] for row, array in zip(rows, arrays, strict=True))
