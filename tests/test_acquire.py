@@ -7,6 +7,7 @@ from conftest import coil_images, rss, to_kspace
 from mrjax.mri import fourier, masks, normalise, tasks
 from mrjax.mri.acquire import Acquisition, undersample
 from mrjax.mri.augment import Augment
+from mrjax.mri.coils import magnitude, root_sum_of_squares
 
 
 @pytest.mark.parametrize("size", [(16, 16), (15, 22), (9, 7)])
@@ -127,3 +128,10 @@ def test_normalisation_spans_0_to_1_and_is_undone_exactly() -> None:
     assert np.allclose(scaling.invert(inside), image, rtol=1e-6)
     volume = normalise.by_volume(jnp.asarray([2.0, 4.0, 0.0]))
     assert np.allclose(volume.apply(jnp.ones((3, 1, 1)))[:, 0, 0], [0.5, 0.25, 1])
+
+
+def test_the_magnitude_of_k_space_is_that_of_its_centred_images_at_odd_sizes_too() -> None:
+    rng = np.random.default_rng(0)
+    for size in ((8, 6), (7, 9)):
+        kspace = (rng.normal(size=(3, *size)) + 1j * rng.normal(size=(3, *size))).astype(np.complex64)
+        np.testing.assert_allclose(magnitude(kspace), root_sum_of_squares(fourier.ifft2c(kspace)), rtol=1e-5)

@@ -1,6 +1,7 @@
 """From a ground truth to what a scanner with less time would have measured."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +50,10 @@ def undersample(
         sigma = peak * jax.random.uniform(level, (), minval=how.noise[0], maxval=how.noise[1])
         # A key for each coil: batches hold empty coils where files differ in their number, which must change nothing.
         of_coil = jax.vmap(jax.random.fold_in, (None, 0))(samples, jnp.arange(len(kspace)))
-        draw = lambda key: jax.random.normal(key, (2, *kspace.shape[1:]))  # noqa: E731
-        noise = sigma * jnp.moveaxis(jax.vmap(draw)(of_coil), 1, 0)
+        draw = lambda key: jax.random.normal(key, kspace.shape[1:], jnp.complex64)  # noqa: E731
+        noise = (
+            math.sqrt(2) * sigma * jax.vmap(draw)(of_coil)
+        )  # JAX's complex normal has half its variance in each part
         present = jnp.any(kspace != 0, axis=(-2, -1), keepdims=True)
-        kspace = kspace + jnp.where(present, jax.lax.complex(noise[0], noise[1]), 0)
+        kspace = kspace + jnp.where(present, noise, 0)
     return jnp.where(mask, kspace, 0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mrjax.mri.acquire import Acquisition, undersample
 from mrjax.mri.augment import Augment, draw, warp
-from mrjax.mri.coils import root_sum_of_squares
+from mrjax.mri.coils import magnitude, root_sum_of_squares
 from mrjax.mri.fourier import fft2c, ifft2c
 
 Batch = dict[str, jax.Array]
@@ -54,20 +54,20 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Callable[[Batch, Keys]
 
     def example(kspace: jax.Array, keys: Keys) -> tuple[jax.Array, jax.Array]:
         sampled = jnp.any(kspace != 0, axis=(0, 1))
-        images = ifft2c(kspace)
         if keys.augment is not None and augment.active:
-            images = warp(images, draw(keys.augment, augment, *images.shape[-2:]))
-            kspace = fft2c(images)
-        target = root_sum_of_squares(images)
+            images = warp(ifft2c(kspace), draw(keys.augment, augment, *kspace.shape[-2:]))
+            kspace, target = fft2c(images), root_sum_of_squares(images)
+        else:
+            target = magnitude(kspace)
         measured = undersample(kspace, sampled, target.max(), (keys.protocol, keys.noise), acquisition)
-        return root_sum_of_squares(ifft2c(measured)), target
+        return magnitude(measured), target
 
     return lambda batch, keys: jax.vmap(example)(batch["kspace"], keys)
 
 
 def as_given(batch: Batch, keys: Keys) -> tuple[jax.Array, jax.Array]:
     """What is corrupted already, undersampled `kspace` or an `input` image, standing for the unknown truth as well."""
-    image = root_sum_of_squares(ifft2c(batch["kspace"])) if "kspace" in batch else batch["input"]
+    image = magnitude(batch["kspace"]) if "kspace" in batch else batch["input"]
     return image, image
 
 

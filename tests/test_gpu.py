@@ -1,0 +1,63 @@
+"""On a GPU: the training step runs in both precisions, agrees with a CPU, and gives the same bits twice."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.gpu
+if os.environ.get("JAX_PLATFORMS") == "cpu" or jax.default_backend() != "gpu":
+    pytest.skip("needs a GPU", allow_module_level=True)
+
+STEPS = 3
+# In a process of its own, since one process holds one kind of device: prints each step's loss, and a hash of the
+# parameters after the last one.
+PROGRAM = f"""
+import hashlib, sys
+import jax
+from benchmarks.step_time import Case, compile_step, make_config
+
+config = make_config(Case(sys.argv[1], 128, 16, 8), 3)
+compiled, arguments = compile_step(config, coils=4)
+state, batch = arguments()
+for _ in range({STEPS}):
+    state, metrics = compiled(state, batch)
+    print(float(metrics["loss"]))
+digest = hashlib.sha256()
+for leaf in jax.tree.leaves(jax.device_get(state)):
+    digest.update(leaf.tobytes())
+print(jax.default_backend(), digest.hexdigest())
+"""
+
+
+def run(precision: str, platform: str) -> tuple[np.ndarray, list[str]]:
+    """(losses, [platform, hash]) of a few training steps."""
+    names = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    names |= {
+        "JAX_PLATFORMS": platform,
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    command = [sys.executable, "-c", PROGRAM, precision]
+    shown = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=names, capture_output=True, text=True, timeout=300
+    )
+    assert shown.returncode == 0, shown.stderr
+    *losses, last = shown.stdout.splitlines()
+    return np.array(losses, float), last.split()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 3e-2)])
+def test_a_step_agrees_with_the_cpus_and_with_itself(precision: str, tolerance: float) -> None:
+    losses, (backend, digest) = run(precision, "cuda")
+    assert backend == "gpu"
+    assert len(losses) == STEPS
+    assert losses[-1] != losses[0]
+    assert run(precision, "cuda")[1][1] == digest
+    on_cpu, (backend, _) = run("float32", "cpu")
+    assert backend == "cpu"
+    np.testing.assert_allclose(losses, on_cpu, rtol=tolerance)
