@@ -17,6 +17,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from mrjax.errors import UserError
+from mrjax.models.convolution import convolve
 
 _EPSILON = 1e-5
 _SLOPE = 0.2
@@ -219,11 +220,7 @@ class _Convolution(nn.Module):
         counts = [part.shape[-1] for part in parts]
         kernel = self.param("kernel", _INIT, (3, 3, sum(counts), self.channels), jnp.float32).astype(self.dtype)
         kernels = jnp.split(kernel, np.cumsum(counts)[:-1], axis=2)
-        return sum(map(_convolve, parts[1:], kernels[1:]), _convolve(parts[0], kernels[0]))
-
-
-def _convolve(x: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return sum(map(convolve, parts[1:], kernels[1:]), convolve(parts[0], kernels[0]))
 
 
 def normalise_and_activate(x: Array) -> Array:
