@@ -55,7 +55,8 @@ _greatest.defvjp(_greatest_and_place, _to_the_place)
 
 def avg_pool(x: Array, fold: int = 1) -> Array:
     """2x2 means, (b, h, w, c) to (b, h // 2, w // 2, c)."""
-    return sum(_corners(x, fold)) / 4
+    a, b, c, d = (corner.astype(jnp.float32) for corner in _corners(x, fold))
+    return ((a + b + c + d) / 4).astype(x.dtype)
 
 
 def _corners(x: Array, fold: int) -> tuple[Array, ...]:
