@@ -186,7 +186,7 @@ def flops(jaxpr: Any) -> int:
 
 def compile_step(config: ConfigDict, mesh: Mesh, batch: dict[str, Any], target: Target) -> tuple[Any, int]:
     """The training step compiled for the mesh, and its FLOPs over all devices; a `UserError` if it cannot fit."""
-    fixed = {"model": build.model(config), "task": build.task(config), "normalise_by": config.normalise}
+    fixed = {"model": build.model(config, mesh), "task": build.task(config), "normalise_by": config.normalise}
     fixed |= {"optimizer": build.optimizer(config), "seed": config.seed, "accumulate": config.accumulate}
     traced = step.compile_train(mesh, **fixed).trace(build.abstract_state(config, mesh), batch)
     # There is no device to try algorithms on.
@@ -237,6 +237,7 @@ def main(argv: list[str]) -> None:
     found = list(hlo.instructions(compiled.as_text()))
     cost = compiled.cost_analysis() or {}
     traffic = cost.get("bytes accessed") or sum(one.moved for one in found)
+    in_main_memory = sum(one.stored * one.times for one in found)
     sent = hlo.collectives(found)
     needs, parts = memory.needed(compiled), compiled.memory_analysis()
     peak, link = device.peak[config.precision], device.link[target.kind == "gpu" and target.shape[0] > 1]
@@ -269,6 +270,7 @@ def main(argv: list[str]) -> None:
         ("what", "amount"),
         [
             (f"traffic an image ({by_opcode}), GB", traffic / images / GB),
+            ("of main memory alone, by layouts, GB", in_main_memory / images / GB),
             ("convolutions and matrix products an image, GFLOP", operations / config.batch_size / GB),
             *((f"{kind} a step on each device: {count}, MB", size / 1e6) for kind, (count, size) in sent.items()),
             *((f"estimated time of {name}, ms", 1e3 * seconds) for name, seconds in times.items()),
@@ -285,6 +287,7 @@ def main(argv: list[str]) -> None:
     raw = {
         "memory": {"state": of_state, "batch": of_batch, "temporary": parts.temp_size_in_bytes, "needed": needs},
         "traffic_per_image": traffic / images,
+        "main_memory_per_image": in_main_memory / images,
         "flops_per_image": operations / config.batch_size,
         "collectives": {kind: {"count": count, "bytes": size} for kind, (count, size) in sent.items()},
         "estimated_seconds": times,

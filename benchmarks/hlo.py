@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
+_PLACED = re.compile(_ARRAY.pattern + r"(?:\{([\d,]*):T\(([\d,]+)\)(?:\([\d,]+\))*(S\(1\))?)?")
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"\b(?:body|to_apply|calls|called_computations|branch_computations)=\{?([^,}\s]+(?:, %[^,}\s]+)*)")
@@ -35,6 +36,8 @@ class Instruction(NamedTuple):
       shape: of the result, as HLO writes it.
       read, written: bytes of the operands and of the result, each time that it runs.
       times: how often it runs in one run of the program.
+      stored: bytes that it reads from and writes to main memory as they lie there: padded, and without what a TPU
+        keeps on the chip. Elsewhere as much as `read` and `written`.
     """
 
     opcode: str
@@ -43,6 +46,7 @@ class Instruction(NamedTuple):
     read: int
     written: int
     times: int
+    stored: int
 
     @property
     def moved(self) -> int:
@@ -64,6 +68,20 @@ def size_of(shape: str) -> int:
         width = _BITS.get(dtype) or int((re.search(r"\d+", dtype) or [0])[0])
         bits += width * math.prod(int(n) for n in dims.split(",") if n)
     return bits // 8
+
+
+def stored(shape: str) -> int:
+    """`size_of` as it lies in the main memory of a TPU: rows padded to whole tiles, nothing for what is on the chip."""
+    total = 0
+    for dtype, dims, order, tile, on_chip in _PLACED.findall(shape):
+        sizes = [int(n) for n in dims.split(",") if n]
+        if tile and order:
+            sizes = [sizes[int(axis)] for axis in order.split(",")]
+            tiles = [int(n) for n in reversed(tile.split(","))]
+            tiles += [1] * (len(sizes) - len(tiles))
+            sizes = [-(-size // unit) * unit for size, unit in zip(sizes, tiles, strict=False)]
+        total += 0 if on_chip else size_of(f"{dtype}[{','.join(map(str, sizes))}]")
+    return total
 
 
 def instructions(text: str) -> Iterator[Instruction]:
@@ -91,9 +109,18 @@ def instructions(text: str) -> Iterator[Instruction]:
                     read=sum(size_of(lines[operand].shape) for operand in line.operands if operand in lines),
                     written=size_of(line.shape),
                     times=times,
+                    stored=_in_main_memory(line, [lines[name].shape for name in line.operands if name in lines]),
                 )
 
     return walk(entry, 1)
+
+
+def _in_main_memory(line: _Line, operands: list[str]) -> int:
+    if line.opcode == "slice-start":  # its result names the whole operand, of which it reads the slice
+        piece = line.shape.split("), ")[-1]
+        return stored(piece.replace("S(1)", "")) + stored(piece)
+    # The result of a copy that runs in the background names its operand, too.
+    return stored(line.shape) + (0 if line.opcode == "copy-start" else sum(map(stored, operands)))
 
 
 def collectives(found: list[Instruction]) -> dict[str, tuple[int, int]]:

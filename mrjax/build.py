@@ -21,9 +21,10 @@ from mrjax.mri.augment import Augment
 from mrjax.mri.tasks import TASKS, as_given
 
 
-def model(config: ConfigDict) -> nn.Module:
-    """The network that config.model names, computing in config.precision."""
+def model(config: ConfigDict, mesh: Mesh | None = None) -> nn.Module:
+    """The network that config.model names, computing in config.precision; its parameters are the same on any mesh."""
     fields = {name: value for name, value in config.model.items() if name != "name"}
+    fields |= {"lanes": 128 if mesh is not None and mesh.devices.flat[0].platform == "tpu" else 1}
     return models.build(config.model.name, dtype=jnp.dtype(config.precision), remat=config.remat, **fields)
 
 
@@ -112,7 +113,7 @@ def restore(workdir: str, mesh: Mesh) -> Inference:
     manager, config, progress = checkpoint.best(workdir)
     params = checkpoint.restore_params(manager, abstract_state(config, mesh).params)
     manager.close()
-    fixed = {"model": model(config), "normalise_by": config.normalise}
+    fixed = {"model": model(config, mesh), "normalise_by": config.normalise}
     return Inference(
         config=config,
         progress=progress,

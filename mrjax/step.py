@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 from jax.stages import Wrapped
 
@@ -102,6 +103,8 @@ def train_step(
     else:
         loss, gradients = _accumulated(loss_of, state.params, sharding.micro_batches(batch, accumulate, mesh))
     gradients = sharding.constrain_state(gradients, mesh)
+    # As the parameters lie, or XLA would turn them and both moments around instead (12 MB an image on an H100).
+    gradients = jax.tree.map(lambda g: with_layout_constraint(g, Layout(tuple(range(g.ndim)))), gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}

@@ -46,7 +46,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         checkpoint.claim(workdir, config)
 
     # 2. Pure functions, jitted over the mesh; the step itself is compiled here, to know that it fits.
-    model, optimizer, task = build.model(config), build.optimizer(config), build.task(config)
+    model, optimizer, task = build.model(config, mesh), build.optimizer(config), build.task(config)
     fixed = {"model": model, "task": task, "normalise_by": config.normalise}
     predict, score = step.compile_predict(mesh, **fixed), step.compile_score(mesh)
     learning_rate = build.schedule(config)

@@ -83,6 +83,22 @@ ENTRY %main (p: f32[4]) -> f32[32] {
     assert hlo.collectives(list(hlo.instructions(text))) == {"all-gather": (1, 128)}
 
 
+def test_main_memory_of_a_tpu_is_padded_and_leaves_out_what_is_on_the_chip() -> None:
+    assert hlo.stored("bf16[16,256,256,32]{3,2,1,0}") == hlo.size_of("bf16[16,256,256,32]")
+    assert hlo.stored("bf16[4,8,3]{2,1,0:T(8,128)(2,1)}") == 2 * 4 * 8 * 128
+    assert hlo.stored("f32[5,130]{0,1:T(8,128)}") == 4 * 136 * 128
+    assert hlo.stored("(f32[130]{0:T(128)}, f32[8,128]{1,0:T(8,128)S(1)})") == 4 * 256
+    text = """
+ENTRY %main (p: f32[4,128]) -> f32[1,128] {
+  %p = f32[16,128]{1,0:T(8,128)} parameter(0)
+  %start = ((f32[16,128]{1,0:T(8,128)}), f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p)
+  ROOT %done = f32[8,128]{1,0:T(8,128)S(1)} slice-done(%start)
+}
+"""
+    (start,) = hlo.instructions(text)
+    assert 0 <= start.stored - 4 * 8 * 128 <= 8  # and its semaphore
+
+
 def test_a_data_parallel_step_exchanges_its_gradients_and_nothing_else() -> None:
     """4 bytes a parameter, and a handful for the loss; and so on one device there is nothing to exchange."""
     cfg = config()

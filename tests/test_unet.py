@@ -171,6 +171,22 @@ def test_rematerialisation_convolves_again_to_the_same_gradients(pool: str) -> N
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept, again)
 
 
+@pytest.mark.parametrize("pool", ["max", "avg"])
+def test_pixels_folded_into_channels_compute_the_same(pool: str) -> None:
+    """The form for TPUs, at three foldings (4, 2 and none), forwards and backwards."""
+    image = _images(1, 16, 32, 1)
+    model = UNet(channels=4, levels=2, pool=pool)
+    params = jax.jit(model.init)(jax.random.key(0), image)
+
+    def gradient(lanes: int):
+        return jax.jit(jax.grad(lambda params: jnp.mean((model.clone(lanes=lanes).apply(params, image) - image) ** 2)))(
+            params
+        )
+
+    for plain, folded in zip(*(jax.tree.leaves(gradient(lanes)) for lanes in (1, 16)), strict=True):
+        assert np.linalg.norm(folded - plain) < 1e-4 * np.linalg.norm(plain)
+
+
 def test_residual_is_the_input_plus_the_network() -> None:
     image = _images(1, 16, 16, 1)
     params = jax.jit(TINY.init)(jax.random.key(0), image)

@@ -27,66 +27,74 @@ _INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _UP_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2)
 
 
-def max_pool(x: Array) -> Array:
+def max_pool(x: Array, fold: int = 1) -> Array:
     """2x2 maxima, (b, h, w, c) to (b, h // 2, w // 2, c); of equals the first has the gradient, as in PyTorch.
 
     Not `reduce_window`, whose gradient takes 5 to 12 times as long on a CPU and moves more memory on a GPU. What is
     kept for it are the places of the maxima, a byte each.
     """
-    return _max_of_blocks(_blocks(x))
+    return _greatest(*_corners(x, fold))
 
 
 @jax.custom_vjp
-def _max_of_blocks(blocks: Array) -> Array:
-    return _max_and_place(blocks)[0]
+def _greatest(*corners: Array) -> Array:
+    return _greatest_and_place(*corners)[0]
 
 
-def _max_and_place(blocks: Array) -> tuple[Array, Array]:
-    (a, b), (c, d) = ((blocks[:, :, row, :, 0], blocks[:, :, row, :, 1]) for row in range(2))
+def _greatest_and_place(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array]:
     above, below = jnp.maximum(a, b), jnp.maximum(c, d)
     place = jnp.where(above >= below, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
     return jnp.maximum(above, below), place.astype(jnp.uint8)
 
 
-def _to_the_place(place: Array, gradient: Array) -> tuple[Array]:
-    here = place[:, :, None, :, None] == jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
-    return (jnp.where(here, gradient[:, :, None, :, None], 0),)
+def _to_the_place(place: Array, gradient: Array) -> tuple[Array, ...]:
+    return tuple(jnp.where(place == corner, gradient, 0) for corner in range(4))
 
 
-_max_of_blocks.defvjp(_max_and_place, _to_the_place)
+_greatest.defvjp(_greatest_and_place, _to_the_place)
 
 
-def avg_pool(x: Array) -> Array:
+def avg_pool(x: Array, fold: int = 1) -> Array:
     """2x2 means, (b, h, w, c) to (b, h // 2, w // 2, c)."""
-    return _blocks(x).mean((2, 4))
+    a, b, c, d = (corner.astype(jnp.float32) for corner in _corners(x, fold))
+    return ((a + b + c + d) / 4).astype(x.dtype)
 
 
-def _blocks(x: Array) -> Array:
-    """(b, h, w, c) to (b, h // 2, 2, w // 2, 2, c), an odd last row or column dropped."""
+def _corners(x: Array, fold: int) -> tuple[Array, ...]:
+    """The four pixels of each 2x2 block."""
     b, h, w, c = x.shape
-    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+    if fold == 1:
+        blocks = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+        return tuple(blocks[:, :, row, :, column] for row in range(2) for column in range(2))
+    rows = x.reshape(b, h // 2, 2, w, c)
+    pixels = jnp.split(rows, fold, -1)
+    return tuple(jnp.concatenate(pixels[column::2], -1)[:, :, row] for row in range(2) for column in range(2))
 
 
-def _as_it_is(x: Array) -> Array:
+def _as_it_is(x: Array, fold: int) -> Array:
     return x
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def _weigh(x: Array, kernel: Array, bias: Array) -> Array:
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
+def _weigh(x: Array, fold: int, kernel: Array, bias: Array) -> Array:
     """The sum of the channels: (b, h, w, c), (c, 1) and (1,) to (b, h, w, 1) float32.
 
     Not in bfloat16: its 8 bits would be the precision of the image. Not a matrix product, whose operand in float32
     would be an array of its own.
     """
-    return (x.astype(jnp.float32) * kernel[:, 0]).sum(-1, keepdims=True) + bias
+    if fold == 1:
+        return (x.astype(jnp.float32) * kernel[:, 0]).sum(-1, keepdims=True) + bias
+    weights = jnp.einsum("co,ij->icjo", kernel, np.eye(fold, dtype=np.float32)).reshape(-1, fold)
+    b, h, w, _ = x.shape
+    return (jnp.dot(x.astype(jnp.float32), weights, precision="highest") + bias).reshape(b, h, w * fold, 1)
 
 
-def _max_pooled(x: Array) -> tuple[Array, Array]:
-    return x, max_pool(x)
+def _max_pooled(x: Array, fold: int) -> tuple[Array, Array]:
+    return x, max_pool(x, fold)
 
 
-def _avg_pooled(x: Array) -> tuple[Array, Array]:
-    return x, avg_pool(x)
+def _avg_pooled(x: Array, fold: int) -> tuple[Array, Array]:
+    return x, avg_pool(x, fold)
 
 
 _POOLED = {"max": _max_pooled, "avg": _avg_pooled}
@@ -108,6 +116,8 @@ class UNet(nn.Module):
         dtype: of the activations, float32 or bfloat16; statistics and result are float32 either way.
         remat: whether the backward pass computes each level's activations again from what enters the level, instead
             of keeping them.
+        lanes: 128 on a TPU, whose memory is laid out in rows of 128 channels: pixels side by side are then kept and
+            convolved as one, until they have that many, instead of being padded. 1 elsewhere.
     """
 
     channels: int = 32
@@ -116,6 +126,7 @@ class UNet(nn.Module):
     residual: bool = False
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    lanes: int = 1
 
     @staticmethod
     def smallest_side(levels: int) -> int:
@@ -128,17 +139,24 @@ class UNet(nn.Module):
         if self.pool not in _POOLED:
             raise UserError(f"config.model.pool is {self.pool!r}, expected one of: {', '.join(_POOLED)}")
         down, up = (nn.remat(_Down), nn.remat(_Up)) if self.remat else (_Down, _Up)
-        x = image.astype(self.dtype)
+        b, h, w, _ = image.shape
+        fits = not (
+            h % 2**self.levels or w % 2**self.levels or w * self.channels % self.lanes or self.lanes % self.channels
+        )
+        folds = [max(self.lanes // (self.channels << level), 1) if fits else 1 for level in range(self.levels + 1)]
+        x = image.astype(self.dtype).reshape(b, h, w // folds[0], folds[0])
         skips = []
         for level in range(self.levels):
-            skip, x = down(self.channels << level, self.dtype, _POOLED[self.pool], name=f"down_{level}")(x)
+            skip, x = down(self.channels << level, self.dtype, _POOLED[self.pool], folds[level], name=f"down_{level}")(
+                x
+            )
             skips.append(skip)
-        x = down(self.channels << self.levels, self.dtype, name="bottleneck")(x)
+        x = down(self.channels << self.levels, self.dtype, fold=folds[-1], name="bottleneck")(x)
         for level in range(self.levels - 1, 0, -1):
-            x = up(self.channels << level, self.dtype, name=f"up_{level}")(x, skips[level])
+            x = up(self.channels << level, self.dtype, fold=folds[level], name=f"up_{level}")(x, skips[level])
         # A correction starts at nothing: the first steps improve on the input instead of finding it again.
         head = _Head(self.channels, nn.initializers.zeros if self.residual else _INIT, name="head")()
-        output = up(self.channels, self.dtype, _weigh, name="up_0")(x, skips[0], *head)
+        output = up(self.channels, self.dtype, _weigh, folds[0], name="up_0")(x, skips[0], *head)
         return image + output if self.residual else output
 
 
@@ -160,10 +178,11 @@ class _Down(nn.Module):
     channels: int
     dtype: DTypeLike
     then: Callable[..., Any] = _as_it_is
+    fold: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Any:
-        return _convolve_twice((x,), self.channels, self.dtype, self.then)
+        return _convolve_twice((x,), self.channels, self.dtype, self.then, self.fold)
 
 
 class _Up(nn.Module):
@@ -172,14 +191,15 @@ class _Up(nn.Module):
     channels: int
     dtype: DTypeLike
     then: Callable[..., Any] = _as_it_is
+    fold: int = 1
 
     @nn.compact
     def __call__(self, x: Array, skip: Array, *weights: Array) -> Any:
-        x = _Transpose(self.channels, self.dtype, name="transpose")(x)
-        x = normalise_and_activate(x)
+        x = _Transpose(self.channels, self.dtype, self.fold, name="transpose")(x)
+        x = normalise_and_activate(x, self.fold)
         if x.shape != skip.shape:
             x = jnp.pad(x, [(0, s - u) for s, u in zip(skip.shape, x.shape, strict=True)], mode="reflect")
-        return _convolve_twice((x, skip), self.channels, self.dtype, self.then, *weights)
+        return _convolve_twice((x, skip), self.channels, self.dtype, self.then, self.fold, *weights)
 
 
 class _Transpose(nn.Module):
@@ -191,22 +211,27 @@ class _Transpose(nn.Module):
 
     channels: int
     dtype: DTypeLike
+    fold: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, h, w, c = x.shape
-        kernel = self.param("kernel", _UP_INIT, (2, 2, c, self.channels), jnp.float32).astype(self.dtype)
-        dense = x @ kernel.transpose(2, 0, 1, 3).reshape(c, 4 * self.channels)
-        blocks = dense.reshape(b, h, w, 2, 2, self.channels).transpose(0, 1, 3, 2, 4, 5)
-        return blocks.reshape(b, 2 * h, 2 * w, self.channels)
+        before = max(self.fold // 2, 1)
+        kernel = self.param("kernel", _UP_INIT, (2, 2, c // before, self.channels), jnp.float32).astype(self.dtype)
+        if self.fold == 1:
+            dense = x @ kernel.transpose(2, 0, 1, 3).reshape(c, 4 * self.channels)
+            blocks = dense.reshape(b, h, w, 2, 2, self.channels).transpose(0, 1, 3, 2, 4, 5)
+            return blocks.reshape(b, 2 * h, 2 * w, self.channels)
+        weights = jnp.einsum("rkco,ij->ricjko", kernel, np.eye(before, dtype=self.dtype)).reshape(2, c, -1)
+        return jnp.stack([x @ weights[0], x @ weights[1]], 2).reshape(b, 2 * h, w, -1)
 
 
 def _convolve_twice(
-    parts: tuple[Array, ...], channels: int, dtype: DTypeLike, then: Callable[..., Any], *weights: Array
+    parts: tuple[Array, ...], channels: int, dtype: DTypeLike, then: Callable[..., Any], fold: int, *weights: Array
 ) -> Any:
     """Two 3x3 convolutions of the calling module, each normalised and activated; the first sees all channels."""
-    x = normalise_and_activate(_Convolution(channels, dtype, name="conv_0")(*parts))
-    return _normalise_and_activate(then, _Convolution(channels, dtype, name="conv_1")(x), *weights)
+    x = normalise_and_activate(_Convolution(channels, dtype, fold, name="conv_0")(*parts), fold)
+    return _normalise_and_activate(then, fold, _Convolution(channels, dtype, fold, name="conv_1")(x), *weights)
 
 
 class _Convolution(nn.Module):
@@ -214,16 +239,28 @@ class _Convolution(nn.Module):
 
     channels: int
     dtype: DTypeLike
+    fold: int = 1
 
     @nn.compact
     def __call__(self, *parts: Array) -> Array:
-        counts = [part.shape[-1] for part in parts]
+        counts = [part.shape[-1] // self.fold for part in parts]
         kernel = self.param("kernel", _INIT, (3, 3, sum(counts), self.channels), jnp.float32).astype(self.dtype)
-        kernels = jnp.split(kernel, np.cumsum(counts)[:-1], axis=2)
+        kernels = [_folded(part, self.fold) for part in jnp.split(kernel, np.cumsum(counts)[:-1], axis=2)]
         return sum(map(convolve, parts[1:], kernels[1:]), convolve(parts[0], kernels[0]))
 
 
-def normalise_and_activate(x: Array) -> Array:
+def _folded(kernel: Array, fold: int) -> Array:
+    """(3, 3, in, out) to (3, 3, fold in, fold out): the same, of images with `fold` pixels as one."""
+    if fold == 1:
+        return kernel
+    block, source, target = np.ogrid[-1:2, :fold, :fold]
+    shift = block * fold + source - target
+    where = np.stack([shift == d for d in (-1, 0, 1)])
+    wide = jnp.einsum("ydco,dkij->ykicjo", kernel, where.astype(kernel.dtype))
+    return wide.reshape(3, 3, fold * kernel.shape[2], fold * kernel.shape[3])
+
+
+def normalise_and_activate(x: Array, fold: int = 1) -> Array:
     """Instance norm without affine parameters (eps 1e-5), then LeakyReLU (0.2): (b, h, w, c) to the same dtype.
 
     Statistics are float32, in one pass over x: right for convolution outputs, whose mean is of the order of their
@@ -233,36 +270,36 @@ def normalise_and_activate(x: Array) -> Array:
     next convolution keeps anyway, and the convolution's own output is never stored (28 % less memory for the whole
     float32 step, compiled for an H100). Bulo et al., "In-Place Activated BatchNorm", arXiv:1712.02616.
     """
-    return _normalise_and_activate(_as_it_is, x)
+    return _normalise_and_activate(_as_it_is, fold, x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalise_and_activate(then: Callable[..., Any], x: Array, *weights: Array) -> Any:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _normalise_and_activate(then: Callable[..., Any], fold: int, x: Array, *weights: Array) -> Any:
     """`then(normalise_and_activate(x), *weights)`.
 
     It takes `then` in because its gradient is needed twice, for the statistics and with them: computing it twice moves
     less memory than storing it.
     """
-    return _forwards(then, x, *weights)[0]
+    return _forwards(then, fold, x, *weights)[0]
 
 
-def _forwards(then: Callable[..., Any], x: Array, *weights: Array) -> tuple[Any, Any]:
+def _forwards(then: Callable[..., Any], fold: int, x: Array, *weights: Array) -> tuple[Any, Any]:
     wide = x.astype(jnp.float32)
-    mean, square = _means(wide, wide * wide)
+    mean, square = _means(fold, wide, wide * wide)
     scale = lax.rsqrt(jnp.maximum(square - mean * mean, 0) + _EPSILON)
     normal = (wide - mean) * scale
     # The barrier: what is read later is this array, not its float32 form that XLA would rather store.
     result = lax.optimization_barrier(jnp.where(normal >= 0, normal, _SLOPE * normal).astype(x.dtype))
-    output, pullback = jax.vjp(then, result, *weights)
+    output, pullback = jax.vjp(lambda result, *weights: then(result, fold, *weights), result, *weights)
     return output, (result, scale, pullback)
 
 
-def _backwards(then: Callable[..., Any], kept: tuple[Array, Array, Any], later: Any) -> tuple[Array, ...]:
+def _backwards(then: Callable[..., Any], fold: int, kept: tuple[Array, Array, Any], later: Any) -> tuple[Array, ...]:
     result, scale, pullback = kept
     gradient, *of_weights = pullback(later)
     y, g = result.astype(jnp.float32), gradient.astype(jnp.float32)
     # LeakyReLU's slope cancels from (slope g) (y / slope).
-    means = _means(jnp.where(y >= 0, g, _SLOPE * g), g * y)
+    means = _means(fold, jnp.where(y >= 0, g, _SLOPE * g), g * y)
     # The barrier: the same once more, and not what XLA would store of the above.
     (result, pullback, later), (mean, product) = lax.optimization_barrier(((result, pullback, later), means))
     y, g = result.astype(jnp.float32), pullback(later)[0].astype(jnp.float32)
@@ -273,11 +310,13 @@ def _backwards(then: Callable[..., Any], kept: tuple[Array, Array, Any], later: 
 _normalise_and_activate.defvjp(_forwards, _backwards)
 
 
-def _means(*arrays: Array) -> tuple[Array, ...]:
+def _means(fold: int, *arrays: Array) -> tuple[Array, ...]:
     """Over height and width, (b, h, w, c) float32 to (b, 1, 1, c): all arrays in one pass.
 
     Rows first: into a sum as short as that XLA fuses what makes its terms, for all levels of the network.
     """
     zeros = (jnp.float32(0),) * len(arrays)
     rows = lax.reduce(arrays, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (2,))
-    return tuple(row.mean(1)[:, None, None] / array.shape[2] for row, array in zip(rows, arrays, strict=True))
+    b, _, w, c = arrays[0].shape
+    pixels = ((row.mean(1) / w).reshape(b, fold, c // fold).mean(1) for row in rows)
+    return tuple(jnp.tile(pixel, fold)[:, None, None] for pixel in pixels)

@@ -10,7 +10,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.ndimage import map_coordinates
 
 from mrjax.errors import UserError
 
@@ -109,5 +108,10 @@ def warp(images: Array, affine: Array) -> Array:
         return jax.vmap(warp)(images, affine)
     height, width = images.shape[1:]
     row, column = jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width, dtype=jnp.float32)
-    source = [a * row + b * column + c for a, b, c in affine]
-    return jax.vmap(lambda image: map_coordinates(image, source, order=1, mode="constant"))(images)
+    y, x = (a * row + b * column + c for a, b, c in affine)
+    above, left = jnp.floor(y), jnp.floor(x)
+    rows, columns = (jnp.stack(four) for four in ((above, above, above + 1, above + 1), (left, left + 1) * 2))
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    weights = jnp.where(inside, (1 - abs(y - rows)) * (1 - abs(x - columns)), 0)
+    corners = images.at[:, rows.astype(jnp.int32), columns.astype(jnp.int32)].get(mode="clip")
+    return (weights * corners).sum(1).astype(images.dtype)
