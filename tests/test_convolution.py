@@ -23,7 +23,7 @@ def reference(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize(("cin", "cout"), [(1, 4), (4, 4), (8, 12), (12, 4)])
+@pytest.mark.parametrize(("cin", "cout"), [(1, 4), (4, 4), (3, 12), (12, 4)])
 def test_convolution_and_gradients_equal_float64(cin: int, cout: int) -> None:
     x, kernel, gradient = images(2, 9, 12, cin, seed=0), images(3, 3, cin, cout, seed=1), images(2, 9, 12, cout, seed=2)
     narrow = [jnp.asarray(a, jnp.float32) for a in (x, kernel, gradient)]
@@ -40,7 +40,7 @@ def test_convolution_and_gradients_equal_float64(cin: int, cout: int) -> None:
 
 
 def test_bfloat16_is_summed_in_float32() -> None:
-    x, kernel = (jnp.asarray(images(*shape, seed=3), jnp.bfloat16) for shape in ((1, 8, 8, 8), (3, 3, 8, 4)))
+    x, kernel = (jnp.asarray(images(*shape, seed=3), jnp.bfloat16) for shape in ((1, 8, 8, 4), (3, 3, 4, 4)))
     exact = reference(np.asarray(x, np.float64), np.asarray(kernel, np.float64))
     assert np.abs(np.asarray(convolve(x, kernel), np.float64) - exact).max() <= 2.0**-8 * np.abs(exact).max()
 

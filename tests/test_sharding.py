@@ -61,12 +61,12 @@ def one_device():
     ("shape", "fields"),
     [
         ((8, 1, 1), {}),
-        ((1, 8, 1), {}),
-        ((1, 1, 8), {}),
+        pytest.param(*((1, 8, 1), {}), marks=pytest.mark.slow),
+        pytest.param(*((1, 1, 8), {}), marks=pytest.mark.slow),
         ((2, 2, 2), {}),
-        ((1, 2, 4), {"remat": True}),
+        pytest.param(*((1, 2, 4), {"remat": True}), marks=pytest.mark.slow),
         ((4, 1, 2), {"accumulate": 2}),
-        ((2, 1, 1), {"accumulate": 4}),
+        pytest.param(*((2, 1, 1), {"accumulate": 4}), marks=pytest.mark.slow),
     ],
 )
 def test_every_mesh_gives_the_loss_and_the_parameters_of_one_device(shape, fields, one_device) -> None:

@@ -67,6 +67,7 @@ def test_wherever_the_data_are_kept_the_run_is_the_same_bit_for_bit(scans: Path,
     assert losses["none"] == losses["host"] == losses["device"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_at_the_same_example_on_another_mesh(scans: Path, tiny, tmp_path: Path) -> None:
     fields = {"schedule": "constant", "warmup": 0.0, "log_every": 1, "eval_every": 100}
     train.train(tiny(scans, steps=4, **fields), str(tmp_path / "whole"))
