@@ -88,9 +88,9 @@ def runs(backend: str) -> list[Run]:
         Run("start_up", "start_up", ["--rounds=2"]),
         _fit("h100", "h100"),
         _fit("64 h100", "h100:8x8"),
-        _fit("v5e", "v5e:1x1"),
         _fit("wide", "h100", channels=256, batch=1),
         _fit("wide, split", "h100:2x8", "--config.mesh=1,16,1", channels=256, batch=1),
+        _fit("v5e", "v5e:1x1"),
     ]
 
 
@@ -299,7 +299,7 @@ def write(text: str, file: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Runs everything, one after the other, and writes the page."""
+    """Runs everything, one after the other; the page is written after each, so that a stop early loses none."""
     cli.expect_no_arguments(argv)
     values = flags.FLAGS
     # Asked of another process: this one must not hold the device's memory.
@@ -311,7 +311,7 @@ def main(argv: list[str]) -> None:
             python = values.aot_python if run.ahead_of_time else sys.executable
             outcomes.append(execute(run, Path(folder), python))
             print(f"{run.name}: {outcomes[-1].trouble or f'{outcomes[-1].seconds:.0f} s'}", flush=True)
-    write(page(outcomes), Path(values.readme))
+            write(page(outcomes), Path(values.readme))
     print(summary(outcomes))
 
 
