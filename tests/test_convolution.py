@@ -23,7 +23,7 @@ def reference(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize(("cin", "cout"), [(1, 4), (4, 4), (3, 12), (12, 4)])
+@pytest.mark.parametrize(("cin", "cout"), [(1, 4), (2, 4), (4, 4), (3, 12), (12, 4)])
 def test_convolution_and_gradients_equal_float64(cin: int, cout: int) -> None:
     x, kernel, gradient = images(2, 9, 12, cin, seed=0), images(3, 3, cin, cout, seed=1), images(2, 9, 12, cout, seed=2)
     narrow = [jnp.asarray(a, jnp.float32) for a in (x, kernel, gradient)]
