@@ -51,9 +51,8 @@ def undersample(
         # A key for each coil: batches hold empty coils where files differ in their number, which must change nothing.
         of_coil = jax.vmap(jax.random.fold_in, (None, 0))(samples, jnp.arange(len(kspace)))
         draw = lambda key: jax.random.normal(key, kspace.shape[1:], jnp.complex64)  # noqa: E731
-        noise = (
-            math.sqrt(2) * sigma * jax.vmap(draw)(of_coil)
-        )  # JAX's complex normal has half its variance in each part
+        # JAX's complex normal has half its variance in each part.
+        noise = math.sqrt(2) * sigma * jax.vmap(draw)(of_coil)
         present = jnp.any(kspace != 0, axis=(-2, -1), keepdims=True)
         kspace = kspace + jnp.where(present, noise, 0)
     return jnp.where(mask, kspace, 0)
