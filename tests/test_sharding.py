@@ -66,7 +66,7 @@ def one_device():
         ((2, 2, 2), {}),
         pytest.param(*((1, 2, 4), {"remat": True}), marks=pytest.mark.slow),
         ((4, 1, 2), {"accumulate": 2}),
-        pytest.param(*((2, 1, 1), {"accumulate": 4}), marks=pytest.mark.slow),
+        ((2, 1, 1), {"accumulate": 4}),
     ],
 )
 def test_every_mesh_gives_the_loss_and_the_parameters_of_one_device(shape, fields, one_device) -> None:

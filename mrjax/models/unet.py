@@ -288,8 +288,8 @@ def _forwards(then: Callable[..., Any], fold: int, x: Array, *weights: Array) ->
     mean, square = _means(fold, wide, wide * wide)
     scale = lax.rsqrt(jnp.maximum(square - mean * mean, 0) + _EPSILON)
     normal = (wide - mean) * scale
-    # The barrier: what is read later is this array, not its float32 form that XLA would rather store.
-    result = lax.optimization_barrier(jnp.where(normal >= 0, normal, _SLOPE * normal).astype(x.dtype))
+    # Kept apart: what is read later is this array, not its float32 form that XLA would rather store.
+    result = _apart(jnp.where(normal >= 0, normal, _SLOPE * normal).astype(x.dtype))
     output, pullback = jax.vjp(lambda result, *weights: then(result, fold, *weights), result, *weights)
     return output, (result, scale, pullback)
 
@@ -300,14 +300,22 @@ def _backwards(then: Callable[..., Any], fold: int, kept: tuple[Array, Array, An
     y, g = result.astype(jnp.float32), gradient.astype(jnp.float32)
     # LeakyReLU's slope cancels from (slope g) (y / slope).
     means = _means(fold, jnp.where(y >= 0, g, _SLOPE * g), g * y)
-    # The barrier: the same once more, and not what XLA would store of the above.
-    (result, pullback, later), (mean, product) = lax.optimization_barrier(((result, pullback, later), means))
+    # Kept apart: the same once more, and not what XLA would store of the above.
+    (result, pullback, later), (mean, product) = _apart(((result, pullback, later), means))
     y, g = result.astype(jnp.float32), pullback(later)[0].astype(jnp.float32)
     gradient = jnp.where(y >= 0, g - y * product, _SLOPE * g - y / _SLOPE * product) - mean
     return (scale * gradient).astype(result.dtype), *of_weights
 
 
 _normalise_and_activate.defvjp(_forwards, _backwards)
+
+
+def _apart(values: Any) -> Any:
+    """The same values, which XLA must not make anew where they are used.
+
+    Not on CPUs, where it gains nothing and XLA (JAX 0.10) computes other gradients inside a `lax.scan` for it.
+    """
+    return lax.platform_dependent(values, cpu=lambda x: x, default=lax.optimization_barrier)
 
 
 def _means(fold: int, *arrays: Array) -> tuple[Array, ...]:
