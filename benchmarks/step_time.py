@@ -25,7 +25,7 @@ from mrjax import build, cli, losses, memory, sharding, step
 from mrjax.config import check, defaults, mesh_shape
 from mrjax.errors import UserError
 from mrjax.mri.augment import Augment
-from mrjax.mri.tasks import training_keys
+from mrjax.mri.tasks import Example, training_keys
 
 Parts = dict[str, Callable[[], Any]]
 
@@ -98,18 +98,20 @@ def parts_of_the_step(config: ConfigDict, coils: int, compiled: Compiled, argume
     plain = config.copy_and_resolve_references()
     plain.augment.update({name: 0.0 for name in vars(Augment()) if name.endswith("_p")})
 
-    def loss(params: Any, corrupted: jax.Array, target: jax.Array) -> jax.Array:
-        return losses.mean_squared_error(step.run_network(model, params, corrupted), target)
+    def loss(params: Any, example: Example) -> jax.Array:
+        scale = step.scaling(example.corrupted, batch, "slice")
+        inputs = step.network_inputs(example, scale)
+        return losses.mean_squared_error(step.run_network(model, params, inputs), scale.apply(example.target))
 
     corrupted = corrupt(build.task(config))
-    images, forward, both = corrupted(), jax.jit(loss), jax.jit(jax.value_and_grad(loss))
-    gradients, update = both(params, *images)[1], jax.jit(optimizer.update)
+    example, forward, both = corrupted(), jax.jit(loss), jax.jit(jax.value_and_grad(loss))
+    gradients, update = both(params, example)[1], jax.jit(optimizer.update)
     return {
         "whole step": whole,
         "corruption": corrupt(build.task(plain)),
         "corruption + augmentation": corrupted,
-        "forward": lambda: forward(params, *images),
-        "forward + backward": lambda: both(params, *images),
+        "forward": lambda: forward(params, example),
+        "forward + backward": lambda: both(params, example),
         "optimizer": lambda: update(gradients, opt_state, params),
     }
 

@@ -14,11 +14,12 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped
 
 from mrjax import compiler, device_cache, losses, metrics, sharding
+from mrjax.models import Inputs
 from mrjax.mri import normalise
-from mrjax.mri.tasks import Keys, evaluation_keys, training_keys
+from mrjax.mri.tasks import Example, Task, evaluation_keys, training_keys
 
 Batch = dict[str, jax.Array]
-Task = Callable[[Batch, Keys], tuple[jax.Array, jax.Array]]
+MSE = losses.weighted_sum({"mse": 1.0})
 
 
 class TrainState(struct.PyTreeNode):
@@ -27,18 +28,33 @@ class TrainState(struct.PyTreeNode):
     Attributes:
       params: the network's parameters, float32.
       opt_state: optax's state.
+      ema: an exponential moving average of the parameters, None if none is kept.
     """
 
     params: Any
     opt_state: Any
+    ema: Any = None
 
 
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, size: tuple[int, int], seed: int
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    size: tuple[int, int],
+    seed: int,
+    *,
+    channels: int = 1,
+    ema: bool = False,
 ) -> TrainState:
-    """Fresh parameters and optimizer state; a function of the seed alone."""
-    params = model.init(jax.random.key(seed), jnp.zeros((1, *size, 1)))["params"]
-    return TrainState(params=params, opt_state=optimizer.init(params))
+    """Fresh parameters and optimizer state for images of `channels`; a function of the seed alone."""
+    blank = Inputs(
+        image=jnp.zeros((1, *size, channels)),
+        kspace=jnp.zeros((1, 1, *size), jnp.complex64),
+        mask=jnp.ones((1, 1, size[1]), bool),
+        offset=jnp.zeros((1, 1, 1)),
+    )
+    params = model.init(jax.random.key(seed), *asked(model, blank))["params"]
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(params=params, opt_state=optimizer.init(params), ema=average)
 
 
 def scaling(corrupted: jax.Array, batch: Batch, how: str) -> normalise.Scaling:
@@ -46,9 +62,24 @@ def scaling(corrupted: jax.Array, batch: Batch, how: str) -> normalise.Scaling:
     return normalise.by_volume(batch["maximum"]) if how == "volume" else normalise.by_slice(corrupted)
 
 
-def run_network(model: nn.Module, params: Any, images: jax.Array) -> jax.Array:
-    """(batch, height, width) normalised to the same: networks themselves work on (batch, height, width, 1)."""
-    return jnp.squeeze(jnp.asarray(model.apply({"params": params}, images[..., None])), -1)
+def network_inputs(example: Example, scale: normalise.Scaling) -> Inputs:
+    """All that a network may ask for, normalised."""
+    image = scale.apply(example.corrupted)[..., None]
+    if example.around is not None:
+        around = (example.around - scale.offset[..., None]) / scale.scale[..., None]
+        image = jnp.concatenate([image, around], -1)
+    kspace = None if example.kspace is None else example.kspace / scale.scale[:, None]
+    return Inputs(image, kspace, example.mask, scale.offset / scale.scale)
+
+
+def asked(model: Any, inputs: Inputs) -> list[Any]:
+    """What the network is called with."""
+    return [getattr(inputs, name) for name in model.needs]
+
+
+def run_network(model: nn.Module, params: Any, inputs: Inputs) -> jax.Array:
+    """The normalised reconstruction, (batch, height, width) float32."""
+    return jnp.squeeze(jnp.asarray(model.apply({"params": params}, *asked(model, inputs))), -1)
 
 
 def train_step(
@@ -62,9 +93,11 @@ def train_step(
     task: Task,
     seed: int,
     normalise_by: str,
+    loss: losses.Loss = MSE,
     accumulate: int = 1,
+    ema: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Augment, acquire, normalise, predict, mean squared error, Adam.
+    """Augment, acquire, normalise, predict, compare, update.
 
     Args:
       state: donated by the caller.
@@ -72,44 +105,52 @@ def train_step(
         places in `cache` of the examples.
       cache: the whole split, from `device_cache.load`.
       mesh: of the devices.
-      model: from (batch, height, width, 1) to the same, normalised.
+      model: a network of `models`.
       optimizer: optax's.
-      task: makes (corrupted, target) from the batch.
+      task: makes examples of the batch.
       seed: of everything random.
       normalise_by: 'slice' or 'volume'.
+      loss: what is minimised.
       accumulate: parts in which a batch is worked through one after the other, for less memory.
+      ema: decay of the average of the parameters at every step, if the state has one; less over the first steps, so that
+        the average forgets where it started: min(ema, (1 + step) / (10 + step)).
 
     Returns:
       The next state, and float32 scalars: loss (normalised units), grad_norm, and param_norm of the next state.
     """
     batch = jax.lax.with_sharding_constraint(batch, sharding.by_example(mesh))
 
-    def pair(part: Batch) -> tuple[jax.Array, jax.Array]:
-        corrupted, target = task(part, training_keys(seed, part["index"]))
-        scale = scaling(corrupted, part, normalise_by)
-        return scale.apply(corrupted), scale.apply(target)
+    def normalised(part: Batch) -> tuple[Inputs, jax.Array]:
+        example = task(part, training_keys(seed, part["index"]))
+        scale = scaling(example.corrupted, part, normalise_by)
+        return network_inputs(example, scale), scale.apply(example.target)
 
     def loss_of(params: Any, part: Batch) -> jax.Array:
         if cache is not None:
             part = part | device_cache.draw(cache, part["example"], mesh)
         # FFTs need whole images, so each device makes those of its rows' neighbours too; the network sees rows alone.
-        pairs = sharding.each_alone(pair, mesh)(part)
-        inputs, truth = jax.lax.with_sharding_constraint(pairs, sharding.by_row(mesh))
+        inputs, truth = sharding.each_alone(normalised, mesh)(part)
+        image, truth = jax.lax.with_sharding_constraint((inputs.image, truth), sharding.by_row(mesh))
         whole = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
-        return losses.mean_squared_error(run_network(model, whole, inputs), truth)
+        return loss(run_network(model, whole, inputs._replace(image=image)), truth, inputs.offset)
 
     if accumulate == 1:
-        loss, gradients = jax.value_and_grad(loss_of)(state.params, batch)
+        value, gradients = jax.value_and_grad(loss_of)(state.params, batch)
     else:
-        loss, gradients = _accumulated(loss_of, state.params, sharding.micro_batches(batch, accumulate, mesh))
+        value, gradients = _accumulated(loss_of, state.params, sharding.micro_batches(batch, accumulate, mesh))
     gradients = sharding.constrain_state(gradients, mesh)
     # As the parameters lie, or XLA would turn them and both moments around instead (12 MB an image on an H100).
     gradients = jax.tree.map(lambda g: with_layout_constraint(g, Layout(tuple(range(g.ndim)))), gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
-    state = sharding.constrain_state(TrainState(params=params, opt_state=opt_state), mesh)
-    return state, {"loss": loss} | norms
+    average = None
+    if state.ema is not None:
+        count = optax.tree.get_all_with_path(opt_state, "count")[0][1]
+        decay = jnp.minimum(ema, (1 + count) / (10 + count))
+        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+    state = sharding.constrain_state(TrainState(params=params, opt_state=opt_state, ema=average), mesh)
+    return state, {"loss": value} | norms
 
 
 def _accumulated(loss_of: Callable[[Any, Batch], jax.Array], params: Any, parts: Batch) -> tuple[jax.Array, Any]:
@@ -133,15 +174,17 @@ def predict(
       Peak of each target, (batch,) float32.
     """
 
-    def pair(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def make(batch: Batch) -> Example:
         return task(batch, evaluation_keys(batch["name"], batch["slice"]))
 
-    corrupted, target = sharding.each_alone(pair, mesh)(batch)
-    scale = scaling(corrupted, batch, normalise_by)
+    example = sharding.each_alone(make, mesh)(batch)
+    scale = scaling(example.corrupted, batch, normalise_by)
     params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
-    inputs = jax.lax.with_sharding_constraint(scale.apply(corrupted), sharding.by_row(mesh))
-    reconstruction = scale.invert(run_network(model, params, inputs))
-    return {"corrupted": corrupted, "reconstruction": reconstruction, "target": target}, target.max((-2, -1))
+    inputs = network_inputs(example, scale)
+    image = jax.lax.with_sharding_constraint(inputs.image, sharding.by_row(mesh))
+    reconstruction = scale.invert(run_network(model, params, inputs._replace(image=image)))
+    images = {"corrupted": example.corrupted, "reconstruction": reconstruction, "target": example.target}
+    return images, example.target.max((-2, -1))
 
 
 def score(images: Batch, data_range: jax.Array) -> dict[str, dict[str, jax.Array]]:

@@ -46,7 +46,7 @@ def test_a_step_follows_the_gradient_of_the_mean_squared_error_of_normalised_ima
     state, losses = run(cfg, mesh, steps=1, optimizer=optax.sgd(1.0))
     model = build.model(cfg)
     params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))["params"]
-    corrupted, target = jax.jit(build.task(cfg))(data, tasks.training_keys(0, data["index"]))
+    corrupted, target, *_ = jax.jit(build.task(cfg))(data, tasks.training_keys(0, data["index"]))
     low, high = (np.asarray(f(corrupted, axis=(1, 2), keepdims=True)) for f in (np.min, np.max))
 
     def loss_of(params):
@@ -96,6 +96,8 @@ def test_the_reconstruction_is_in_the_files_units() -> None:
 
 
 class Identity:
+    needs = ("image",)
+
     def apply(self, variables, x):
         return x
 

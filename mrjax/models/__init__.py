@@ -1,15 +1,36 @@
-"""The networks by name: a new one is a file here and a line in `MODELS`."""
+"""The networks by name: a new one is a file here and a line in `MODELS`.
+
+A network is a Flax module whose `needs` names the `Inputs` that it is called with, in that order. It gives the
+normalised image, (batch, height, width, 1) float32.
+"""
 
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 from flax import linen as nn
 
 from mrjax.errors import UserError
 from mrjax.models.unet import UNet
 
 MODELS = {"unet": UNet}
+
+
+class Inputs(NamedTuple):
+    """What networks may ask for.
+
+    Attributes:
+      image: (batch, height, width, channels) float32, normalised: the corrupted slice, then its neighbours if any.
+      kspace: (batch, coils, height, width) complex64, what was measured, in units of the normalised image's scale.
+      mask: (batch, 1 or height, width) bool, where k-space was measured.
+      offset: (batch, 1, 1) float32: normalised image = magnitude in the k-space's units - offset.
+    """
+
+    image: jax.Array
+    kspace: jax.Array | None
+    mask: jax.Array | None
+    offset: jax.Array
 
 
 def build(name: str, **attributes: Any) -> nn.Module:

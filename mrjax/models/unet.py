@@ -6,7 +6,7 @@ Ronneberger, Fischer, Brox, "U-Net", MICCAI 2015; Zbontar et al., "fastMRI", arX
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +127,8 @@ class UNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     lanes: int = 1
+
+    needs: ClassVar[tuple[str, ...]] = ("image",)
 
     @staticmethod
     def smallest_side(levels: int) -> int:

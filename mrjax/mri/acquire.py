@@ -27,7 +27,7 @@ class Acquisition:
 
 def undersample(
     kspace: jax.Array, sampled: jax.Array, peak: jax.Array, keys: tuple[jax.Array, jax.Array], how: Acquisition
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Keeps random columns of one slice's k-space and adds complex Gaussian noise to them.
 
     Args:
@@ -38,7 +38,7 @@ def undersample(
       how: accelerations, centre fractions and noise levels to draw from.
 
     Returns:
-      (coils, height, width) complex64, zero where nothing was measured.
+      (coils, height, width) complex64, zero where nothing was measured; and the mask (1, width) bool.
     """
     protocol, samples = keys
     choose, columns, level = jax.random.split(protocol, 3)
@@ -55,4 +55,4 @@ def undersample(
         noise = math.sqrt(2) * sigma * jax.vmap(draw)(of_coil)
         present = jnp.any(kspace != 0, axis=(-2, -1), keepdims=True)
         kspace = kspace + jnp.where(present, noise, 0)
-    return jnp.where(mask, kspace, 0)
+    return jnp.where(mask, kspace, 0), mask[None]

@@ -1,8 +1,7 @@
-"""Tasks: from a batch as it comes from disk to (corrupted, target) image pairs, on the device.
+"""Tasks: from a batch as it comes from disk to what a network is given and should give, on the device.
 
-A task is a function `pair(batch, keys) -> (corrupted, target)`, both (batch, height, width) float32 in the file's
-units. `batch` holds arrays with a leading batch axis; `keys` says where the randomness comes from:
-  Keys(augment, protocol, noise), each (batch,) PRNG keys; augment is None in evaluation.
+A task is a function `make(batch, keys) -> Example`. `batch` holds arrays with a leading batch axis; `keys` says where
+the randomness comes from: Keys(augment, protocol, noise), each (batch,) PRNG keys; augment is None in evaluation.
 """
 
 from collections.abc import Callable
@@ -27,6 +26,27 @@ class Keys(NamedTuple):
     noise: jax.Array
 
 
+class Example(NamedTuple):
+    """Examples of a batch, in the file's units.
+
+    Attributes:
+      corrupted: (batch, height, width) float32, the image to be improved.
+      target: (batch, height, width) float32, the truth.
+      kspace: (batch, coils, height, width) complex64, what was measured, zero elsewhere; None if the task has images.
+      mask: (batch, 1 or height, width) bool, where k-space was measured; None if the task has images.
+      around: (batch, height, width, neighbours) float32, corrupted images of the slices beside it; None if not asked.
+    """
+
+    corrupted: jax.Array
+    target: jax.Array
+    kspace: jax.Array | None = None
+    mask: jax.Array | None = None
+    around: jax.Array | None = None
+
+
+Task = Callable[[Batch, Keys], Example]
+
+
 def training_keys(seed: int, index: jax.Array) -> Keys:
     """Keys that depend on the seed and on each example's place in the endless training stream, and on nothing else.
 
@@ -46,41 +66,44 @@ def evaluation_keys(volume: jax.Array, slice_number: jax.Array) -> Keys:
     return Keys(None, protocol, jax.vmap(jax.random.fold_in)(noise, slice_number))
 
 
-def kspace(acquisition: Acquisition, augment: Augment) -> Callable[[Batch, Keys], tuple[jax.Array, jax.Array]]:
+def kspace(acquisition: Acquisition, augment: Augment) -> Task:
     """Multi-coil k-space, undersampled; the truth is the root-sum-of-squares of its fully sampled coils.
 
     The batch holds `kspace` (batch, coils, height, width) complex64.
     """
 
-    def example(kspace: jax.Array, keys: Keys) -> tuple[jax.Array, jax.Array]:
+    def example(kspace: jax.Array, keys: Keys) -> Example:
         sampled = jnp.any(kspace != 0, axis=(0, 1))
         if keys.augment is not None and augment.active:
             images = warp(ifft2c(kspace), draw(keys.augment, augment, *kspace.shape[-2:]))
             kspace, target = fft2c(images), root_sum_of_squares(images)
         else:
             target = magnitude(kspace)
-        measured = undersample(kspace, sampled, target.max(), (keys.protocol, keys.noise), acquisition)
-        return magnitude(measured), target
+        measured, mask = undersample(kspace, sampled, target.max(), (keys.protocol, keys.noise), acquisition)
+        return Example(magnitude(measured), target, measured, mask)
 
     return lambda batch, keys: jax.vmap(example)(batch["kspace"], keys)
 
 
-def as_given(batch: Batch, keys: Keys) -> tuple[jax.Array, jax.Array]:
+def as_given(batch: Batch, keys: Keys) -> Example:
     """What is corrupted already, undersampled `kspace` or an `input` image, standing for the unknown truth as well."""
-    image = magnitude(batch["kspace"]) if "kspace" in batch else batch["input"]
-    return image, image
+    if "kspace" not in batch:
+        return Example(batch["input"], batch["input"])
+    kspace = batch["kspace"]
+    image, mask = magnitude(kspace), jnp.any(kspace != 0, axis=(1, 2))
+    return Example(image, image, kspace, mask[:, None])
 
 
-def paired(acquisition: Acquisition, augment: Augment) -> Callable[[Batch, Keys], tuple[jax.Array, jax.Array]]:
+def paired(acquisition: Acquisition, augment: Augment) -> Task:
     """Corrupted and clean images from the file: `input` and `target` (batch, height, width) float32."""
 
-    def example(corrupted: jax.Array, target: jax.Array, keys: Keys) -> tuple[jax.Array, jax.Array]:
+    def example(corrupted: jax.Array, target: jax.Array, keys: Keys) -> Example:
         if keys.augment is not None and augment.active:
             both = jnp.stack([corrupted, target])
             corrupted, target = warp(both, draw(keys.augment, augment, *target.shape))
-        return corrupted, target
+        return Example(corrupted, target)
 
     return lambda batch, keys: jax.vmap(example)(batch["input"], batch["target"], keys)
 
 
-TASKS = {"kspace": kspace, "paired": paired}
+TASKS: dict[str, Callable[[Acquisition, Augment], Task]] = {"kspace": kspace, "paired": paired}
