@@ -112,7 +112,7 @@ def train_step(
       normalise_by: 'slice' or 'volume'.
       loss: what is minimised.
       accumulate: parts in which a batch is worked through one after the other, for less memory.
-      ema: decay of the average of the parameters at every step, if the state has one; less over the first steps, so that
+      ema: decay of the average of the parameters a step, if the state has one; less over the first steps, so that
         the average forgets where it started: min(ema, (1 + step) / (10 + step)).
 
     Returns:
