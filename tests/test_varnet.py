@@ -11,7 +11,7 @@ from mrjax.fastmri_weights import from_fastmri
 from mrjax.models import build
 from mrjax.models.varnet import VarNet, centre
 
-TINY = VarNet(channels=4, levels=1, cascades=2, sens_channels=2, sens_levels=2)
+TINY = VarNet(channels=4, levels=1, cascades=2, sens_channels=2, sens_levels=1)
 
 
 def _inputs(
@@ -156,14 +156,12 @@ def test_bfloat16_computes_the_same_network() -> None:
     assert 0 < np.linalg.norm(output - expected) < 0.05 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("shape", [(4, 1, 1), (2, 1, 2), (1, 2, 2)])
-def test_meshes_compute_the_same(shape: tuple[int, int, int]) -> None:
-    """Examples split over devices, parameters too, and rows where the mesh splits those."""
-    count = np.prod(shape)
-    if len(jax.devices()) < count:
+def test_meshes_compute_the_same() -> None:
+    """Examples split over devices, and rows too."""
+    if len(jax.devices()) < 4:
         pytest.skip("XLA_FLAGS=--xla_force_host_platform_device_count=8 gives eight devices")
-    mesh = Mesh(np.asarray(jax.devices()[:count]).reshape(shape), ("data", "model", "spatial"))
-    inputs = kspace, mask, offset = _inputs(4, 2, 24, 20)
+    mesh = Mesh(np.asarray(jax.devices()[:4]).reshape(2, 1, 2), ("data", "model", "spatial"))
+    inputs = kspace, mask, offset = _inputs(2, 2, 24, 20)
     params = _init(TINY, inputs)
 
     def loss(params: dict, kspace: jax.Array, mask: jax.Array, offset: jax.Array) -> jax.Array:
