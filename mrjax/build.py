@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled, Wrapped
 from ml_collections import ConfigDict
 
-from mrjax import checkpoint, memory, models, sharding, step
+from mrjax import checkpoint, losses, memory, models, sharding, step
 from mrjax.data.buffers import Spec
 from mrjax.errors import UserError
 from mrjax.mri.acquire import Acquisition
@@ -23,26 +23,44 @@ from mrjax.mri.tasks import TASKS, as_given
 
 def model(config: ConfigDict, mesh: Mesh | None = None) -> nn.Module:
     """The network that config.model names, computing in config.precision; its parameters are the same on any mesh."""
-    fields = {name: value for name, value in config.model.items() if name != "name"}
+    fields = {"dtype": jnp.dtype(config.precision), "remat": config.remat, **config.model}
     fields |= {"lanes": 128 if mesh is not None and mesh.devices.flat[0].platform == "tpu" else 1}
-    return models.build(config.model.name, dtype=jnp.dtype(config.precision), remat=config.remat, **fields)
+    known = models.attributes(config.model.name)
+    return models.build(config.model.name, **{name: fields[name] for name in known if name in fields})
 
 
 def schedule(config: ConfigDict) -> optax.Schedule:
-    """Learning rate by step: a linear rise, then constant or a cosine down to zero at config.steps."""
-    warmup = round(config.warmup * config.steps)
+    """Learning rate by step: a linear rise, then constant, falling in steps, or a cosine to zero at config.steps."""
+    warmup, peak = round(config.warmup * config.steps), config.learning_rate
     if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(config.steps, warmup + 1))
-    return (
-        optax.linear_schedule(0.0, config.learning_rate, warmup)
-        if warmup
-        else optax.constant_schedule(config.learning_rate)
-    )
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(config.steps, warmup + 1))
+    if config.schedule == "step":
+        every = max(round(config.decay_every * config.steps), 1)
+        later: optax.Schedule = optax.exponential_decay(peak, every, config.decay_factor, staircase=True)
+    else:
+        later = optax.constant_schedule(peak)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), later], [warmup]) if warmup else later
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba, arXiv:1412.6980)."""
-    return optax.adam(schedule(config))
+    """Adam (Kingma and Ba, arXiv:1412.6980), AdamW (arXiv:1711.05101) or NAdamW (Dozat, ICLR workshop 2016)."""
+    rate = schedule(config)
+    update = {
+        "adam": lambda: optax.adam(rate),
+        "adamw": lambda: optax.adamw(rate, weight_decay=config.weight_decay),
+        "nadamw": lambda: optax.nadamw(rate, weight_decay=config.weight_decay),
+    }[config.optimizer]()
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update
+
+
+def initial_state(config: ConfigDict) -> Callable[[], step.TrainState]:
+    """What makes the state that training starts from, a pure function."""
+    return functools.partial(
+        step.init_state,
+        *(model(config), optimizer(config), tuple(config.data.image_size), config.seed),
+        channels=1 + 2 * config.data.neighbours,
+        ema=config.ema > 0,
+    )
 
 
 def task(config: ConfigDict) -> step.Task:
@@ -53,9 +71,7 @@ def task(config: ConfigDict) -> step.Task:
 
 def abstract_state(config: ConfigDict, mesh: Mesh) -> step.TrainState:
     """Shapes and shardings of the state, without computing any of it."""
-    shapes = jax.eval_shape(
-        lambda: step.init_state(model(config), optimizer(config), config.data.image_size, config.seed)
-    )
+    shapes = jax.eval_shape(initial_state(config))
     place = functools.partial(sharding.by_parameter, mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x.shape)), shapes)
 
@@ -68,7 +84,9 @@ def train_step(
     Raises:
       UserError: it needs more memory than a device has.
     """
-    jitted = step.compile_train(mesh, seed=config.seed, accumulate=config.accumulate, **closed_over)
+    given = {"seed": config.seed, "accumulate": config.accumulate, "ema": config.ema}
+    loss = losses.weighted_sum(config.loss)
+    jitted = step.compile_train(mesh, loss=loss, **given, **closed_over)
     state, split = abstract_state(config, mesh), sharding.by_example(mesh)
     indexed = spec | {"index": ((), np.dtype(np.uint32))}
 
@@ -95,7 +113,7 @@ class Inference(NamedTuple):
       config: of the run that made it, image size included.
       progress: its step and validation scores.
       mesh: of the devices.
-      params: the network's parameters.
+      params: the network's parameters; their average where the run kept one.
       predict: `step.predict` for files with a truth: simulates the corruption of the task.
       reconstruct: `step.predict` for what is corrupted already: takes it as it is.
     """
@@ -111,7 +129,7 @@ class Inference(NamedTuple):
 def restore(workdir: str, mesh: Mesh) -> Inference:
     """The best checkpoint of a run, restored with nothing but its workdir."""
     manager, config, progress = checkpoint.best(workdir)
-    params = checkpoint.restore_params(manager, abstract_state(config, mesh).params)
+    params = checkpoint.restore_params(manager, abstract_state(config, mesh))
     manager.close()
     fixed = {"model": model(config, mesh), "normalise_by": config.normalise}
     return Inference(

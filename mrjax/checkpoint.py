@@ -2,7 +2,8 @@
 
 A workdir holds
   config.json            the run it belongs to
-  checkpoints/newest/N   after step N: parameters, optimizer state, progress (step, position in the data), config
+  checkpoints/newest/N   after step N: parameters, their average if there is one, optimizer state, progress (step,
+                         position in the data), config
   checkpoints/best/N     the same, of the step with the best validation SSIM
 Orbax writes a checkpoint beside its place and renames it when it is whole, so a kill at any moment leaves the last one.
 """
@@ -71,7 +72,7 @@ def open_checkpoints(workdir: str, kind: str, *, read_only: bool = False) -> ocp
         options = ocp.CheckpointManagerOptions(
             max_to_keep=1, cleanup_tmp_directories=True, multiprocessing_options=by_kind
         )
-    names = ("params", "optimizer", "progress", "config")
+    names = ("params", "ema", "optimizer", "progress", "config")
     return ocp.CheckpointManager(
         os.path.abspath(os.path.join(workdir, "checkpoints", kind)), options=options, item_names=names
     )
@@ -90,15 +91,10 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, 
     # Orbax passes over a step that is not newer than its newest, as after going back to an older checkpoint.
     for newer in (step for step in manager.all_steps() if step >= progress["step"]):
         manager.delete(newer)
-    manager.save(
-        progress["step"],
-        args=ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            optimizer=ocp.args.StandardSave(state.opt_state),
-            progress=ocp.args.JsonSave(progress),
-            config=ocp.args.JsonSave(configs.dump(config)),
-        ),
-    )
+    arrays = {"params": state.params, "optimizer": state.opt_state, "ema": state.ema}
+    items = {name: ocp.args.StandardSave(values) for name, values in arrays.items() if values is not None}
+    items |= {"progress": ocp.args.JsonSave(progress), "config": ocp.args.JsonSave(configs.dump(config))}
+    manager.save(progress["step"], args=ocp.args.Composite(**items))
 
 
 def _restore(manager: ocp.CheckpointManager, **items: Any) -> Any:
@@ -128,13 +124,11 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[TrainStat
     """The newest state, laid out as `like` (ShapeDtypeStructs with shardings), and its progress; None if none."""
     if manager.latest_step() is None:
         return None
-    restored = _restore(
-        manager,
-        params=ocp.args.StandardRestore(like.params),
-        optimizer=ocp.args.StandardRestore(like.opt_state),
-        progress=ocp.args.JsonRestore(),
-    )
-    return TrainState(params=restored.params, opt_state=restored.optimizer), restored.progress
+    arrays = {"params": like.params, "optimizer": like.opt_state, "ema": like.ema}
+    items = {name: ocp.args.StandardRestore(shapes) for name, shapes in arrays.items() if shapes is not None}
+    restored = _restore(manager, **items, progress=ocp.args.JsonRestore())
+    state = TrainState(params=restored.params, opt_state=restored.optimizer, ema=restored.get("ema"))
+    return state, restored.progress
 
 
 def best(workdir: str) -> tuple[ocp.CheckpointManager, ConfigDict, dict[str, Any]]:
@@ -153,6 +147,7 @@ def best(workdir: str) -> tuple[ocp.CheckpointManager, ConfigDict, dict[str, Any
     raise UserError(f"{workdir}: holds no checkpoint, expected the workdir of a run of mrjax.main")
 
 
-def restore_params(manager: ocp.CheckpointManager, like: Any) -> Any:
-    """The parameters alone, laid out as `like` (ShapeDtypeStructs with shardings)."""
-    return _restore(manager, params=ocp.args.StandardRestore(like)).params
+def restore_params(manager: ocp.CheckpointManager, like: TrainState) -> Any:
+    """The parameters to reconstruct with, alone, laid out as in `like` (ShapeDtypeStructs with shardings)."""
+    name = "params" if like.ema is None else "ema"
+    return _restore(manager, **{name: ocp.args.StandardRestore(like.best_params)})[name]

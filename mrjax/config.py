@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from mrjax.errors import UserError
-from mrjax.models import MODELS
+from mrjax.models import MODELS, attributes
 from mrjax.mri.augment import Augment
 
 
@@ -28,9 +28,20 @@ def defaults() -> ConfigDict:
     config.accumulate = 1  # parts of a batch that are worked through one after the other: less memory, same result
     config.remat = False  # compute activations again for the gradient instead of keeping them: less memory, slower
     config.normalise = "slice"  # to 0..1 by the corrupted input: 'slice', or 'volume' by the file's attribute `max`
-    config.learning_rate = 1e-3  # Adam's, at its peak
-    config.schedule = "cosine"  # 'constant', or 'cosine' down to zero at the last step
+    config.optimizer = "adam"  # 'adam', 'adamw' or 'nadamw'
+    config.learning_rate = 1e-3  # at its peak
+    config.schedule = "cosine"  # 'constant', 'cosine' down to zero at the last step, or 'step'
     config.warmup = 0.05  # share of the steps in which the learning rate rises from zero
+    config.decay_every = 0.4  # of 'step': after this share of the steps, from the warm-up on, the rate falls, and so on
+    config.decay_factor = 0.1  # and by how much
+    config.weight_decay = 1e-4  # of 'adamw' and 'nadamw'
+    config.clip_norm = 0.0  # gradients of a greater norm are scaled down to it; 0: never
+    config.ema = 0.0  # decay a step of an average of the parameters, which is then what is evaluated; 0: none
+
+    config.loss = ConfigDict()  # weights of a sum, of images normalised to 0..1
+    config.loss.mse = 1.0
+    config.loss.l1 = 0.0
+    config.loss.ssim = 0.0  # of 1 - SSIM
 
     config.model = ConfigDict()
     config.model.name = "unet"
@@ -38,12 +49,16 @@ def defaults() -> ConfigDict:
     config.model.levels = 4  # number of poolings
     config.model.pool = "max"  # 'max' or 'avg'
     config.model.residual = False  # whether the network's output is added to its input
+    config.model.cascades = 12  # of a VarNet, whose channels and levels are those of the U-Net in each cascade
+    config.model.sens_channels = 8  # of the U-Net that finds a VarNet's sensitivity maps
+    config.model.sens_levels = 4
 
     config.data = ConfigDict()
     config.data.dir = ""  # folder with train/, val/ and test/ (or fastMRI's names); empty: the demo data
     config.data.train = config_dict.placeholder(object)  # instead of dir: a folder, a glob, or a list of these
     config.data.val = config_dict.placeholder(object)
     config.data.test = config_dict.placeholder(object)
+    config.data.neighbours = 0  # slices on either side that the network sees as channels beside its own (2.5-D)
     config.data.image_size = ()  # (height, width) at which the network works; empty: the size that all files share
     config.data.resize = (
         "kspace"  # k-space of another size: crop or pad 'kspace' (resolution), or the 'image' (field of view)
@@ -88,7 +103,8 @@ CHOICES = {
     "task": ("kspace", "paired"),
     "precision": ("float32", "bfloat16"),
     "normalise": ("slice", "volume"),
-    "schedule": ("constant", "cosine"),
+    "optimizer": ("adam", "adamw", "nadamw"),
+    "schedule": ("constant", "cosine", "step"),
     "model.pool": ("max", "avg"),
     "data.resize": ("kspace", "image"),
     "data.check": ("samples", "headers"),
@@ -97,7 +113,8 @@ CHOICES = {
 }
 POSITIVE = (
     *("steps", "batch_size", "learning_rate", "model.channels", "model.levels", "data.prefetch"),
-    *("accumulate", "log_every", "eval_every", "checkpoint_every"),
+    *("accumulate", "log_every", "eval_every", "checkpoint_every", "decay_every", "decay_factor"),
+    *("model.cascades", "model.sens_channels", "model.sens_levels"),
 )
 
 # What may change when a run is resumed: how it is watched and fed and on which devices, not what it computes; and how
@@ -155,6 +172,18 @@ def check(config: ConfigDict) -> None:
     for name in POSITIVE:
         expect(name, found[name] > 0, "more than 0")
     expect("warmup", 0 <= found["warmup"] <= 1, "0 to 1")
+    expect("ema", 0 <= found["ema"] < 1, "0, or less than 1 as in 0.999")
+    for name in ("weight_decay", "clip_norm", "data.neighbours", "loss.mse", "loss.l1", "loss.ssim"):
+        expect(name, found[name] >= 0, "0 or more")
+    expect("loss.mse", any(config.loss.values()), "more than 0, or another of config.loss")
+    fields = attributes(found["model.name"])
+    for name in (name for name in found if name.startswith("model.") and name != "model.name"):
+        if name.removeprefix("model.") not in fields:
+            expect(
+                name,
+                found[name] == known[name],
+                f"no other than {known[name]!r}: {found['model.name']} has no such field",
+            )
     mesh = found["mesh"]
     whole = len(mesh) == 3 and all(isinstance(n, int) and n >= 0 for n in mesh) and sum(n == 0 for n in mesh) <= 1
     expect(

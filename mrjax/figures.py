@@ -101,6 +101,37 @@ def panel(
     _save(canvas.figure, path)
 
 
+def gallery(path: str | os.PathLike[str], images: Mapping[str, np.ndarray], *, title: str = "") -> None:
+    """Draws one slice as several methods see it, and below each its absolute error, as a PNG.
+
+    Args:
+        path: the PNG; it appears under this name once it is complete.
+        images: real (height, width) in one unit, by name; the first is the truth, and the grey scale is its own.
+        title: of the whole.
+    """
+    truth, *others = (np.asarray(image, np.float64) for image in images.values())
+    white = _percentile(truth, 99.5) or 1.0
+    errors = [np.abs(image - truth) for image in others]
+    gain = _gain(max(_percentile(error, 99.5) for error in errors) / white)
+    height, width = (math.ceil(SHORT_SIDE / min(truth.shape)) * side for side in truth.shape)
+    names = MARGIN + TITLE
+    top, below = names + NAME, names + NAME + height + GAP
+    canvas = _Canvas(2 * MARGIN + len(images) * (width + GAP) - GAP, below + height + MARGIN)
+    canvas.text(MARGIN, MARGIN, title, size=12.5, color=TEXT, weight="bold")
+    for column, (name, image) in enumerate(zip(images, [truth, *others], strict=True)):
+        left = MARGIN + column * (width + GAP)
+        canvas.text(left, names, name, size=10.5, color=TEXT)
+        rows = [(top, image, GREYS, white)]
+        rows += [(below, errors[column - 1], ERROR_COLOURS, white / gain)] if column else []
+        for row, values, colours, brightest in rows:
+            axes = canvas.axes(left, row, width, height)
+            axes.set_axis_off()
+            axes.imshow(values, colours, vmin=0, vmax=brightest, interpolation="nearest", origin="upper", aspect="auto")
+    note = f"{ERROR} below, \u00d7{gain}: 0 to {100 / gain:g} % of white"
+    canvas.text(MARGIN, below + 8, note, size=9, color=FAINT)
+    _save(canvas.figure, path)
+
+
 def curves(path: str | os.PathLike[str], rows: Iterable[Mapping[str, float]]) -> None:
     """Draws training loss (logarithmic) and validation PSNR and SSIM over steps as a PNG.
 

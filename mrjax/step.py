@@ -35,6 +35,11 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     ema: Any = None
 
+    @property
+    def best_params(self) -> Any:
+        """What to reconstruct with: the average if there is one."""
+        return self.params if self.ema is None else self.ema
+
 
 def init_state(
     model: nn.Module,

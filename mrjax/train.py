@@ -70,9 +70,9 @@ def train(config: ConfigDict, workdir: str) -> None:
             if progress["files"] != files:
                 raise UserError(f"{workdir} was trained on {progress['files']}, found {files}; expected the same files")
         else:
-            init = functools.partial(step.init_state, model, optimizer, config.data.image_size, config.seed)
             places = jax.tree.map(lambda leaf: leaf.sharding, build.abstract_state(config, mesh))
-            state, progress = jax.jit(init, out_shardings=places)(), {"step": 0, "examples": 0}
+            init = jax.jit(build.initial_state(config), out_shardings=places)
+            state, progress = init(), {"step": 0, "examples": 0}
         at = start = progress["step"]
         val_files = pipeline.fingerprint(val_set)
         best_ssim = checkpoint.best_ssim(best, val_files)
@@ -91,7 +91,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         def validate() -> float:
             """Evaluates the validation split, reports it and returns the SSIM that the best checkpoint is chosen by."""
             with pipeline.evaluation_batches(val_source, **reading) as val_batches:
-                rows, previews = evaluate(predict, score, state.params, val_batches, val_set, mesh)
+                rows, previews = evaluate(predict, score, state.best_params, val_batches, val_set, mesh)
             scores = summarise(rows)["all"]
             means = {f"val/{name}": value["mean"] for name, value in scores["reconstruction"].items()}
             watch.scalars(at, means | {f"val/corrupted/{n}": v["mean"] for n, v in scores["corrupted"].items()})

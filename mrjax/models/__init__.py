@@ -34,16 +34,20 @@ class Inputs(NamedTuple):
     offset: jax.Array
 
 
-def build(name: str, **attributes: Any) -> nn.Module:
+def build(name: str, **given: Any) -> nn.Module:
     """The network registered as `name`, with its attributes set: `build("unet", channels=16)`."""
-    if name not in MODELS:
-        raise UserError(f"config.model.name is {name!r}, expected {_one_of(list(MODELS), name)}")
-    model = MODELS[name]
-    known = [field.name for field in fields(model) if field.name not in ("parent", "name")]
-    for attribute in attributes:
+    known = attributes(name)
+    for attribute in given:
         if attribute not in known:
             raise UserError(f"config.model.{attribute} is no field of {name!r}, expected {_one_of(known, attribute)}")
-    return model(**attributes)
+    return MODELS[name](**given)
+
+
+def attributes(name: str) -> list[str]:
+    """The names of the attributes that the network registered as `name` has."""
+    if name not in MODELS:
+        raise UserError(f"config.model.name is {name!r}, expected {_one_of(list(MODELS), name)}")
+    return [field.name for field in fields(MODELS[name]) if field.name not in ("parent", "name")]
 
 
 def _one_of(known: list[str], found: str) -> str:
