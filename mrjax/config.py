@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_dict
 
 from mrjax.errors import UserError
 from mrjax.models import MODELS, attributes
+from mrjax.mri import masks
 from mrjax.mri.augment import Augment
 
 
@@ -79,6 +80,13 @@ def defaults() -> ConfigDict:
         0.0,
         0.01,
     )  # standard deviation per coil, as a fraction of the image's maximum: (low, high)
+    config.acquisition.mask = "random"  # as fastMRI: 'random', 'equispaced', 'equispaced_fraction', 'magic'; 'gaussian1d';
+    # single samples: 'gaussian2d', 'poisson' (denser in the middle), 'poisson_uniform', 'radial', 'spiral'
+    config.acquisition.snr = ()  # (low, high): noise by the mean signal over its standard deviation, instead of `noise`
+    config.acquisition.noise_covariance = "white"  # between coils: 'white', or 'measured' in the corners of k-space
+    config.acquisition.motion_p = 0.0  # probability that the head moves during the scan
+    config.acquisition.motion_rotation = 2.0  # degrees at most, either way, from one of eight poses to the next
+    config.acquisition.motion_translation = 0.01  # likewise, of height and width
 
     config.augment = ConfigDict()  # on the device, before the corruption; each with its probability
     config.augment.rotation = 15.0  # degrees, either way
@@ -101,6 +109,8 @@ def defaults() -> ConfigDict:
 CHOICES = {
     "model.name": tuple(MODELS),
     "task": ("kspace", "paired"),
+    "acquisition.mask": (*masks.LINES, *masks.SAMPLES),
+    "acquisition.noise_covariance": ("white", "measured"),
     "precision": ("float32", "bfloat16"),
     "normalise": ("slice", "volume"),
     "optimizer": ("adam", "adamw", "nadamw"),
@@ -205,6 +215,12 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.augment.{error}") from error
     noise = found["acquisition.noise"]
     expect("acquisition.noise", len(noise) == 2 and 0 <= noise[0] <= noise[1], "(low, high), both 0 or more")
+    snr = found["acquisition.snr"]
+    ordered = len(snr) == 0 or (len(snr) == 2 and 0 < snr[0] <= snr[1])
+    expect("acquisition.snr", ordered, "(low, high), both more than 0, or () for none")
+    expect("acquisition.motion_p", 0 <= found["acquisition.motion_p"] <= 1, "0 to 1")
+    expect("acquisition.motion_rotation", 0 <= found["acquisition.motion_rotation"] <= 45, "0 to 45 degrees")
+    expect("acquisition.motion_translation", 0 <= found["acquisition.motion_translation"] <= 0.5, "0 to 0.5")
     accelerations, centres = found["acquisition.accelerations"], found["acquisition.centre_fractions"]
     expect(
         "acquisition.accelerations",

@@ -79,7 +79,7 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Task:
             kspace, target = fft2c(images), root_sum_of_squares(images)
         else:
             target = magnitude(kspace)
-        measured, mask = undersample(kspace, sampled, target.max(), (keys.protocol, keys.noise), acquisition)
+        measured, mask = undersample(kspace, sampled, target, (keys.protocol, keys.noise), acquisition)
         return Example(magnitude(measured), target, measured, mask)
 
     return lambda batch, keys: jax.vmap(example)(batch["kspace"], keys)
