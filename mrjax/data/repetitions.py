@@ -30,7 +30,7 @@ def group(volumes: Iterable[t5.Volume]) -> tuple[list[t5.Volume], list[str]]:
       sentence for each volume that was left out.
 
     Raises:
-      UserError: a file cannot be read.
+      UserError: a file cannot be read, or holds NaN or Inf.
     """
     volumes = list(volumes)
     scans: dict[tuple[str, str, tuple[int, ...]], list[t5.Volume]] = {}
@@ -76,30 +76,38 @@ def _sort_out(scan: list[t5.Volume]) -> tuple[list[t5.Volume], list[str]]:
     """The repetitions of a scan that lie where most do, and a sentence for each of those that moved."""
     if len(scan) == 1:
         return scan, []
-    images = [coarse(volume) for volume in scan]
-    moved = np.zeros((len(scan), len(scan), 2))
+    images = np.stack([coarse(volume) for volume in scan])
+    images = images[:, images.any((2, 3)).all(0)]  # the slices that none of them lacks
+    moved = np.zeros((len(scan), len(scan), 2))  # pixels, slices
+    near = np.ones((len(scan), len(scan)), bool)
     for i, j in itertools.combinations(range(len(scan)), 2):
-        rows, columns, slices = displacement(images[i], images[j])
-        moved[i, j] = moved[j, i] = np.hypot(*(np.array([rows, columns]) * _pixels(scan[i]))), slices
-    near = np.logical_and(moved[..., 0] <= PIXELS, moved[..., 1] <= SLICES)
+        # One step tells whether anything moved, and noise cannot sway it; more of them tell how far.
+        for steps in (1, 20):
+            rows, columns, slices = displacement(images[i], images[j], steps)
+            height, width = (max(n / SIDE, 1) for n in scan[i].data_shape)  # pixels in those of the coarse image
+            pixels = float(np.hypot(rows * height, columns * width))
+            moved[i, j] = moved[j, i] = pixels, slices
+            if steps == 1:
+                near[i, j] = near[j, i] = pixels <= PIXELS and slices <= SLICES
+            if near[i, j]:
+                break
     most = near.sum(1) == near.sum(1).max()
     middle = int(np.argmin(np.where(most, moved[..., 0].sum(1), np.inf)))
     sentences = [
-        f"{scan[i].path}: moved by {moved[i, middle, 0]:.2f} pixels and {moved[i, middle, 1]:.2f} slices against "
-        f"{scan[middle].name}, expected at most {PIXELS} and {SLICES}"
+        f"{scan[i].path}: moved by about {moved[i, middle, 0]:.1f} pixels and {moved[i, middle, 1]:.1f} slices "
+        f"against {scan[middle].name}, expected at most {PIXELS} and {SLICES}"
         for i in range(len(scan))
         if not near[i, middle]
     ]
     return [scan[i] for i in range(len(scan)) if near[i, middle]], sentences
 
 
-def _pixels(volume: t5.Volume) -> np.ndarray:
-    """(rows, columns) of the file in a row and a column of its coarse image."""
-    return np.array([max(n / SIDE, 1) for n in volume.data_shape])
-
-
 def coarse(volume: t5.Volume) -> np.ndarray:
-    """Root-sum-of-squares images, float32 (slices, at most SIDE, at most SIDE), of the centre of its k-space."""
+    """Root-sum-of-squares images, float32 (slices, at most SIDE, at most SIDE), of the centre of its k-space.
+
+    Raises:
+      UserError: it cannot be read, or is not finite.
+    """
     size = (min(volume.data_shape[0], SIDE), min(volume.data_shape[1], SIDE))
     # A Hann window: no ringing, and images smooth enough for the gradients to reach over a few pixels.
     window = np.outer(*(np.hanning(n + 2)[1:-1] for n in size)).astype(np.float32)
@@ -108,16 +116,21 @@ def coarse(volume: t5.Volume) -> np.ndarray:
         kspace = files.read(volume.path, "kspace", i).reshape(volume.shape[1:]).astype(np.complex64, copy=False)
         coils = fft.fftshift(fft.ifft2(fft.ifftshift(resize.fit(kspace, size) * window, (-2, -1))), (-2, -1))
         images.append(np.sqrt((np.abs(coils) ** 2).sum(0)))
+        if not np.isfinite(images[-1]).all():
+            raise UserError(f"{volume.path}: `kspace` holds NaN or Inf in slice {i}, expected finite numbers")
     return np.stack(images)
 
 
-def displacement(fixed: np.ndarray, moving: np.ndarray) -> tuple[float, float, float]:
+def displacement(fixed: np.ndarray, moving: np.ndarray, steps: int) -> tuple[float, float, float]:
     """How far a head moved between two images (slices, height, width), by registration.
 
     The affine map and the intensity that best carry one image over to the other, by Gauss-Newton steps with the mean of
     both images' gradients (Lucas and Kanade, 1981; efficient second-order minimisation, Benhimane and Malis, 2004). A
-    rigid motion in mm is affine in voxels, whatever their size. Noise hardly matters: a few numbers are
-    fitted to all voxels, and the noise of two scans is as likely to push them one way as the other.
+    rigid motion in mm is affine in voxels, whatever their size.
+
+    The first step finds a displacement of less than a voxel, and of a greater one the first voxel or so. Noise hardly
+    sways it: thirteen numbers are fitted to all voxels, and the noise of two scans pushes them either way alike. The
+    steps after it compare one image with an interpolated one, less noisy for that, which in much noise leads astray.
 
     Returns:
       Root-mean-square displacement of the head, weighted by its intensity: rows, columns, slices.
@@ -129,7 +142,7 @@ def displacement(fixed: np.ndarray, moving: np.ndarray) -> tuple[float, float, f
     weight = fixed.astype(np.float64) ** 2 / max((fixed.astype(np.float64) ** 2).sum(), np.finfo(np.float64).tiny)
     affine = np.zeros((3, 4))
     field = np.zeros(grid.shape)
-    for _ in range(20):
+    for _ in range(steps):
         moved = ndimage.map_coordinates(moving, grid + field, np.float64, order=1, mode="nearest")
         both = (fixed + moved) / 2
         gradient = np.stack([ndimage.correlate1d(both, [-0.5, 0, 0.5], axis, mode="nearest") for axis in range(3)])
