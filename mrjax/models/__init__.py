@@ -13,8 +13,9 @@ from flax import linen as nn
 
 from mrjax.errors import UserError
 from mrjax.models.unet import UNet
+from mrjax.models.varnet import VarNet
 
-MODELS = {"unet": UNet}
+MODELS = {"unet": UNet, "varnet": VarNet}
 
 
 class Inputs(NamedTuple):
