@@ -18,6 +18,9 @@ from mrjax.errors import UserError
         ("acquisition.centre_fractions", (0.08, 0.04), "one for each acceleration"),
         ("acquisition.centre_fractions", (0.5,), "1/acceleration"),
         ("acquisition.noise", (0.1, 0.0), "(low, high)"),
+        ("acquisition.mask", "cartesian", "'random' or 'equispaced'"),
+        ("acquisition.snr", (0.0, 10.0), "more than 0"),
+        ("acquisition.motion_p", 2.0, "0 to 1"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_field_and_what_was_expected(field, value, words) -> None:
