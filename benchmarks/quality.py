@@ -247,7 +247,7 @@ def main(argv: list[str]) -> None:
     if not (folder() / "data").exists():
         demo.make(folder() / "data", size=SIZE, coils=4)
     real_individuals(folder() / "real")
-    described = functools.partial(pipeline.volumes, layout="kspace", on_bad_file="error", read_all=True)
+    described = functools.partial(pipeline.volumes, task="kspace", on_bad_file="error", read_all=True)
     sets = {"unseen subjects": described(t5.find(str(folder() / "data" / "test")))}
     sets["real individuals"] = described(t5.find(str(folder() / "real")))
     ways: dict[str, Callable[[int], Method]] = {

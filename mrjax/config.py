@@ -13,14 +13,15 @@ from mrjax.errors import UserError
 from mrjax.models import MODELS, attributes
 from mrjax.mri import masks
 from mrjax.mri.augment import Augment
+from mrjax.mri.tasks import TASKS
 
 
 def defaults() -> ConfigDict:
     """Every field there is, with its default. An experiment in configs/ starts here and changes what it needs."""
     config = ConfigDict()
-    config.task = (
-        "kspace"  # 'kspace': multi-coil k-space, undersampled on the fly; 'paired': `input` and `target` images
-    )
+    # 'kspace': multi-coil k-space, undersampled on the fly; 'paired': `input` and `target` images; 'denoise': a
+    # repetition of a scan, towards the mean of the others; 'noise2noise': towards one of the others
+    config.task = "kspace"
     config.seed = 0  # of the parameters, the order of the examples, their corruption and augmentation
     config.steps = 1000  # optimizer steps in all
     config.batch_size = 8  # slices in a step, over all devices
@@ -75,7 +76,7 @@ def defaults() -> ConfigDict:
     config.data.workers = 0  # processes that read; 0: threads of this one
     config.data.prefetch = 2  # batches kept ready (by each worker)
 
-    config.acquisition = ConfigDict()  # of the 'kspace' task: a new draw for each example at each step
+    config.acquisition = ConfigDict()  # of all tasks with k-space: a new draw for each example at each step
     config.acquisition.accelerations = (4.0,)
     config.acquisition.centre_fractions = (0.08,)  # fully sampled centre, one for each acceleration
     config.acquisition.noise = (
@@ -112,7 +113,7 @@ def defaults() -> ConfigDict:
 
 CHOICES = {
     "model.name": tuple(MODELS),
-    "task": ("kspace", "paired"),
+    "task": tuple(TASKS),
     "acquisition.mask": (*masks.LINES, *masks.SAMPLES),
     "acquisition.noise_covariance": ("white", "measured"),
     "precision": ("float32", "bfloat16"),

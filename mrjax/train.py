@@ -50,8 +50,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     fixed = {"model": model, "task": task, "normalise_by": config.normalise}
     predict, score = step.compile_predict(mesh, **fixed), step.compile_score(mesh)
     learning_rate = build.schedule(config)
-    size, rule = config.data.image_size, config.data.resize
-    train_source, val_source = (keep(config, pipeline.Slices(volumes, size, rule)) for volumes in (train_set, val_set))
+    shape = config.data.image_size, config.data.resize, config.data.neighbours
+    train_source, val_source = (keep(config, pipeline.Slices(volumes, *shape)) for volumes in (train_set, val_set))
     cached = cache_on_devices(config, train_source, mesh)
     drawn_from = pipeline.Numbers(train_source) if cached else train_source
     explain, train_step = build.train_step(config, mesh, drawn_from.spec, cached, optimizer=optimizer, **fixed)
@@ -254,11 +254,12 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[t5.Volume], list[
     """
     config = config.copy_and_resolve_references()
     if not (config.data.dir or config.data.train):
-        config.data.dir = DEMO
+        repeated = config.task in pipeline.REPEATED
+        config.data.dir = f"{DEMO}-repeated" if repeated else DEMO
         with distributed.first_process_first():
-            if jax.process_index() == 0 and not os.path.isdir(DEMO):
-                logger.info("config.data.dir is not set: making the demo data in %s", DEMO)
-                demo.make(DEMO)
+            if jax.process_index() == 0 and not os.path.isdir(config.data.dir):
+                logger.info("config.data.dir is not set: making the demo data in %s", config.data.dir)
+                demo.make(config.data.dir, **(demo.REPEATED if repeated else {}))
     started = time.perf_counter()
     train_set, val_set = (
         pipeline.volumes(
