@@ -32,6 +32,15 @@ def test_a_wrong_value_is_named_with_its_field_and_what_was_expected(field, valu
     assert words in str(error.value)
 
 
+def test_a_stored_mask_is_for_the_task_that_applies_it() -> None:
+    config = configs.defaults()
+    config.acquisition.mask = "stored"
+    configs.check(config)
+    config.task = "denoise"
+    with pytest.raises(UserError, match=r"config\.acquisition\.mask is 'stored', expected one that is drawn"):
+        configs.check(config)
+
+
 def test_a_wrong_augmentation_is_named_with_its_field() -> None:
     config = configs.defaults()
     config.augment.scale = (0.0, 1.0)
