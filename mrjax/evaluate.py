@@ -147,6 +147,7 @@ def main(argv: list[str]) -> None:
         config.task,
         on_bad_file=config.data.on_bad_file,
         read_all=config.data.check == "samples",
+        mask=config.acquisition.mask,
     )
     if config.normalise == "volume":
         pipeline.needs_maximum(volumes)
