@@ -12,9 +12,10 @@ import jax
 from flax import linen as nn
 
 from mrjax.errors import UserError
+from mrjax.models.compressed_sensing import CompressedSensing
 from mrjax.models.unet import UNet
 
-MODELS = {"unet": UNet}
+MODELS: dict[str, type[nn.Module]] = {"unet": UNet, "cs": CompressedSensing}
 
 
 class Inputs(NamedTuple):
