@@ -16,7 +16,7 @@ from mrjax.models.unet import UNet
 from mrjax.models.unet_dc import ConsistentUNet
 from mrjax.models.varnet import VarNet
 
-MODELS = {"unet": UNet, "unet_dc": ConsistentUNet, "varnet": VarNet}
+MODELS: dict[str, Any] = {"unet": UNet, "unet_dc": ConsistentUNet, "varnet": VarNet}
 
 
 class Inputs(NamedTuple):
