@@ -169,11 +169,11 @@ def test_meshes_compute_the_same() -> None:
     examples = ("data", "model")
 
     def value_and_gradient(rows: NamedSharding | None, params: dict, *inputs: jax.Array) -> tuple[jax.Array, dict]:
-        def loss(params: dict) -> jax.Array:
+        def loss(params: dict, *inputs: jax.Array) -> jax.Array:
             output = model.apply(params, *inputs)
             return 1e8 * jnp.mean((jax.lax.with_sharding_constraint(output, rows) if rows else output) ** 2)
 
-        return jax.jit(jax.value_and_grad(loss))(params)
+        return jax.jit(jax.value_and_grad(loss))(params, *inputs)
 
     whole = value_and_gradient(None, params, kspace, mask, offset)
     rows = NamedSharding(mesh, PartitionSpec(examples, "spatial"))
