@@ -73,7 +73,9 @@ class VarNet(nn.Module):
         sensitivities, cascade = _Sensitivities, _Cascade
         if self.remat:
             sensitivities, cascade = nn.remat(_Sensitivities), nn.remat(_Cascade)
-        maps = sensitivities(functools.partial(unet, self.sens_channels, self.sens_levels), name="sensitivities")(kspace, mask)
+        maps = sensitivities(functools.partial(unet, self.sens_channels, self.sens_levels), name="sensitivities")(
+            kspace, mask
+        )
         current = kspace
         for i in range(self.cascades):
             regulariser = functools.partial(unet, self.channels, self.levels)
