@@ -4,7 +4,7 @@ A state_dict is read off its names and shapes alone: which network, how wide and
 `fastmri.models.Unet` and `fastmri.models.VarNet` (fastmri 0.3.0, https://github.com/facebookresearch/fastMRI).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,29 +47,39 @@ def from_fastmri(weights: StateDict) -> Network:
         fields |= dict(zip(("channels", "levels"), _size(weights, _CASCADE.format(0)), strict=True))
         fields["cascades"] = cascades
     table = list(_table(name, fields))
-    expected = {theirs for _, theirs, _ in table}
+    expected = {row.theirs for row in table}
     for what, odd in (("lacks", expected - weights.keys()), ("also holds", weights.keys() - expected)):
         if odd:
             raise UserError(f"the state_dict {what} {prefix}{min(odd)}, expected that of fastMRI's {_LABELS[name]}")
     params = {}
-    for ours, theirs, kind in table:
-        value = np.asarray(weights[theirs], np.float32)
-        if value.ndim != _DIMENSIONS[kind]:
+    for row in table:
+        value = np.asarray(weights[row.theirs], np.float32)
+        if value.shape != row.shape:
             raise UserError(
-                f"{prefix}{theirs} of the state_dict has the shape {value.shape}, expected {_DIMENSIONS[kind]} axes"
+                f"{prefix}{row.theirs} of the state_dict has the shape {value.shape}, expected {row.shape} in a "
+                f"{_LABELS[name]} of {fields['channels']} channels"
             )
-        params[ours] = _to_ours(value, kind)
+        params[row.ours] = _to_ours(value, row.kind)
     return Network(name, fields, unflatten_dict(params, sep="/"))
 
 
-def to_fastmri(name: str, fields: dict[str, int], params: dict[str, Any]) -> StateDict:
+def to_fastmri(name: str, fields: Mapping[str, int], params: dict[str, Any]) -> StateDict:
     """The state_dict that `load_state_dict` of fastMRI's network takes, from what `from_fastmri` gave."""
     flat = flatten_dict(params, sep="/")
-    return {theirs: _to_theirs(np.asarray(flat[ours], np.float32), kind) for ours, theirs, kind in _table(name, fields)}
+    rows = _table(name, fields)
+    return {row.theirs: _to_theirs(np.asarray(flat[row.ours], np.float32), row.kind) for row in rows}
+
+
+class _Row(NamedTuple):
+    """One parameter: our name, theirs, what it is, and its shape there."""
+
+    ours: str
+    theirs: str
+    kind: str
+    shape: tuple[int, ...]
 
 
 _LABELS = {"unet": "U-Net", "varnet": "VarNet"}
-_DIMENSIONS = {"convolution": 4, "transposed": 4, "head": 4, "vector": 1}
 # PyTorch's (out, in, height, width), or (in, out, height, width) where transposed, to (height, width, in, out).
 _AXES = {"convolution": (2, 3, 1, 0), "transposed": (2, 3, 0, 1), "head": (2, 3, 1, 0), "vector": (0,)}
 
@@ -103,31 +113,38 @@ def _size(weights: StateDict, prefix: str) -> tuple[int, int]:
     return first.shape[0], levels
 
 
-def _table(name: str, fields: dict[str, int]) -> Iterator[tuple[str, str, str]]:
-    """(our name, their name, kind) of every parameter."""
+def _table(name: str, fields: Mapping[str, int]) -> Iterator[_Row]:
+    """Every parameter."""
     if name == "unet":
-        yield from _unet_table(fields["levels"], "", "")
+        yield from _unet_table(fields["channels"], fields["levels"], 1, "", "")
         return
-    yield from _unet_table(fields["sens_levels"], "sensitivities/unet/", _SENSITIVITIES)
+    yield from _unet_table(fields["sens_channels"], fields["sens_levels"], 2, "sensitivities/unet/", _SENSITIVITIES)
     for i in range(fields["cascades"]):
-        yield f"cascade_{i}/weight", f"cascades.{i}.dc_weight", "vector"
-        yield from _unet_table(fields["levels"], f"cascade_{i}/unet/", _CASCADE.format(i))
+        yield _Row(f"cascade_{i}/weight", f"cascades.{i}.dc_weight", "vector", (1,))
+        yield from _unet_table(fields["channels"], fields["levels"], 2, f"cascade_{i}/unet/", _CASCADE.format(i))
 
 
-def _unet_table(levels: int, ours: str, theirs: str) -> Iterator[tuple[str, str, str]]:
-    def pair(block: str, layers: str) -> Iterator[tuple[str, str, str]]:
-        for ordinal, layer in enumerate((0, 4)):
-            yield f"{ours}{block}/conv_{ordinal}/kernel", f"{theirs}{layers}.layers.{layer}.weight", "convolution"
+def _unet_table(channels: int, levels: int, images: int, ours: str, theirs: str) -> Iterator[_Row]:
+    """Of a U-Net from as many channels as to."""
 
+    def pair(block: str, layers: str, before: int, after: int) -> Iterator[_Row]:
+        for ordinal, (layer, count) in enumerate(((0, before), (4, after))):
+            name = f"{theirs}{layers}.layers.{layer}.weight"
+            yield _Row(f"{ours}{block}/conv_{ordinal}/kernel", name, "convolution", (after, count, 3, 3))
+
+    width = [channels << level for level in range(levels + 1)]
     for level in range(levels):
-        yield from pair(f"down_{level}", f"down_sample_layers.{level}")
-    yield from pair("bottleneck", "conv")
+        yield from pair(
+            f"down_{level}", f"down_sample_layers.{level}", width[level - 1] if level else images, width[level]
+        )
+    yield from pair("bottleneck", "conv", width[-2], width[-1])
     for level in range(levels):
         # Theirs are counted in the order in which they run, from the bottom up.
         ordinal = levels - 1 - level
-        last = f"up_conv.{ordinal}"
-        transposed = f"{theirs}up_transpose_conv.{ordinal}.layers.0.weight"
-        yield f"{ours}up_{level}/transpose/kernel", transposed, "transposed"
-        yield from pair(f"up_{level}", last if level else f"{last}.0")
-    yield f"{ours}head/kernel", f"{theirs}up_conv.{levels - 1}.1.weight", "head"
-    yield f"{ours}head/bias", f"{theirs}up_conv.{levels - 1}.1.bias", "vector"
+        name, shape = f"{theirs}up_transpose_conv.{ordinal}.layers.0.weight", (width[level + 1], width[level], 2, 2)
+        yield _Row(f"{ours}up_{level}/transpose/kernel", name, "transposed", shape)
+        block = f"up_conv.{ordinal}" if level else f"up_conv.{ordinal}.0"
+        yield from pair(f"up_{level}", block, width[level + 1], width[level])
+    last = f"{theirs}up_conv.{levels - 1}.1"
+    yield _Row(f"{ours}head/kernel", f"{last}.weight", "head", (images, channels, 1, 1))
+    yield _Row(f"{ours}head/bias", f"{last}.bias", "vector", (images,))

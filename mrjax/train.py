@@ -70,9 +70,10 @@ def train(config: ConfigDict, workdir: str) -> None:
             if progress["files"] != files:
                 raise UserError(f"{workdir} was trained on {progress['files']}, found {files}; expected the same files")
         else:
-            places = jax.tree.map(lambda leaf: leaf.sharding, build.abstract_state(config, mesh))
+            like = build.abstract_state(config, mesh)
+            places = jax.tree.map(lambda leaf: leaf.sharding, like)
             init = jax.jit(build.initial_state(config), out_shardings=places)
-            state, progress = init(), {"step": 0, "examples": 0}
+            state, progress = checkpoint.with_imported(workdir, init(), like), {"step": 0, "examples": 0}
         at = start = progress["step"]
         val_files = pipeline.fingerprint(val_set)
         best_ssim = checkpoint.best_ssim(best, val_files)

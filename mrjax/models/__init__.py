@@ -13,9 +13,10 @@ from flax import linen as nn
 
 from mrjax.errors import UserError
 from mrjax.models.unet import UNet
+from mrjax.models.unet_dc import ConsistentUNet
 from mrjax.models.varnet import VarNet
 
-MODELS = {"unet": UNet, "varnet": VarNet}
+MODELS = {"unet": UNet, "unet_dc": ConsistentUNet, "varnet": VarNet}
 
 
 class Inputs(NamedTuple):

@@ -205,7 +205,7 @@ def _measured(
     """One slice undersampled, and its neighbours by the same mask and noise level, each with noise of its own."""
 
     def measure(kspace: jax.Array, samples: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return undersample(kspace, sampled, target.max(), (keys.protocol, samples), acquisition)
+        return undersample(kspace, sampled, target, (keys.protocol, samples), acquisition)
 
     measured, mask = measure(kspace, keys.noise)
     around = None
