@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     config.data.check = "headers"  # reading it all would take hours
     config.data.on_bad_file = "skip"
     config.data.workers = 8
+    config.acquisition.mask = "equispaced_fraction"
     config.acquisition.accelerations = (4.0, 8.0)
     config.acquisition.centre_fractions = (0.08, 0.04)
     config.acquisition.noise = (0.0, 0.0)

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config = defaults()
     config.steps = 20_000
     config.eval_every = 2_000
+    config.acquisition.mask = "equispaced_fraction"
     config.acquisition.accelerations = (2.0, 3.0)
     config.acquisition.centre_fractions = (30 / 196, 30 / 196)  # of M4Raw's 256 columns 196 are sampled
     config.acquisition.noise = (0.0, 0.0)  # a scan at 0.3 T has its own
