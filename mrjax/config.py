@@ -83,9 +83,7 @@ def defaults() -> ConfigDict:
         0.0,
         0.01,
     )  # standard deviation per coil, as a fraction of the image's maximum: (low, high)
-    config.acquisition.mask = (
-        "random"  # as fastMRI: 'random', 'equispaced', 'equispaced_fraction', 'magic'; 'gaussian1d';
-    )
+    config.acquisition.mask = "random"  # as fastMRI: 'random', 'equispaced', 'equispaced_fraction', 'magic'; 'gaussian1d';
     # single samples: 'gaussian2d', 'poisson' (denser in the middle), 'poisson_uniform', 'radial', 'spiral'
     config.acquisition.snr = ()  # (low, high): noise by the mean signal over its standard deviation, instead of `noise`
     config.acquisition.noise_covariance = "white"  # between coils: 'white', or 'measured' in the corners of k-space

@@ -62,9 +62,7 @@ def test_rotation_turns_as_scipy_does() -> None:
     ndimage = pytest.importorskip("scipy.ndimage")
     image = blobs(41, 41)[0]
     turned = fourier.ifft2c(motion.rotate(jnp.asarray(to_kspace(image)), jnp.float32(20)))
-    expected = [
-        ndimage.rotate(part.astype(np.float64), 20, reshape=False, order=5) for part in (image.real, image.imag)
-    ]
+    expected = [ndimage.rotate(part.astype(np.float64), 20, reshape=False, order=5) for part in (image.real, image.imag)]
     np.testing.assert_allclose(turned, expected[0] + 1j * expected[1], atol=2e-3)
 
 
