@@ -325,9 +325,7 @@ def _normalise_and_activate(
     return _forwards(then, fold, x, inside, *weights)[0]
 
 
-def _forwards(
-    then: Callable[..., Any], fold: int, x: Array, inside: Array | None, *weights: Array
-) -> tuple[Any, Any]:
+def _forwards(then: Callable[..., Any], fold: int, x: Array, inside: Array | None, *weights: Array) -> tuple[Any, Any]:
     wide = _kept(x.astype(jnp.float32), inside)
     mean, square = _means(fold, inside, wide, wide * wide)
     scale = lax.rsqrt(jnp.maximum(square - mean * mean, 0) + _EPSILON)
