@@ -251,9 +251,8 @@ def check_sizes(config: ConfigDict, spatial: int, sizes: Collection[tuple[int, i
     ):
         if wrong:
             listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:5])
-            raise UserError(
-                f"{found} and the files differ in size ({listed}), expected {expected}, or config.data.image_size for all"
-            )
+            differ = f"the files differ in size ({listed})"
+            raise UserError(f"{found} and {differ}, expected {expected}, or config.data.image_size for all")
 
 
 def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:

@@ -34,10 +34,9 @@ class OwnSize:
       canvas: (batch, 2) int32, of each slice; None if it is all of the network's image.
     """
 
-    size: jax.Array | None = None
-    canvas: jax.Array | None = None
-
     def __init__(self, batch: Batch, sizes: Sizes | None, model: Any):
+        self.size: jax.Array | None = None
+        self.canvas: jax.Array | None = None
         self._sizes: Sequence[Size] = ()
         if sizes is None:
             return

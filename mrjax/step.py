@@ -90,7 +90,7 @@ def asked(model: Any, inputs: Inputs) -> list[Any]:
 
 def run_network(model: nn.Module, params: Any, inputs: Inputs) -> jax.Array:
     """The normalised reconstruction, (batch, height, width) float32."""
-    of_canvas = {} if inputs.canvas is None else {"canvas": inputs.canvas}
+    of_canvas: dict[str, Any] = {} if inputs.canvas is None else {"canvas": inputs.canvas}
     return jnp.squeeze(jnp.asarray(model.apply({"params": params}, *asked(model, inputs), **of_canvas)), -1)
 
 

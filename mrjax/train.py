@@ -55,7 +55,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     fixed = {"model": model, "task": task, "normalise_by": config.normalise}
     learning_rate = build.schedule(config)
     (train_sources, train_sizes), (val_sources, val_sizes) = (
-        sources(config, volumes) for volumes in (train_set, val_set)
+        sources(config, *split) for split in (("training", train_set), ("validation", val_set))
     )
     predict, score = step.compile_predict(mesh, sizes=val_sizes, **fixed), step.compile_score(mesh)
     cached = cache_on_devices(config, train_sources[0], mesh)
@@ -161,12 +161,12 @@ def train(config: ConfigDict, workdir: str) -> None:
         logger.info("stopped; step %d of %d is saved, the same command goes on from there", at, config.steps)
 
 
-def sources(config: ConfigDict, volumes: list[t5.Volume]) -> tuple[list[pipeline.Source], Sizes | None]:
+def sources(config: ConfigDict, split: str, volumes: list[t5.Volume]) -> tuple[list[pipeline.Source], Sizes | None]:
     """The slices of the volumes: of one size, or in buckets of several, and then which sizes each bucket has."""
     if config.data.image_size:
         return [keep(config, pipeline.Slices(volumes, config.data.image_size, config.data.resize))], None
     found = buckets.buckets(volumes, config.data.max_shapes)
-    logger.info("%s", buckets.describe(found))
+    logger.info("%s: %s", split, buckets.describe(found))
     return [keep(config, bucket) for bucket in found], {bucket.shape: bucket.sizes for bucket in found}
 
 

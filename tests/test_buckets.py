@@ -149,7 +149,7 @@ def test_images_in_pairs_keep_their_sizes_too(tmp_path: Path) -> None:
     assert not source[1]["target"][24:].any()
 
 
-@pytest.mark.parametrize("fields", [{}, {"pool": "avg", "residual": True, "remat": True}, {"lanes": 16}])
+@pytest.mark.parametrize("fields", [{}, {"pool": "avg", "residual": True, "remat": True, "lanes": 16}])
 def test_the_network_sees_the_canvas_and_nothing_else(fields: dict) -> None:
     rng = np.random.default_rng(0)
     model = UNet(channels=4, levels=2, **fields)
@@ -199,11 +199,7 @@ def batch_of(shape: tuple[int, ...], sizes: list[tuple[int, int]], coils: int = 
     return batch | {"size": np.array([sizes[row % len(sizes)] for row in range(8)], np.int32)}
 
 
-BUCKETS = [
-    ((2, 26, 22), [(26, 22)]),
-    ((4, 26, 30), [(26, 22), (20, 30)]),
-    ((3, 37, 32), [(26, 22), (37, 32), (30, 25)]),
-]
+BUCKETS = [((2, 26, 22), [(26, 22)]), ((3, 37, 32), [(26, 22), (37, 32), (30, 25)])]
 
 
 def test_a_slice_is_corrupted_and_reconstructed_alike_in_every_bucket() -> None:
@@ -262,24 +258,21 @@ def test_losses_and_metrics_count_no_padding(name: str) -> None:
             assert float(sums[key][i]) == pytest.approx(float(value[0]), rel=1e-5)
 
 
-def test_a_training_step_is_the_same_for_padded_slices_in_any_mesh() -> None:
+@pytest.mark.parametrize(("mesh", "accumulate"), [((1, 1, 1), 2), pytest.param((2, 2, 2), 1, marks=pytest.mark.slow)])
+def test_a_training_step_is_the_same_in_a_larger_bucket(mesh: tuple[int, int, int], accumulate: int) -> None:
     cfg = config(batch_size=8)
     sizes = [(26, 22), (30, 25)]
     fixed = {"task": build.task(cfg), "normalise_by": "slice", "optimizer": build.optimizer(cfg), "seed": 0}
     found = []
-    for shape, mesh, accumulate in (
-        ((2, 30, 25), (1, 1, 1), 1),
-        ((3, 41, 32), (1, 1, 1), 2),
-        ((3, 41, 32), (2, 2, 2), 1),
-    ):
-        devices = sharding.make_mesh(mesh, jax.devices()[: math.prod(mesh)])
-        table = {shape: [*sizes, *([(41, 32)] if shape[1] > 30 else [])]}
-        one = step.compile_train(devices, model=build.model(cfg), sizes=table, accumulate=accumulate, **fixed)
+    for shape, split, parts in (((2, 30, 25), (1, 1, 1), 1), ((3, 41, 32), mesh, accumulate)):
+        devices = sharding.make_mesh(split, jax.devices()[: math.prod(split)])
+        table = {shape: sizes}
+        one = step.compile_train(devices, model=build.model(cfg), sizes=table, accumulate=parts, **fixed)
         batch = jax.device_put(batch_of(shape, sizes), sharding.by_example(devices))
         state = jax.device_put(build.initial_state(cfg)(), sharding.replicated(devices))
         _, values = one(state, batch)
         found.append([float(values[name]) for name in ("loss", "grad_norm")])
-    np.testing.assert_allclose(found[1:], [found[0]] * 2, rtol=1e-5)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
 
 
 def test_a_run_on_files_of_several_sizes_ends_in_a_checkpoint_for_any_size(

@@ -8,7 +8,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def plan(counts: dict[Shape, int], most: int) -> list[list[Shape]]:
         if len(found) <= most and any(_added(one, other)):
             break
         both = _Group(
-            sorted(one.shapes + other.shapes), one.count + other.count, enclosing([one.largest, other.largest])
+            sorted(one.shapes + other.shapes), one.slices + other.slices, enclosing([one.largest, other.largest])
         )
         found = [*(group for group in found if group is not one and group is not other), both]
     return sorted(group.shapes for group in found)
@@ -53,7 +53,7 @@ class _Group(NamedTuple):
     """Shapes of one bucket, the number of their slices, and what they are padded to."""
 
     shapes: list[Shape]
-    count: int
+    slices: int
     largest: tuple[int, ...]
 
 
@@ -62,8 +62,8 @@ def _added(one: _Group, other: _Group) -> tuple[int, int]:
     coils, height, width = map(max, one.largest, other.largest)
     pixels = samples = 0
     for group in (one, other):
-        pixels += group.count * (height * width - math.prod(group.largest[1:]))
-        samples += group.count * (coils * height * width - math.prod(group.largest))
+        pixels += group.slices * (height * width - math.prod(group.largest[1:]))
+        samples += group.slices * (coils * height * width - math.prod(group.largest))
     return pixels, samples
 
 
@@ -112,9 +112,11 @@ class Bucket(Source):
         """Reads a slice: straight into its place where that is in one piece."""
         part = bisect.bisect(self._ends, place)
         slices = self._slices[part]
-        corners, own = {}, {}
+        corners: Batch = {}
+        own: Batch = {}
         for name, (shape, dtype) in slices.spec.items():
-            corner = example[name][(*map(slice, shape), ...)]
+            upper_left: Any = (*map(slice, shape), ...)
+            corner = example[name][upper_left]
             if corner.size < example[name].size:
                 example[name][...] = 0
             corners[name], own[name] = corner, corner if corner.flags.c_contiguous else np.empty(shape, dtype)

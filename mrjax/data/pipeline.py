@@ -1,7 +1,8 @@
 """Grain: from files to host batches. source -> shuffle -> this process's rows of a batch -> prefetch.
 
-The order of the examples is a function of the seed and the files. A global batch holds the same examples whatever the
-number of processes, devices or workers, and the position in the stream is one number: how many examples were drawn.
+The order of the examples is a function of the seed and the files; where these differ in shape also of the batch size,
+for a batch holds examples of one shape (`turns`). A global batch holds the same examples whatever the number of
+processes, devices or workers, and the position in the stream is one number: how many examples were drawn.
 An example is read straight into its row of the batch.
 """
 

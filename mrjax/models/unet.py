@@ -287,7 +287,7 @@ def _folded(kernel: Array, fold: int) -> Array:
 
 def _inside(canvas: Array, height: int, width: int, fold: int) -> Array:
     """The pixels of each canvas (b, 2), (b, height, width // fold, fold) bool."""
-    rows, columns = (np.arange(count) < canvas[:, axis, None] for axis, count in enumerate((height, width)))
+    rows, columns = (jnp.arange(count) < canvas[:, axis, None] for axis, count in enumerate((height, width)))
     return (rows[:, :, None] & columns[:, None]).reshape(-1, height, width // fold, fold)
 
 
