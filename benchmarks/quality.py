@@ -5,10 +5,10 @@
 Demo data of 128x128 pixels and 4 coils are made in the folder, and each network is trained there, or found trained: a
 run that was cut off goes on. All networks have about as many parameters, train for as many steps of as many slices, on
 masks of 4x and 8x (random columns, centre 8 % and 4 %). PyTorch's is fastMRI's `Unet` with fastMRI's `SliceDataset`,
-`RandomMaskFunc` and `UnetDataTransform`, L1 and Adam; `mrjax, same recipe` is the same U-Net, loss and optimizer here;
-`mrjax, our recipe` is configs/quality's: residual, warm-up and cosine, augmentation, an average of the parameters. Every method is
-scored by mrjax on the same zero-filled slices, over volumes as fastMRI's `evaluate.py` does. The real individuals are
-the T1-weighted slice and the ten b = 0 slices that the package dipy carries: magnitudes, taken for a single coil's
+`RandomMaskFunc` and `UnetDataTransform`, L1 and Adam; "same recipe" is the same U-Net, loss and optimizer in mrjax;
+"our recipe" adds a residual connection, warm-up and cosine, augmentation and an average of the parameters. Every method
+is scored by mrjax on the same zero-filled slices, over volumes as fastMRI's `evaluate.py` does. The real individuals
+are the T1-weighted slice and the ten b = 0 slices that the package dipy carries: magnitudes, taken for a single coil's
 image. Nothing was trained on them.
 """
 
@@ -53,7 +53,7 @@ class Method(NamedTuple):
 
     predict: Callable[[float], Predict]
     params: Any
-    count: int
+    size: int
     seconds: float
 
 
@@ -218,7 +218,7 @@ def real_individuals(where: Path) -> None:
     files = Path(dipy.__file__).parent / "data" / "files"
     found = {
         "real_T1": np.load(files / "t1_coronal_slice.npy")[None],
-        "real_b0": np.moveaxis(np.asarray(nibabel.load(files / "S0_10slices.nii.gz").dataobj)[..., 0], 2, 0),
+        "real_b0": np.moveaxis(nibabel.nifti1.load(files / "S0_10slices.nii.gz").get_fdata()[..., 0], 2, 0),
     }
     for name, images in found.items():
         images = images.astype(np.float32) / images.max()
@@ -247,7 +247,7 @@ def main(argv: list[str]) -> None:
     if not (folder() / "data").exists():
         demo.make(folder() / "data", size=SIZE, coils=4)
     real_individuals(folder() / "real")
-    described = functools.partial(pipeline.volumes, layout="kspace", on_bad_file="error", read_all=True)
+    described = functools.partial(pipeline.volumes, task="kspace", on_bad_file="error", read_all=True)
     sets = {"unseen subjects": described(t5.find(str(folder() / "data" / "test")))}
     sets["real individuals"] = described(t5.find(str(folder() / "real")))
     ways: dict[str, Callable[[int], Method]] = {
@@ -289,7 +289,7 @@ def table(of: str, names: list[str], found: dict[Any, list[dict[str, Any]]], cos
                 spread = f" ({min(means):.{digits}f} to {max(means):.{digits}f})" if len(means) > 1 else ""
                 row.append(f"{statistics.fmean(means):.{digits}f}{spread}")
         cost = costs.get(name)
-        row += [f"{cost.count:,}" if cost else "", f"{cost.seconds:.0f}" if cost and cost.seconds else ""]
+        row += [f"{cost.size:,}" if cost else "", f"{cost.seconds:.0f}" if cost and cost.seconds else ""]
         rows.append(row)
     columns = ["method", *(f"{metric}, {a:g}x" for a in ACCELERATIONS for metric in ("PSNR (dB)", "SSIM"))]
     return Table(f"Quality on {of}", [*columns, "parameters", "seconds to train"], rows)

@@ -68,7 +68,7 @@ def initial_state(config: ConfigDict) -> Callable[[], step.TrainState]:
 
 def task(config: ConfigDict) -> step.Task:
     """What config.task, config.acquisition and config.augment make of a batch."""
-    acquisition = Acquisition(**{name: tuple(value) for name, value in config.acquisition.items()})
+    acquisition = Acquisition(**config.acquisition)
     return TASKS[config.task](acquisition, Augment(**config.augment))
 
 

@@ -5,15 +5,18 @@ A workdir holds
   checkpoints/newest/N   after step N: parameters, their average if there is one, optimizer state, progress (step,
                          position in the data), config
   checkpoints/best/N     the same, of the step with the best validation SSIM
+  checkpoints/initial/0  imported parameters that training starts from, and their config
 Orbax writes a checkpoint beside its place and renames it when it is whole, so a kill at any moment leaves the last one.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
@@ -24,6 +27,8 @@ from mrjax.step import TrainState
 
 def claim(workdir: str, config: ConfigDict) -> None:
     """Makes the workdir this run's, or checks that it is. A run that saved nothing yet may be started anew.
+
+    One that imported parameters only shares the network's config with what comes of it.
 
     Process 0 goes first: the others find what it wrote.
 
@@ -39,16 +44,24 @@ def claim(workdir: str, config: ConfigDict) -> None:
             raise UserError(
                 f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir"
             ) from error
-    if started and any(path.name.isdigit() for path in Path(workdir, "checkpoints").glob("*/*")):
-        changed = configs.differences(before, config)
+    trained, imported = _holds(workdir, "newest") or _holds(workdir, "best"), _holds(workdir, "initial")
+    if started and (trained or imported):
+        changed = configs.differences(before, config, of_network=not trained)
         if changed:
             raise UserError(
                 f"{workdir} holds another run: {'; '.join(changed)}; set them back, or give another --workdir"
             )
-    elif jax.process_index() == 0:
+    if trained:
+        return
+    if jax.process_index() == 0:
         write_json(file, configs.dump(config))
     elif not started:
         raise UserError(f"{workdir} is not the folder that process 0 wrote to, expected one that all processes share")
+
+
+def _holds(workdir: str, kind: str) -> bool:
+    """Whether there is a checkpoint of that kind."""
+    return any(path.name.isdigit() for path in Path(workdir, "checkpoints", kind).glob("*"))
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -60,7 +73,7 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def open_checkpoints(workdir: str, kind: str, *, read_only: bool = False) -> ocp.CheckpointManager:
-    """The 'newest' or the 'best' checkpoints of a run; one is kept, and the one before it until the next is whole.
+    """The 'newest', 'best' or 'initial' checkpoints of a run; one is kept, and the last until the next is whole.
 
     A reader must say `read_only`: a writer clears away what was half written, which may be the save of a live run.
     """
@@ -131,13 +144,22 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[TrainStat
     return state, restored.progress
 
 
+def with_imported(workdir: str, state: TrainState, like: TrainState) -> TrainState:
+    """The state, with the parameters that were imported into the workdir if any were."""
+    if not _holds(workdir, "initial"):
+        return state
+    with contextlib.closing(open_checkpoints(workdir, "initial", read_only=True)) as manager:
+        params = _restore(manager, params=ocp.args.StandardRestore(like.params)).params
+    return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
+
+
 def best(workdir: str) -> tuple[ocp.CheckpointManager, ConfigDict, dict[str, Any]]:
-    """The best checkpoint of a run, or the newest before the first evaluation: its manager, config and progress.
+    """The best checkpoint of a run, or the newest, or what it imported: its manager, config and progress.
 
     Raises:
       UserError: no checkpoint there.
     """
-    for kind in ("best", "newest"):
+    for kind in ("best", "newest", "initial"):
         if os.path.isdir(os.path.join(workdir, "checkpoints", kind)):
             manager = open_checkpoints(workdir, kind, read_only=True)
             if manager.latest_step() is not None:

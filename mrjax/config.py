@@ -11,15 +11,17 @@ from ml_collections import ConfigDict, config_dict
 
 from mrjax.errors import UserError
 from mrjax.models import MODELS, attributes
+from mrjax.mri import masks
 from mrjax.mri.augment import Augment
+from mrjax.mri.tasks import TASKS
 
 
 def defaults() -> ConfigDict:
     """Every field there is, with its default. An experiment in configs/ starts here and changes what it needs."""
     config = ConfigDict()
-    config.task = (
-        "kspace"  # 'kspace': multi-coil k-space, undersampled on the fly; 'paired': `input` and `target` images
-    )
+    # 'kspace': multi-coil k-space, undersampled on the fly; 'paired': `input` and `target` images; 'denoise': a
+    # repetition of a scan, towards the mean of the others; 'noise2noise': towards one of the others
+    config.task = "kspace"
     config.seed = 0  # of the parameters, the order of the examples, their corruption and augmentation
     config.steps = 1000  # optimizer steps in all
     config.batch_size = 8  # slices in a step, over all devices
@@ -27,7 +29,9 @@ def defaults() -> ConfigDict:
     config.mesh = (0, 1, 1)  # devices: examples split, parameters split too, rows of images split; 0: all that are left
     config.accumulate = 1  # parts of a batch that are worked through one after the other: less memory, same result
     config.remat = False  # compute activations again for the gradient instead of keeping them: less memory, slower
-    config.normalise = "slice"  # to 0..1 by the corrupted input: 'slice', or 'volume' by the file's attribute `max`
+    # to 0..1 by the corrupted 'slice', or by the file's attribute `max`, 'volume'; 'standard': each slice to mean 0 and
+    # standard deviation 1, as fastMRI's U-Net has it
+    config.normalise = "slice"
     config.optimizer = "adam"  # 'adam', 'adamw' or 'nadamw'
     config.learning_rate = 1e-3  # at its peak
     config.schedule = "cosine"  # 'constant', 'cosine' down to zero at the last step, or 'step'
@@ -75,13 +79,22 @@ def defaults() -> ConfigDict:
     config.data.workers = 0  # processes that read; 0: threads of this one
     config.data.prefetch = 2  # batches kept ready (by each worker)
 
-    config.acquisition = ConfigDict()  # of the 'kspace' task: a new draw for each example at each step
+    config.acquisition = ConfigDict()  # of all tasks with k-space: a new draw for each example at each step
     config.acquisition.accelerations = (4.0,)
     config.acquisition.centre_fractions = (0.08,)  # fully sampled centre, one for each acceleration
     config.acquisition.noise = (
         0.0,
         0.01,
     )  # standard deviation per coil, as a fraction of the image's maximum: (low, high)
+    config.acquisition.mask = (
+        "random"  # as fastMRI: 'random', 'equispaced', 'equispaced_fraction', 'magic'; 'gaussian1d';
+    )
+    # single samples: 'gaussian2d', 'poisson' (denser in the middle), 'poisson_uniform', 'radial', 'spiral'
+    config.acquisition.snr = ()  # (low, high): noise by the mean signal over its standard deviation, instead of `noise`
+    config.acquisition.noise_covariance = "white"  # between coils: 'white', or 'measured' in the corners of k-space
+    config.acquisition.motion_p = 0.0  # probability that the head moves during the scan
+    config.acquisition.motion_rotation = 2.0  # degrees at most, either way, from one of eight poses to the next
+    config.acquisition.motion_translation = 0.01  # likewise, of height and width
 
     config.augment = ConfigDict()  # on the device, before the corruption; each with its probability
     config.augment.rotation = 15.0  # degrees, either way
@@ -103,9 +116,11 @@ def defaults() -> ConfigDict:
 
 CHOICES = {
     "model.name": tuple(MODELS),
-    "task": ("kspace", "paired"),
+    "task": tuple(TASKS),
+    "acquisition.mask": (*masks.LINES, *masks.SAMPLES),
+    "acquisition.noise_covariance": ("white", "measured"),
     "precision": ("float32", "bfloat16"),
-    "normalise": ("slice", "volume"),
+    "normalise": ("slice", "volume", "standard"),
     "optimizer": ("adam", "adamw", "nadamw"),
     "schedule": ("constant", "cosine", "step"),
     "model.pool": ("max", "avg"),
@@ -127,6 +142,9 @@ FREE = (
     *("steps", "log_every", "eval_every", "checkpoint_every", "data.dir", "data.train", "data.val", "data.test"),
     *("data.check", "data.on_bad_file", "data.workers", "data.prefetch", "data.cache", "mesh", "accumulate", "remat"),
 )
+
+# What parameters belong with: a run that starts from imported ones must share these fields, by their beginning.
+NETWORK = ("model.", "normalise", "data.neighbours")
 
 
 def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -209,6 +227,12 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.augment.{error}") from error
     noise = found["acquisition.noise"]
     expect("acquisition.noise", len(noise) == 2 and 0 <= noise[0] <= noise[1], "(low, high), both 0 or more")
+    snr = found["acquisition.snr"]
+    ordered = len(snr) == 0 or (len(snr) == 2 and 0 < snr[0] <= snr[1])
+    expect("acquisition.snr", ordered, "(low, high), both more than 0, or () for none")
+    expect("acquisition.motion_p", 0 <= found["acquisition.motion_p"] <= 1, "0 to 1")
+    expect("acquisition.motion_rotation", 0 <= found["acquisition.motion_rotation"] <= 45, "0 to 45 degrees")
+    expect("acquisition.motion_translation", 0 <= found["acquisition.motion_translation"] <= 0.5, "0 to 0.5")
     accelerations, centres = found["acquisition.accelerations"], found["acquisition.centre_fractions"]
     expect(
         "acquisition.accelerations",
@@ -226,11 +250,13 @@ def check(config: ConfigDict) -> None:
 
 def check_image_size(config: ConfigDict, spatial: int) -> None:
     """Raises a `UserError` if config.data.image_size is too small for the network, or its rows cannot be split."""
-    least = MODELS[config.model.name].smallest_side(config.model.levels)
+    depths = {"levels", "sens_levels"} & set(attributes(config.model.name))
+    field = max(sorted(depths), key=config.model.get)
+    least = MODELS[config.model.name].smallest_side(config.model[field])
     if min(config.data.image_size) < least:
         raise UserError(
             f"config.data.image_size is {tuple(config.data.image_size)}, expected at least {least} a side for "
-            f"config.model.levels = {config.model.levels}; lower the levels or enlarge the images"
+            f"config.model.{field} = {config.model[field]}; lower the levels or enlarge the images"
         )
     if config.data.image_size[0] % spatial:
         raise UserError(
@@ -244,7 +270,7 @@ def check_sizes(config: ConfigDict, spatial: int, sizes: Collection[tuple[int, i
     network, levels = MODELS[config.model.name], config.model.levels
     least = max(network.smallest_side(levels), 7)  # pixels of the windows of SSIM
     for wrong, found, expected in (
-        (not hasattr(network, "multiple"), f"config.model.name is {config.model.name!r}", "'unet'"),
+        (network.needs != ("image",), f"config.model.name is {config.model.name!r}", "'unet'"),
         (config.data.cache == "device", "config.data.cache is 'device'", "'host' or 'none'"),
         (2**levels % spatial, f"config.mesh splits rows over {spatial} devices", f"a divisor of {2**levels}"),
         (min(map(min, sizes)) < least, f"config.model.levels is {levels}", f"at least {least} pixels a side"),
@@ -294,11 +320,14 @@ def load(values: dict[str, Any]) -> ConfigDict:
     return config
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """A phrase for each field in which a resumed run must not differ from the run it resumes, but does."""
+def differences(old: ConfigDict, new: ConfigDict, *, of_network: bool = False) -> list[str]:
+    """A phrase for each field in which a resumed run must not differ from the run it resumes, but does.
+
+    `of_network`: only of the fields that parameters belong with.
+    """
     before, after = dict(flat(old)), dict(flat(new))
     return [
         f"config.{name} was {before[name]!r} and is {after[name]!r}"
         for name in before
-        if name not in FREE and before[name] != after[name]
+        if (name.startswith(NETWORK) if of_network else name not in FREE) and before[name] != after[name]
     ]

@@ -137,7 +137,8 @@ def table(rows: list[Row], labels: tuple[str, str]) -> str:
 
 def labels(task: str, model: str) -> tuple[str, str]:
     """What a table or a picture calls the corrupted input and the reconstruction."""
-    return {"kspace": "zero-filled", "paired": "input"}[task], {"unet": "U-Net"}.get(model, model)
+    inputs = {"kspace": "zero-filled", "paired": "input", "denoise": "one scan", "noise2noise": "one scan"}
+    return inputs[task], {"unet": "U-Net"}.get(model, model)
 
 
 def main(argv: list[str]) -> None:

@@ -4,7 +4,8 @@
 
 A file that holds all of its k-space is undersampled as in training first, to show what would have come of a shorter
 scan; k-space that is undersampled already (a stored `mask`, or columns left out) is taken as it is. A true image is
-used for the metrics and the picture where there is one, and is not needed.
+used for the metrics and the picture where there is one, and is not needed. For the tasks on repeated scans that is the
+mean of the other repetitions in the file's folder; a scan without others is taken as it is.
 """
 
 import collections
@@ -18,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from mrjax import build, cli, distributed, figures, metrics, sharding
-from mrjax.data import pipeline, resize, t5
+from mrjax.data import pipeline, repetitions, resize, t5
 from mrjax.errors import UserError
 from mrjax.mri.fourier import centred_ifft2_host
 
@@ -37,10 +38,12 @@ def reconstruct(inference: build.Inference, volume: t5.Volume) -> dict[str, np.n
     config, mesh = inference.config, inference.mesh
     size, rule = tuple(config.data.image_size) or volume.data_shape, config.data.resize
     simulate = volume.layout == "kspace" and not volume.undersampled
+    if repeated := config.task in pipeline.REPEATED:
+        simulate = bool(volume.others)
     predict = inference.predict if simulate else inference.reconstruct
     # One batch size for files of any length: the network is compiled once.
     batch_size = -(-min(config.batch_size, 8) // mesh.size) * mesh.size
-    source = pipeline.Slices([dataclasses.replace(volume, empty=())], size, rule)
+    source = pipeline.Slices([dataclasses.replace(volume, empty=())], size, rule, config.data.neighbours)
     at_size = {name: np.zeros((volume.slices, *size), np.float32) for name in METHODS}
     with pipeline.evaluation_batches(source, batch_size=batch_size, workers=0, prefetch=2) as batches:
         for batch in sharding.to_devices(batches, mesh):
@@ -56,8 +59,9 @@ def reconstruct(inference: build.Inference, volume: t5.Volume) -> dict[str, np.n
             whole[name] = resize.fit(resize.image_from(image, volume.data_shape, rule), volume.image_shape)
     # The truth is the file's own, not what is left of it at the network's size.
     if simulate:
-        whole["target"] = resize.fit(_root_sum_of_squares(t5.read(volume.path, "kspace")), volume.image_shape)
-    elif volume.target:
+        scans = [_root_sum_of_squares(t5.read(path, "kspace")) for path in volume.others or [volume.path]]
+        whole["target"] = resize.fit(np.mean(scans, 0), volume.image_shape)
+    elif volume.target and not repeated:  # an image of this very scan would be one of its noise, too
         whole["target"] = np.abs(t5.read(volume.path, volume.target)).astype(np.float32)
     return whole
 
@@ -121,11 +125,13 @@ def main(argv: list[str]) -> int:
     failed = 0
     for path in paths:
         try:
-            volume, faults = t5.check(t5.describe(path, config.task))
+            volume, faults = t5.check(t5.describe(path, pipeline.layout(config.task)))
             if faults:
                 raise UserError(faults[0])
             if config.normalise == "volume":
                 pipeline.needs_maximum([volume])
+            if config.task in pipeline.REPEATED:
+                volume = repetitions.beside(volume)
             images = reconstruct(inference, volume)
             found = scores(images, volume)
             write(volume, images, found, output, step)

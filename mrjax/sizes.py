@@ -15,7 +15,7 @@ import numpy as np
 
 Batch = dict[str, jax.Array]
 Size = tuple[int, int]
-# For each bucket, by the shape of an example's k-space or images, the sizes of the slices in it.
+# For each bucket, by the shape of the largest array of an example, the sizes of the slices in it.
 Sizes = Mapping[tuple[int, ...], Sequence[Size]]
 
 
@@ -40,7 +40,7 @@ class OwnSize:
         self._sizes: Sequence[Size] = ()
         if sizes is None:
             return
-        shape = max((x.shape[1:] for x in batch.values()), key=len)
+        shape = max((x.ndim, x.shape[1:]) for x in batch.values())[1]
         self._sizes = sizes.get(shape, [(shape[-2], shape[-1])])
         self._whole = tuple(
             -(-max(lengths) // model.multiple) * model.multiple for lengths in zip(*self._sizes, strict=True)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped
 
 from mrjax import compiler, device_cache, losses, metrics, sharding
+from mrjax.errors import UserError
 from mrjax.models import Inputs
 from mrjax.mri import normalise
 from mrjax.mri.tasks import Example, Task, evaluation_keys, training_keys
@@ -64,8 +65,10 @@ def init_state(
 
 
 def scaling(corrupted: jax.Array, batch: Batch, how: str) -> normalise.Scaling:
-    """How the images of a batch become 0..1: by 'slice' or by the 'volume' maximum that its file knows."""
-    return normalise.by_volume(batch["maximum"]) if how == "volume" else normalise.by_slice(corrupted)
+    """How the images of a batch are scaled: by 'slice', by the 'volume' maximum that its file knows, or 'standard'."""
+    if how == "volume":
+        return normalise.by_volume(batch["maximum"])
+    return {"slice": normalise.by_slice, "standard": normalise.by_deviation}[how](corrupted)
 
 
 def network_inputs(example: Example, scale: normalise.Scaling) -> Inputs:
@@ -84,7 +87,16 @@ def without_kspace(inputs: Inputs, model: Any) -> Inputs:
 
 
 def asked(model: Any, inputs: Inputs) -> list[Any]:
-    """What the network is called with."""
+    """What the network is called with.
+
+    Raises:
+      UserError: it needs k-space where the task has images.
+    """
+    for name in model.needs:
+        if getattr(inputs, name) is None:
+            raise UserError(
+                f"config.model.name is a network that needs {name}, expected config.task = 'kspace' with it"
+            )
     return [getattr(inputs, name) for name in model.needs]
 
 
@@ -122,7 +134,7 @@ def train_step(
       optimizer: optax's.
       task: makes examples of the batch.
       seed: of everything random.
-      normalise_by: 'slice' or 'volume'.
+      normalise_by: 'slice', 'volume' or 'standard'.
       loss: what is minimised.
       accumulate: parts in which a batch is worked through one after the other, for less memory.
       ema: decay of the average of the parameters a step, if the state has one; less over the first steps, so that

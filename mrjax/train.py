@@ -78,9 +78,10 @@ def train(config: ConfigDict, workdir: str) -> None:
             if progress["files"] != files:
                 raise UserError(f"{workdir} was trained on {progress['files']}, found {files}; expected the same files")
         else:
-            places = jax.tree.map(lambda leaf: leaf.sharding, build.abstract_state(config, mesh))
+            like = build.abstract_state(config, mesh)
+            places = jax.tree.map(lambda leaf: leaf.sharding, like)
             init = jax.jit(build.initial_state(config), out_shardings=places)
-            state, progress = init(), {"step": 0, "examples": 0}
+            state, progress = checkpoint.with_imported(workdir, init(), like), {"step": 0, "examples": 0}
         at = start = progress["step"]
         val_files = pipeline.fingerprint(val_set)
         best_ssim = checkpoint.best_ssim(best, val_files)
@@ -163,9 +164,9 @@ def train(config: ConfigDict, workdir: str) -> None:
 
 def sources(config: ConfigDict, split: str, volumes: list[t5.Volume]) -> tuple[list[pipeline.Source], Sizes | None]:
     """The slices of the volumes: of one size, or in buckets of several, and then which sizes each bucket has."""
-    if config.data.image_size:
-        return [keep(config, pipeline.Slices(volumes, config.data.image_size, config.data.resize))], None
-    found = buckets.buckets(volumes, config.data.max_shapes)
+    if size := config.data.image_size:
+        return [keep(config, pipeline.Slices(volumes, size, config.data.resize, config.data.neighbours))], None
+    found = buckets.buckets(volumes, config.data.max_shapes, config.data.neighbours)
     logger.info("%s: %s", split, buckets.describe(found))
     return [keep(config, bucket) for bucket in found], {bucket.shape: bucket.sizes for bucket in found}
 
@@ -271,11 +272,12 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[t5.Volume], list[
     """
     config = config.copy_and_resolve_references()
     if not (config.data.dir or config.data.train):
-        config.data.dir = DEMO
+        repeated = config.task in pipeline.REPEATED
+        config.data.dir = f"{DEMO}-repeated" if repeated else DEMO
         with distributed.first_process_first():
-            if jax.process_index() == 0 and not os.path.isdir(DEMO):
-                logger.info("config.data.dir is not set: making the demo data in %s", DEMO)
-                demo.make(DEMO)
+            if jax.process_index() == 0 and not os.path.isdir(config.data.dir):
+                logger.info("config.data.dir is not set: making the demo data in %s", config.data.dir)
+                demo.make(config.data.dir, **(demo.REPEATED if repeated else {}))
     started = time.perf_counter()
     train_set, val_set = (
         pipeline.volumes(

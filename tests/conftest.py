@@ -55,6 +55,34 @@ def write_scan(path: Path, slices: int = 3, coils: int = 2, size: tuple[int, int
     return path
 
 
+def write_repetitions(
+    folder: Path,
+    scan: str = "1_T1",
+    count: int = 3,
+    *,
+    slices: int = 3,
+    size: tuple[int, int] = (32, 32),
+    noise: float = 0.05,
+    moved: dict[int, int] | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Repetitions 1, 2, ... of a scan, each with noise and a phase of its own, some moved by so many rows.
+
+    Returns their noise-free k-space, complex64 (slices, coils, height, width).
+    """
+    clean, rng = coil_images(slices, 2, *size, seed=seed), np.random.default_rng(seed)
+    for number in range(1, count + 1):
+        images = np.roll(clean, (moved or {}).get(number, 0), -2) * np.exp(1j * rng.uniform(-3, 3))
+        kspace = to_kspace(images)
+        kspace += noise * (rng.normal(size=kspace.shape) + 1j * rng.normal(size=kspace.shape))
+        kspace[..., :2] = 0  # columns that the scanner did not measure
+        arrays = {"kspace": kspace, "reconstruction_rss": rss(images)}
+        t5.write(folder / f"{scan}{number:02d}.h5", arrays, {"max": rss(images).max(), "patient_id": "1"})
+    clean = to_kspace(clean)
+    clean[..., :2] = 0
+    return clean
+
+
 def write_pair(path: Path, slices: int = 3, size: tuple[int, int] = (32, 32), seed: int = 0, dtype: str = "f4") -> Path:
     truth = rss(coil_images(slices, 1, *size, seed=seed))
     noise = 0.2 * np.random.default_rng(seed).normal(size=truth.shape)

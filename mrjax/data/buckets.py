@@ -80,12 +80,12 @@ class Bucket(Source):
       size: (2,) int32, its own height and width
 
     Attributes:
-      shape: (coils, height, width) of k-space, or (height, width) of images.
+      shape: that of the largest array of an example, which ends in (coils,) height, width.
       sizes: each (height, width) that its volumes have.
       pixels: that are no padding, of all slices.
     """
 
-    def __init__(self, volumes: list[Volume], shapes: Sequence[Shape]):
+    def __init__(self, volumes: list[Volume], shapes: Sequence[Shape], neighbours: int = 0):
         """The slices of those of the volumes that have one of the shapes."""
         self.sizes = sorted({shape[1:] for shape in shapes})
         self._numbers = [
@@ -93,7 +93,7 @@ class Bucket(Source):
             for size in self.sizes
         ]
         self._slices = [
-            Slices([volumes[v] for v in numbers], size, "kspace")
+            Slices([volumes[v] for v in numbers], size, "kspace", neighbours)
             for numbers, size in zip(self._numbers, self.sizes, strict=True)
         ]
         self._ends = list(itertools.accumulate(map(len, self._slices)))
@@ -102,7 +102,7 @@ class Bucket(Source):
             name: (enclosing([spec[name][0] for spec in specs]), dtype) for name, (_, dtype) in specs[0].items()
         }
         self.spec["size"] = ((2,), np.dtype(np.int32))
-        self.shape = max((shape for shape, _ in self.spec.values()), key=len)
+        self.shape = max((len(shape), shape) for shape, _ in self.spec.values())[1]
         self.pixels = sum(len(s) * math.prod(size) for s, size in zip(self._slices, self.sizes, strict=True))
 
     def __len__(self) -> int:
@@ -128,12 +128,12 @@ class Bucket(Source):
         example["size"][...] = self.sizes[part]
 
 
-def buckets(volumes: list[Volume], most: int) -> list[Bucket]:
+def buckets(volumes: list[Volume], most: int, neighbours: int = 0) -> list[Bucket]:
     """The slices of the volumes in at most `most` buckets."""
     counts: dict[Shape, int] = {}
     for volume in volumes:
         counts[shape_of(volume)] = counts.get(shape_of(volume), 0) + volume.slices - len(volume.empty)
-    return [Bucket(volumes, shapes) for shapes in plan(counts, most)]
+    return [Bucket(volumes, shapes, neighbours) for shapes in plan(counts, most)]
 
 
 def describe(found: Sequence[Bucket]) -> str:

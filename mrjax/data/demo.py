@@ -28,6 +28,8 @@ from mrjax.errors import UserError
 
 SPLITS = ("train", "val", "test")
 SUBJECTS = {"train": 12, "val": 2, "test": 2}
+# What tasks on repeated scans are shown with: as many repetitions as M4Raw's T1 and T2 have, of half the subjects.
+REPEATED: dict[str, Any] = {"repetitions": 3, "subjects": {"train": 6, "val": 1, "test": 1}}
 FIELD_OF_VIEW = 250.0  # mm
 THICKNESS = 5.0  # mm
 COVERAGE = (-35.0, 70.0)  # mm in MNI z: the centres of the lowest and of the highest slice

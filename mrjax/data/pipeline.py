@@ -23,13 +23,14 @@ import grain
 import numpy as np
 from absl import flags
 
-from mrjax.data import resize, t5
+from mrjax.data import repetitions, resize, t5
 from mrjax.data.buffers import Batch, Buffers, Parcel, Spec
 from mrjax.data.files import Files
 from mrjax.data.turns import Turns
 from mrjax.errors import UserError
 
 logger = logging.getLogger(__name__)
+REPEATED = ("denoise", "noise2noise")  # tasks that need the other repetitions of a scan
 
 
 def locate(data: Any, split: str) -> list[str]:
@@ -58,12 +59,19 @@ def locate(data: Any, split: str) -> list[str]:
     )
 
 
-def volumes(paths: list[str], layout: str, *, on_bad_file: str, read_all: bool) -> list[t5.Volume]:
+def layout(task: str) -> str:
+    """The layout of the files that a task reads."""
+    return "paired" if task == "paired" else "kspace"
+
+
+def volumes(paths: list[str], task: str, *, on_bad_file: str, read_all: bool) -> list[t5.Volume]:
     """Describes and checks the files of a split, all of which need a ground truth, before anything is computed.
+
+    For a task that needs other repetitions, those that moved or are alone are left out and listed.
 
     Args:
       paths: the files.
-      layout: 'kspace' or 'paired', what the task needs.
+      task: what they are for, as config.task names it.
       on_bad_file: 'error' stops at the first faulty file; 'skip' leaves faulty files out, and of files whose only
         fault is empty slices just those slices, and lists them.
       read_all: whether to read every sample, or the headers only.
@@ -74,7 +82,7 @@ def volumes(paths: list[str], layout: str, *, on_bad_file: str, read_all: bool) 
     good = []
     for path in paths:
         try:
-            volume = t5.describe(path, layout)
+            volume = t5.describe(path, layout(task))
             _needs_truth(volume)
             if read_all:
                 volume, faults = t5.check(volume)
@@ -93,6 +101,10 @@ def volumes(paths: list[str], layout: str, *, on_bad_file: str, read_all: bool) 
                     f"{error}; mend the file, or set config.data.on_bad_file='skip' to leave it out"
                 ) from error
             logger.warning("left out: %s", error)
+    if task in REPEATED:
+        good, left_out = repetitions.group(good)
+        for sentence in left_out:
+            logger.warning("left out: %s", sentence)
     if not good:
         raise UserError(f"none of the {len(paths)} files can be used, the first is {paths[0]}")
     return good
@@ -132,7 +144,7 @@ def needs_maximum(volumes: list[t5.Volume]) -> None:
 
 def fingerprint(volumes: list[t5.Volume]) -> str:
     """Changes whenever the examples or their order would: with the names, shapes or usable slices of the files."""
-    rows = [(volume.name, volume.shape, volume.empty) for volume in volumes]
+    rows = [(v.name, v.shape, v.empty, *([len(v.others)] if v.others else [])) for v in volumes]
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
     return f"{len(volumes)} files, {sum(v.slices - len(v.empty) for v in volumes)} slices, {digest}"
 
@@ -160,26 +172,36 @@ class Slices(Source):
     """Random access to the slices of volumes, each brought to one size.
 
     An example is a dict:
-      kspace: (coils, height, width) complex64, padded with empty coils to the largest number among the volumes; or
+      kspace: (coils, height, width) complex64, padded with empty coils to the largest number among the volumes; and
+      others: (repetitions, coils, height, width) complex64, the same slice of the volume's other repetitions, padded
+        with empty ones to the largest number among the volumes, where any has others; or
       input, target: (height, width) float32, magnitudes; target is missing if a volume has none
       volume, slice: int32, numbers of the volume in the list and of the slice in it
       name: uint32, a hash of the volume's name
       maximum: float32, the volume's maximum in the file's units, 0 where unknown
+
+    With `neighbours` = n above 0, kspace or input has one more axis in front, (2n + 1, ...): the slice itself, then the
+    n before it and the n after it, in order; beyond either end the last one is repeated.
     """
 
-    def __init__(self, volumes: list[t5.Volume], image_size: tuple[int, int], rule: str):
+    def __init__(self, volumes: list[t5.Volume], image_size: tuple[int, int], rule: str, neighbours: int = 0):
         self._volumes = volumes
+        self._beside = [0, *range(-neighbours, 0), *range(1, neighbours + 1)]
         self._size = (image_size[0], image_size[1])
         self._rule = rule
         self._files = Files()
         self._names = [zlib.crc32(volume.name.encode()) for volume in volumes]
         self.where = [(v, i) for v, volume in enumerate(volumes) for i in range(volume.slices) if i not in volume.empty]
+        several = (len(self._beside),) if neighbours else ()
         if volumes[0].layout == "kspace":
-            coils = max(volume.coils for volume in volumes)
-            data: Spec = {"kspace": ((coils, *self._size), np.dtype(np.complex64))}
+            coils, kind = max(volume.coils for volume in volumes), np.dtype(np.complex64)
+            data: Spec = {"kspace": ((*several, coils, *self._size), kind)}
+            if others := max(len(volume.others) for volume in volumes):
+                data["others"] = ((others, coils, *self._size), kind)
         else:
-            names = ("input", "target") if all(volume.target for volume in volumes) else ("input",)
-            data = {name: (self._size, np.dtype(np.float32)) for name in names}
+            data = {"input": ((*several, *self._size), np.dtype(np.float32))}
+            if all(volume.target for volume in volumes):
+                data["target"] = (self._size, np.dtype(np.float32))
         labels = {"volume": np.int32, "slice": np.int32, "name": np.uint32, "maximum": np.float32}
         self.spec = data | {name: ((), np.dtype(dtype)) for name, dtype in labels.items()}
 
@@ -190,20 +212,24 @@ class Slices(Source):
         """Reads a slice: without a copy in between where the file holds just what is wanted."""
         number, i = self.where[place]
         volume = self._volumes[number]
-        if "kspace" in self.spec:
-            self._kspace(volume, i, example["kspace"])
-        else:
-            for name in ("input", "target"):
-                if name in self.spec:
-                    self._image(volume, name, i, example[name])
+        read = self._kspace if volume.layout == "kspace" else self._image
+        data = example[volume.data]
+        for offset, out in zip(self._beside, data if len(self._beside) > 1 else data[None], strict=True):
+            read(volume, (volume.path, volume.data, min(max(i + offset, 0), volume.slices - 1)), out)
+        if "target" in self.spec:
+            self._image(volume, (volume.path, "target", i), example["target"])
+        if "others" in self.spec:
+            example["others"][len(volume.others) :] = 0
+            for path, out in zip(volume.others, example["others"], strict=False):
+                self._kspace(volume, (path, "kspace", i), out)
         labels = (number, i, self._names[number], volume.maximum or 0)
         for name, label in zip(("volume", "slice", "name", "maximum"), labels, strict=True):
             example[name][...] = label
 
-    def _kspace(self, volume: t5.Volume, i: int, out: np.ndarray) -> None:
+    def _kspace(self, volume: t5.Volume, where: tuple[str, str, int], out: np.ndarray) -> None:
         filled, missing = out[: volume.coils], out[volume.coils :]
         missing[...] = 0
-        kspace = self._files.read(volume.path, "kspace", i, filled)
+        kspace = self._files.read(*where, filled)
         if kspace is filled and volume.stored_mask is None:
             return
         kspace = kspace.astype(np.complex64, copy=False)
@@ -212,8 +238,8 @@ class Slices(Source):
             kspace = np.where(np.asarray(volume.stored_mask), kspace, 0)
         filled[...] = resize.kspace_to(kspace, self._size, self._rule)
 
-    def _image(self, volume: t5.Volume, name: str, i: int, out: np.ndarray) -> None:
-        image = self._files.read(volume.path, name, i, out)
+    def _image(self, volume: t5.Volume, where: tuple[str, str, int], out: np.ndarray) -> None:
+        image = self._files.read(*where, out)
         if image is not out:
             magnitude = (np.abs(image) if image.dtype.kind == "c" else image).astype(np.float32)
             out[...] = resize.scale_to(magnitude, self._size)

@@ -43,6 +43,7 @@ class Volume:
       stored_mask: the sampled columns, (width,) of bool, where the file stores a `mask`.
       undersampled: whether it does, or `check` found columns left out.
       empty: slices whose samples are all zero; only `check` finds them.
+      others: files of the other repetitions of this scan, where a task asks for them (see `repetitions`).
     """
 
     path: str
@@ -56,6 +57,7 @@ class Volume:
     stored_mask: tuple[bool, ...] | None
     undersampled: bool
     empty: tuple[int, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -77,16 +77,18 @@ def _as_it_is(x: Array, fold: int) -> Array:
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
 def _weigh(x: Array, fold: int, kernel: Array, bias: Array) -> Array:
-    """The sum of the channels: (b, h, w, c), (c, 1) and (1,) to (b, h, w, 1) float32.
+    """Weighted sums of the channels: (b, h, w, c), (c, out) and (out,) to (b, h, w, out) float32.
 
     Not in bfloat16: its 8 bits would be the precision of the image. Not a matrix product, whose operand in float32
     would be an array of its own.
     """
+    out = kernel.shape[1]
     if fold == 1:
-        return (x.astype(jnp.float32) * kernel[:, 0]).sum(-1, keepdims=True) + bias
-    weights = jnp.einsum("co,ij->icjo", kernel, np.eye(fold, dtype=np.float32)).reshape(-1, fold)
+        wide = x.astype(jnp.float32)
+        return jnp.concatenate([(wide * kernel[:, o]).sum(-1, keepdims=True) for o in range(out)], -1) + bias
+    weights = jnp.einsum("co,ij->icjo", kernel, np.eye(fold, dtype=np.float32)).reshape(-1, fold * out)
     b, h, w, _ = x.shape
-    return (jnp.dot(x.astype(jnp.float32), weights, precision="highest") + bias).reshape(b, h, w * fold, 1)
+    return jnp.dot(x.astype(jnp.float32), weights, precision="highest").reshape(b, h, w * fold, out) + bias
 
 
 def _max_pooled(x: Array, fold: int) -> tuple[Array, Array]:
@@ -101,10 +103,11 @@ _POOLED = {"max": _max_pooled, "avg": _avg_pooled}
 
 
 class UNet(nn.Module):
-    """Image to image, (batch, height, width, 1) float32 to the same, for any height and width.
+    """Image to image, (batch, height, width, any channels) to (batch, height, width, out_channels), of any size.
 
     Parameters, all float32: `down_<i>/conv_<0|1>/kernel` (3, 3, in, out), `bottleneck/conv_<0|1>/kernel`,
-    `up_<i>/transpose/kernel` (2, 2, in, out), `up_<i>/conv_<0|1>/kernel`, `head/kernel` (channels, 1) and `head/bias`.
+    `up_<i>/transpose/kernel` (2, 2, in, out), `up_<i>/conv_<0|1>/kernel`, `head/kernel` (channels, out_channels) and
+    `head/bias`.
     Level i works at 1 / 2^i of the resolution on the way down and up alike; the first channels that `up_<i>/conv_0`
     sees are the upsampled ones.
 
@@ -112,7 +115,8 @@ class UNet(nn.Module):
         channels: how many at full resolution; each level down has twice as many.
         levels: how often the resolution is halved.
         pool: "max", or "avg" as fastMRI has it.
-        residual: whether the network computes a correction, which is then added to the input.
+        out_channels: of the result.
+        residual: whether the network computes a correction, which is then added to the first channel of the input.
         dtype: of the activations, float32 or bfloat16; statistics and result are float32 either way.
         remat: whether the backward pass computes each level's activations again from what enters the level, instead
             of keeping them.
@@ -123,6 +127,7 @@ class UNet(nn.Module):
     channels: int = 32
     levels: int = 4
     pool: str = "max"
+    out_channels: int = 1
     residual: bool = False
     dtype: DTypeLike = jnp.float32
     remat: bool = False
@@ -142,7 +147,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, canvas: Array | None = None) -> Array:
-        """(batch, height, width, 1) float32 to the same.
+        """(batch, height, width, any channels) float32 to (batch, height, width, out_channels) float32.
 
         Args:
             image: zero outside its canvas.
@@ -153,7 +158,7 @@ class UNet(nn.Module):
         if self.pool not in _POOLED:
             raise UserError(f"config.model.pool is {self.pool!r}, expected one of: {', '.join(_POOLED)}")
         down, up = (nn.remat(_Down), nn.remat(_Up)) if self.remat else (_Down, _Up)
-        b, h, w, _ = image.shape
+        b, h, w, c = image.shape
         fits = not (
             h % 2**self.levels or w % 2**self.levels or w * self.channels % self.lanes or self.lanes % self.channels
         )
@@ -162,7 +167,7 @@ class UNet(nn.Module):
             None if canvas is None else _inside(canvas >> level, h >> level, w >> level, fold)
             for level, fold in enumerate(folds)
         ]
-        x = image.astype(self.dtype).reshape(b, h, w // folds[0], folds[0])
+        x = image.astype(self.dtype).reshape(b, h, w // folds[0], folds[0] * c)
         skips = []
         for level in range(self.levels):
             skip, x = down(self.channels << level, self.dtype, _POOLED[self.pool], folds[level], name=f"down_{level}")(
@@ -174,21 +179,23 @@ class UNet(nn.Module):
             one = up(self.channels << level, self.dtype, fold=folds[level], name=f"up_{level}")
             x = one(x, skips[level], inside[level])
         # A correction starts at nothing: the first steps improve on the input instead of finding it again.
-        head = _Head(self.channels, nn.initializers.zeros if self.residual else _INIT, name="head")()
+        initial = nn.initializers.zeros if self.residual else _INIT
+        head = _Head(self.channels, self.out_channels, initial, name="head")()
         output = up(self.channels, self.dtype, _weigh, folds[0], name="up_0")(x, skips[0], inside[0], *head)
-        return image + output if self.residual else output
+        return image[..., :1] + output if self.residual else output
 
 
 class _Head(nn.Module):
-    """The weights (channels, 1) of the channels' sum that is the result, and its offset (1,)."""
+    """The weights (channels, out) of the channels' sums that are the result, and their offsets (out,)."""
 
     channels: int
+    out: int
     kernel_init: Initializer
 
     @nn.compact
     def __call__(self) -> tuple[Array, Array]:
-        kernel = self.param("kernel", self.kernel_init, (self.channels, 1), jnp.float32)
-        return kernel, self.param("bias", nn.initializers.zeros, (1,), jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, (self.channels, self.out), jnp.float32)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.out,), jnp.float32)
 
 
 class _Down(nn.Module):

@@ -1,4 +1,4 @@
-"""Scaling images to 0..1 by what is known of the corrupted input, and its exact inverse."""
+"""Scaling images by what is known of the corrupted input, to 0..1 or to unit deviation, and its exact inverse."""
 
 from typing import NamedTuple
 
@@ -25,6 +25,15 @@ def by_slice(corrupted: jax.Array) -> Scaling:
     """Least and greatest value of each corrupted slice (batch, height, width) become 0 and 1."""
     low = corrupted.min((-2, -1), keepdims=True)
     return Scaling(low, _positive(corrupted.max((-2, -1), keepdims=True) - low))
+
+
+def by_deviation(corrupted: jax.Array) -> Scaling:
+    """Mean and standard deviation of each corrupted slice (batch, height, width) become 0 and 1.
+
+    As fastMRI normalises what its U-Net sees (`normalize_instance`, with the sample deviation).
+    """
+    mean = corrupted.mean((-2, -1), keepdims=True)
+    return Scaling(mean, _positive(corrupted.std((-2, -1), keepdims=True, ddof=1)))
 
 
 def by_volume(maximum: jax.Array) -> Scaling:

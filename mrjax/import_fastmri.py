@@ -1,0 +1,83 @@
+"""Weights of fastMRI's U-Net or VarNet, made a workdir that `evaluate`, `reconstruct` and further training accept.
+
+    python -m mrjax.import_fastmri unet.pt --output=runs/imported [--image_size=320,320]
+
+The file is a state_dict or a checkpoint of Lightning: PyTorch's (.pt, .pth, .ckpt), .safetensors or .npz; nothing in it
+is executed, and PyTorch is not needed. Which network, its width and depth are read off the names and shapes.
+
+The config that comes with the weights has what fastMRI trained them on: average pooling, images of `image_size` cropped
+about their centre, random masks at fourfold acceleration without added noise, and for the U-Net `normalise='standard'`:
+mean 0 and standard deviation 1 in each slice. fastMRI also cuts values off beyond 6 standard deviations; this does not.
+"""
+
+import logging
+import os
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from mrjax import checkpoint, cli, distributed, weight_files
+from mrjax import config as configs
+from mrjax.errors import UserError
+from mrjax.fastmri_weights import Network, from_fastmri
+from mrjax.step import TrainState
+
+logger = logging.getLogger("mrjax.import_fastmri")
+
+
+def config_of(network: Network, image_size: tuple[int, int]) -> ConfigDict:
+    """The defaults, but with the network's size, and what fastMRI trains it on."""
+    config = configs.defaults()
+    config.model.update(network.fields, name=network.name, pool="avg")
+    config.data.image_size, config.data.resize = image_size, "image"
+    config.acquisition.noise = (0.0, 0.0)
+    if network.name == "unet":
+        config.normalise = "standard"
+    configs.check(config)
+    configs.check_image_size(config, 1)
+    return config
+
+
+def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> ConfigDict:
+    """Writes a workdir whose parameters are those of a file, and returns its config.
+
+    Raises:
+      UserError: the file holds no such network, the image size is too small for it, or the workdir is in use.
+    """
+    if os.path.isdir(workdir) and os.listdir(workdir):
+        raise UserError(f"--output is {workdir}, which holds files, expected an empty or new folder")
+    try:
+        network = from_fastmri(weight_files.read(path))
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    config = config_of(network, image_size)
+    checkpoint.claim(workdir, config)
+    manager = checkpoint.open_checkpoints(workdir, "initial")
+    state = TrainState(params=jax.device_put(network.params), opt_state=None)
+    checkpoint.save(manager, state, {"step": 0, "examples": 0}, config)
+    manager.close()
+    return config
+
+
+def main(argv: list[str]) -> None:
+    """Imports one file, and says how to go on."""
+    if len(argv) != 2:
+        raise UserError(
+            f"{len(argv) - 1} files are named, expected one: python -m mrjax.import_fastmri unet.pt --output=W"
+        )
+    distributed.require_one_process("mrjax.import_fastmri")
+    size, workdir = flags.FLAGS.image_size, flags.FLAGS.output
+    if len(size) != 2 or not all(side.isdigit() for side in size):
+        raise UserError(f"--image_size is {','.join(size)!r}, expected height,width as in 320,320")
+    config = import_weights(argv[1], workdir, (int(size[0]), int(size[1])))
+    fields = [f"--config.{name}={value}" for name, value in configs.flat(config) if name.startswith(configs.NETWORK)]
+    logger.info("written: %s, %s", workdir, ", ".join(f"{name} {value}" for name, value in config.model.items()))
+    logger.info("reconstruct: python -m mrjax.reconstruct --workdir=%s --input=scan.h5 --output=out", workdir)
+    logger.info("train on: python -m mrjax.main --config=configs/unet.py --workdir=%s %s", workdir, " ".join(fields))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("output", None, "the workdir to make: an empty or new folder", required=True)
+    flags.DEFINE_list("image_size", ["320", "320"], "height,width at which the network works")
+    cli.run(main)

@@ -1,0 +1,43 @@
+"""A U-Net whose result is brought back to what was measured: data consistency as its last step."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from mrjax.models.physics import per_root_sum_of_squares, root_sum_of_squares, towards_measured
+from mrjax.models.unet import UNet
+from mrjax.mri.fourier import fft2c, ifft2c
+
+
+class ConsistentUNet(UNet):
+    """The `UNet`, then soft data consistency (as in a cascade of Sriram et al., arXiv:2004.06688).
+
+    The U-Net estimates a magnitude. Phase and coil profiles are those of the zero-filled coil images; with them the
+    estimate becomes k-space, whose measured samples are moved towards the measurement by a learned share. Samples are
+    noisy, and the phase is an approximation: the share starts at 1, all the way, and need not stay there.
+
+    Parameters: those of the `UNet`, and `consistency` (1,) float32.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("image", "kspace", "mask", "offset")
+
+    @nn.compact
+    def __call__(self, image: Array, kspace: Array, mask: Array, offset: Array) -> Array:  # type: ignore[override]
+        """Reconstructs.
+
+        Args:
+          image: (batch, height, width, any channels) float32; the magnitude of k-space - offset is the first.
+          kspace: (batch, coils, height, width) complex64, zero where nothing was measured.
+          mask: (batch, 1 or height, width) bool, where it was measured.
+          offset: (batch, 1, 1) float32.
+
+        Returns:
+          (batch, height, width, 1) float32.
+        """
+        estimate = super().__call__(image)[..., 0] + offset
+        weight = self.param("consistency", nn.initializers.ones, (1,), jnp.float32)
+        profiles = per_root_sum_of_squares(ifft2c(kspace))
+        consistent = towards_measured(fft2c(profiles * estimate[:, None]), kspace, mask, weight)
+        return (root_sum_of_squares(ifft2c(consistent)) - offset)[..., None]

@@ -1,0 +1,148 @@
+"""The end-to-end variational network: an unrolled reconstruction whose regulariser and coil sensitivities are learned.
+
+Sriram et al., "End-to-End Variational Networks for Accelerated MRI Reconstruction", MICCAI 2020, arXiv:2004.06688.
+Given the same weights, `VarNet` computes what `fastmri.models.VarNet` computes, for odd sizes too.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from mrjax.models.physics import per_root_sum_of_squares, root_sum_of_squares, towards_measured
+from mrjax.models.unet import UNet
+from mrjax.mri.fourier import fft2c, ifft2c
+
+# Sides are padded to multiples of this before the U-Net, however many levels it has, as fastMRI does.
+_MULTIPLE = 16
+
+
+class VarNet(nn.Module):
+    """Undersampled k-space of any number of coils to the normalised image.
+
+    Parameters, all float32: those of a `UNet` in `sensitivities/unet` and in `cascade_<i>/unet`, and
+    `cascade_<i>/weight` (1,) of the data consistency. Coils that are zero everywhere change nothing.
+
+    Attributes:
+        channels: of the U-Net in each cascade, at full resolution.
+        levels: how often that U-Net halves the resolution.
+        cascades: how many there are.
+        sens_channels: of the U-Net that finds the sensitivity maps.
+        sens_levels: how often that one halves the resolution.
+        pool: "max", or "avg" as fastMRI has it.
+        dtype: of the U-Nets' activations, float32 or bfloat16; k-space and images are complex64 either way.
+        remat: whether the backward pass computes each cascade again instead of keeping its activations.
+        lanes: as the `UNet` has it.
+    """
+
+    channels: int = 18
+    levels: int = 4
+    cascades: int = 12
+    sens_channels: int = 8
+    sens_levels: int = 4
+    pool: str = "avg"
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+    lanes: int = 1
+
+    needs: ClassVar[tuple[str, ...]] = ("kspace", "mask", "offset")
+
+    @staticmethod
+    def smallest_side(levels: int) -> int:
+        """The least height or width that, padded, leaves the U-Net 2 pixels after `levels` halvings."""
+        return max(UNet.smallest_side(levels) - _MULTIPLE + 1, 1)
+
+    @nn.compact
+    def __call__(self, kspace: Array, mask: Array, offset: Array) -> Array:
+        """Reconstructs.
+
+        Args:
+          kspace: (batch, coils, height, width) complex64, zero where nothing was measured.
+          mask: (batch, 1 or height, width) bool, where it was measured.
+          offset: (batch, 1, 1) float32, what is subtracted from the magnitude.
+
+        Returns:
+          (batch, height, width, 1) float32.
+        """
+        unet = functools.partial(UNet, pool=self.pool, out_channels=2, dtype=self.dtype, lanes=self.lanes)
+        sensitivities, cascade = _Sensitivities, _Cascade
+        if self.remat:
+            sensitivities, cascade = nn.remat(_Sensitivities), nn.remat(_Cascade)
+        maps = sensitivities(functools.partial(unet, self.sens_channels, self.sens_levels), name="sensitivities")(
+            kspace, mask
+        )
+        current = kspace
+        for i in range(self.cascades):
+            regulariser = functools.partial(unet, self.channels, self.levels)
+            current = cascade(regulariser, name=f"cascade_{i}")(current, kspace, mask, maps)
+        return (root_sum_of_squares(ifft2c(current)) - offset)[..., None]
+
+
+class _Sensitivities(nn.Module):
+    """Sensitivity maps, (batch, coils, height, width) complex64, from the fully sampled centre of k-space."""
+
+    unet: Callable[..., UNet]
+
+    @nn.compact
+    def __call__(self, kspace: Array, mask: Array) -> Array:
+        images = ifft2c(jnp.where(centre(mask)[:, None], kspace, 0))
+        maps = _normalised(self.unet(name="unet"), images.reshape(-1, *images.shape[-2:]))
+        return per_root_sum_of_squares(maps.reshape(images.shape))
+
+
+class _Cascade(nn.Module):
+    """One step: towards the measured samples, and against what the U-Net takes for artefacts."""
+
+    unet: Callable[..., UNet]
+
+    @nn.compact
+    def __call__(self, current: Array, measured: Array, mask: Array, maps: Array) -> Array:
+        weight = self.param("weight", nn.initializers.ones, (1,), jnp.float32)
+        combined = jnp.sum(ifft2c(current) * maps.conj(), 1)
+        artefacts = fft2c(_normalised(self.unet(name="unet"), combined)[:, None] * maps)
+        return towards_measured(current, measured, mask, weight) - artefacts
+
+
+def _normalised(unet: UNet, image: Array) -> Array:
+    """The U-Net on complex images, (n, height, width) complex64, real and imaginary parts as its two channels.
+
+    Each part has mean 0 and standard deviation 1 while it is in there; what is constant comes out as it was.
+    """
+    parts = jnp.stack([image.real, image.imag], -1)
+    mean = parts.mean((1, 2), keepdims=True)
+    variance = jnp.sum((parts - mean) ** 2, (1, 2), keepdims=True) / (image[0].size - 1)
+    some = variance > 0
+    deviation = jnp.sqrt(jnp.where(some, variance, 1))
+    missing = [-side % _MULTIPLE for side in image.shape[1:]]
+    padding = [(n // 2, n - n // 2) for n in missing]
+    output = unet(jnp.pad((parts - mean) / deviation, [(0, 0), *padding, (0, 0)]))
+    rows, columns = (slice(before, before + side) for (before, _), side in zip(padding, image.shape[1:], strict=True))
+    output = output[:, rows, columns] * jnp.where(some, deviation, 0) + mean
+    return output[..., 0] + 1j * output[..., 1]
+
+
+def centre(mask: Array) -> Array:
+    """The fully sampled centre of k-space, (batch, 1 or height, width) bool to the same.
+
+    Of a mask of columns it is what fastMRI takes: as many columns on either side as are contiguous on the side that
+    has fewer; one column if that is none, or if a whole side is sampled. Of a mask of two dimensions, it is all that
+    is nearer to the centre, along height or width as a share of it, than the nearest sample that was not measured.
+    """
+    height, width = mask.shape[1:]
+    position = jnp.arange(width)
+    if height == 1:
+        middle, columns = width // 2, mask[:, 0].astype(jnp.int8)
+        # Where the first 0 is, hence 0 where there is none.
+        left, right = jnp.argmin(columns[:, :middle][:, ::-1], 1), jnp.argmin(columns[:, middle:], 1)
+        count = jnp.maximum(2 * jnp.minimum(left, right), 1)[:, None]
+        start = (width - count + 1) // 2
+        return ((position >= start) & (position < start + count))[:, None]
+    y, x = (abs(np.arange(side) - side // 2) / side for side in (height, width))
+    distance = jnp.asarray(np.maximum(y[:, None], x), jnp.float32)
+    nearest = jnp.where(mask, jnp.inf, distance).min((1, 2), keepdims=True)
+    return (distance < nearest) | (distance == 0)
