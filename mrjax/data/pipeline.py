@@ -117,21 +117,6 @@ def _needs_truth(volume: t5.Volume) -> None:
         raise UserError(f"{volume.path}: has no data set `target`, expected one beside `input`")
 
 
-def common_size(volumes: list[t5.Volume]) -> tuple[int, int]:
-    """The (height, width) that all volumes share.
-
-    Raises:
-      UserError: they differ, so that config.data.image_size has to say.
-    """
-    sizes = sorted({volume.data_shape for volume in volumes})
-    if len(sizes) > 1:
-        found = ", ".join(f"{height}x{width}" for height, width in sizes[:5])
-        raise UserError(
-            f"config.data.image_size is not set and the files differ in size ({found}), expected (height, width)"
-        )
-    return sizes[0]
-
-
 def needs_maximum(volumes: list[t5.Volume]) -> None:
     """Raises a `UserError` if a volume's maximum is not known, which config.normalise = 'volume' goes by."""
     for volume in volumes:

@@ -16,7 +16,7 @@ from mrjax.models.unet import UNet
 from mrjax.models.unet_dc import ConsistentUNet
 from mrjax.models.varnet import VarNet
 
-MODELS = {"unet": UNet, "unet_dc": ConsistentUNet, "varnet": VarNet}
+MODELS: dict[str, Any] = {"unet": UNet, "unet_dc": ConsistentUNet, "varnet": VarNet}
 
 
 class Inputs(NamedTuple):
@@ -27,7 +27,8 @@ class Inputs(NamedTuple):
       kspace: (batch, coils, height, width) complex64, what was measured, in units of the normalised image's scale.
       mask: (batch, 1 or height, width) bool, where k-space was measured.
       offset: (batch, 1, 1) float32: normalised image = magnitude in the k-space's units - offset.
-      canvas: (batch, 2) int32, how much of each image is there, if not all (`sizes`): for networks that need the image alone.
+      canvas: (batch, 2) int32, how much of each image is there, if not all (`sizes.OwnSize`): only for networks that
+        need the image alone.
     """
 
     image: jax.Array
