@@ -68,7 +68,7 @@ def make(folder: Path, files: int, coils: int, size: int, gzip: bool = False) ->
 def ours(name: str, folder: str, batch: int, cached: bool = False) -> Loader:
     """This package's training stream."""
     volumes = pipeline.volumes(t5.find(folder), "kspace", on_bad_file="error", read_all=False)
-    slices = pipeline.Slices(volumes, pipeline.common_size(volumes), "kspace")
+    slices = pipeline.Slices(volumes, volumes[0].data_shape, "kspace")
 
     def stream(workers: int) -> Stream:
         source = cache.HostCache(slices) if cached else slices

@@ -1,7 +1,8 @@
 """From a config to the parts that a step is made of, and from a workdir to all that inference needs."""
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -55,9 +56,11 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def initial_state(config: ConfigDict) -> Callable[[], step.TrainState]:
     """What makes the state that training starts from, a pure function."""
+    # Where each file has its own size, the parameters are of a network that is there for all of them.
+    side = models.MODELS[config.model.name].smallest_side(config.model.levels)
     return functools.partial(
         step.init_state,
-        *(model(config), optimizer(config), tuple(config.data.image_size), config.seed),
+        *(model(config), optimizer(config), tuple(config.data.image_size) or (side, side), config.seed),
         channels=1 + 2 * config.data.neighbours,
         ema=config.ema > 0,
     )
@@ -106,6 +109,22 @@ def train_step(
     return explain, compiled
 
 
+def train_steps(
+    config: ConfigDict, mesh: Mesh, specs: Sequence[Spec], cached: tuple[Any, ...], **closed_over: Any
+) -> tuple[Callable[[], UserError], Callable[..., tuple[step.TrainState, dict[str, jax.Array]]]]:
+    """`train_step` for batches of each of the specs, as one function; the answer is that of the largest."""
+    found = {}
+    for spec in specs:
+        found[tuple(spec[name][0] for name in sorted(spec))] = train_step(config, mesh, spec, cached, **closed_over)
+    names = sorted(specs[0])
+    largest = max(found, key=lambda shapes: sum(map(math.prod, shapes)))
+
+    def of_batch(state: step.TrainState, batch: step.Batch, *cached: Any) -> tuple[step.TrainState, Any]:
+        return found[tuple(batch[name].shape[1:] for name in names)][1](state, batch, *cached)
+
+    return found[largest][0], of_batch
+
+
 class Inference(NamedTuple):
     """A checkpoint ready for use.
 
@@ -132,6 +151,7 @@ def restore(workdir: str, mesh: Mesh) -> Inference:
     params = checkpoint.restore_params(manager, abstract_state(config, mesh))
     manager.close()
     fixed = {"model": model(config, mesh), "normalise_by": config.normalise}
+    fixed |= {"sizes": None if config.data.image_size else {}}
     return Inference(
         config=config,
         progress=progress,

@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -63,7 +63,10 @@ def defaults() -> ConfigDict:
     config.data.val = config_dict.placeholder(object)
     config.data.test = config_dict.placeholder(object)
     config.data.neighbours = 0  # slices on either side that the network sees as channels beside its own (2.5-D)
-    config.data.image_size = ()  # (height, width) at which the network works; empty: the size that all files share
+    config.data.image_size = ()  # (height, width) at which the network works; empty: the size that each file has
+    config.data.max_shapes = (
+        4  # of batches, where files differ in size: more of them are less padding, but compile longer
+    )
     config.data.resize = (
         "kspace"  # k-space of another size: crop or pad 'kspace' (resolution), or the 'image' (field of view)
     )
@@ -128,6 +131,7 @@ CHOICES = {
 }
 POSITIVE = (
     *("steps", "batch_size", "learning_rate", "model.channels", "model.levels", "data.prefetch"),
+    "data.max_shapes",
     *("accumulate", "log_every", "eval_every", "checkpoint_every", "decay_every", "decay_factor"),
     *("model.cascades", "model.sens_channels", "model.sens_levels"),
 )
@@ -261,6 +265,22 @@ def check_image_size(config: ConfigDict, spatial: int) -> None:
             f"config.data.image_size is {tuple(config.data.image_size)}, expected a height that is a multiple of "
             f"{spatial}, over which config.mesh splits the rows"
         )
+
+
+def check_sizes(config: ConfigDict, spatial: int, sizes: Collection[tuple[int, int]]) -> None:
+    """Raises a `UserError` if slices cannot all keep their `sizes` because something needs one size for all."""
+    network, levels = MODELS[config.model.name], config.model.levels
+    least = max(network.smallest_side(levels), 7)  # pixels of the windows of SSIM
+    for wrong, found, expected in (
+        (network.needs != ("image",), f"config.model.name is {config.model.name!r}", "'unet'"),
+        (config.data.cache == "device", "config.data.cache is 'device'", "'host' or 'none'"),
+        (2**levels % spatial, f"config.mesh splits rows over {spatial} devices", f"a divisor of {2**levels}"),
+        (min(map(min, sizes)) < least, f"config.model.levels is {levels}", f"at least {least} pixels a side"),
+    ):
+        if wrong:
+            listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:5])
+            differ = f"the files differ in size ({listed})"
+            raise UserError(f"{found} and {differ}, expected {expected}, or config.data.image_size for all")
 
 
 def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:

@@ -63,16 +63,22 @@ def evaluate(
     sums: list[dict[str, list[Any]]] = [{method: [] for method in METHODS} for _ in volumes]
     previews = {}
     waiting: list[tuple[np.ndarray, np.ndarray, step.Batch]] = []
-    pixels = 0
+    pixels = [0] * len(volumes)
     for batch in sharding.to_devices(batches, mesh):
         images, peaks = predict(params, batch)
-        pixels = images["target"][0].size
         number, position, valid = (sharding.on_host(batch[name], mesh) for name in ("volume", "slice", "valid"))
+        size = images["target"].shape[1:]
+        sizes = sharding.on_host(images["size"], mesh) if "size" in images else np.tile(size, (len(number), 1))
         np.maximum.at(peak, number[valid], np.asarray(peaks)[valid])
         np.subtract.at(unseen, number[valid], 1)
         for i in np.flatnonzero(valid):
+            height, width = sizes[i]
+            pixels[number[i]] = int(height * width)
             if middle.get(number[i]) == position[i]:
-                previews[volumes[number[i]].name] = {name: sharding.on_host(x, mesh)[i] for name, x in images.items()}
+                previews[volumes[number[i]].name] = {
+                    name: sharding.on_host(images[name], mesh)[i, :height, :width]
+                    for name in ("corrupted", "reconstruction", "target")
+                }
         waiting.append((number, valid, images))
         while waiting and not unseen[waiting[0][0]].any():
             number, valid, images = waiting.pop(0)
@@ -81,11 +87,11 @@ def evaluate(
                 for i in np.flatnonzero(valid):
                     sums[number[i]][method].append({name: part[i] for name, part in parts.items()})
     rows = []
-    for volume, of_volume, maximum in zip(volumes, sums, peak, strict=True):
+    for volume, of_volume, maximum, area in zip(volumes, sums, peak, pixels, strict=True):
         row = describe(volume)
         for method, of_slices in of_volume.items():
-            columns = {name: np.array([of_slice[name] for of_slice in of_slices]) for name in of_slices[0]}
-            row[method] = metrics.combine(columns, pixels, float(maximum))
+            columns = {name: np.array([part[name] for part in of_slices]) for name in of_slices[0]}
+            row[method] = metrics.combine(columns, area, float(maximum))
         rows.append(row)
     return rows, previews
 

@@ -36,7 +36,7 @@ def reconstruct(inference: build.Inference, volume: t5.Volume) -> dict[str, np.n
       own grid and in its units.
     """
     config, mesh = inference.config, inference.mesh
-    size, rule = tuple(config.data.image_size), config.data.resize
+    size, rule = tuple(config.data.image_size) or volume.data_shape, config.data.resize
     simulate = volume.layout == "kspace" and not volume.undersampled
     if repeated := config.task in pipeline.REPEATED:
         simulate = bool(volume.others)
@@ -114,9 +114,8 @@ def main(argv: list[str]) -> int:
     inference = build.restore(flags.FLAGS.workdir, sharding.make_mesh())
     config, step = inference.config, inference.progress["step"]
     paths, output = t5.find(flags.FLAGS.input), Path(flags.FLAGS.output)
-    logger.info(
-        "%s: step %d, trained at %s pixels", flags.FLAGS.workdir, step, "x".join(map(str, config.data.image_size))
-    )
+    size = "x".join(map(str, config.data.image_size)) or "each file's own number of"
+    logger.info("%s: step %d, trained at %s pixels", flags.FLAGS.workdir, step, size)
     for name, count in collections.Counter(Path(path).stem for path in paths).items():
         if count > 1:
             raise UserError(f"--input holds {count} files named {name}, expected names that differ: results go by them")

@@ -18,6 +18,7 @@ from mrjax.errors import UserError
 from mrjax.models import Inputs
 from mrjax.mri import normalise
 from mrjax.mri.tasks import Example, Task, evaluation_keys, training_keys
+from mrjax.sizes import OwnSize, Sizes
 
 Batch = dict[str, jax.Array]
 MSE = losses.weighted_sum({"mse": 1.0})
@@ -80,6 +81,11 @@ def network_inputs(example: Example, scale: normalise.Scaling) -> Inputs:
     return Inputs(image, kspace, example.mask, scale.offset / scale.scale)
 
 
+def without_kspace(inputs: Inputs, model: Any) -> Inputs:
+    """The inputs without what only networks need that work on k-space, unless this one does."""
+    return inputs if "kspace" in model.needs else inputs._replace(kspace=None, mask=None)
+
+
 def asked(model: Any, inputs: Inputs) -> list[Any]:
     """What the network is called with.
 
@@ -96,7 +102,8 @@ def asked(model: Any, inputs: Inputs) -> list[Any]:
 
 def run_network(model: nn.Module, params: Any, inputs: Inputs) -> jax.Array:
     """The normalised reconstruction, (batch, height, width) float32."""
-    return jnp.squeeze(jnp.asarray(model.apply({"params": params}, *asked(model, inputs))), -1)
+    of_canvas: dict[str, Any] = {} if inputs.canvas is None else {"canvas": inputs.canvas}
+    return jnp.squeeze(jnp.asarray(model.apply({"params": params}, *asked(model, inputs), **of_canvas)), -1)
 
 
 def train_step(
@@ -113,6 +120,7 @@ def train_step(
     loss: losses.Loss = MSE,
     accumulate: int = 1,
     ema: float = 0.0,
+    sizes: Sizes | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Augment, acquire, normalise, predict, compare, update.
 
@@ -131,6 +139,7 @@ def train_step(
       accumulate: parts in which a batch is worked through one after the other, for less memory.
       ema: decay of the average of the parameters a step, if the state has one; less over the first steps, so that
         the average forgets where it started: min(ema, (1 + step) / (10 + step)).
+      sizes: of the slices in each bucket, if they differ in size and keep it.
 
     Returns:
       The next state, and float32 scalars: loss (normalised units), grad_norm, and param_norm of the next state.
@@ -140,16 +149,18 @@ def train_step(
     def normalised(part: Batch) -> tuple[Inputs, jax.Array]:
         example = task(part, training_keys(seed, part["index"]))
         scale = scaling(example.corrupted, part, normalise_by)
-        return network_inputs(example, scale), scale.apply(example.target)
+        return without_kspace(network_inputs(example, scale), model), scale.apply(example.target)
 
     def loss_of(params: Any, part: Batch) -> jax.Array:
         if cache is not None:
             part = part | device_cache.draw(cache, part["example"], mesh)
         # FFTs need whole images, so each device makes those of its rows' neighbours too; the network sees rows alone.
-        inputs, truth = sharding.each_alone(normalised, mesh)(part)
+        own = OwnSize(part, sizes, model)
+        inputs, truth = sharding.each_alone(own.of(normalised), mesh)(part)
         image, truth = jax.lax.with_sharding_constraint((inputs.image, truth), sharding.by_row(mesh))
         whole = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
-        return loss(run_network(model, whole, inputs._replace(image=image)), truth, inputs.offset)
+        prediction = run_network(model, whole, inputs._replace(image=image, canvas=own.canvas))
+        return loss(own.cut(prediction), own.cut(truth), inputs.offset, own.size)
 
     if accumulate == 1:
         value, gradients = jax.value_and_grad(loss_of)(state.params, batch)
@@ -182,26 +193,36 @@ def _accumulated(loss_of: Callable[[Any, Batch], jax.Array], params: Any, parts:
 
 
 def predict(
-    params: Any, batch: Batch, *, mesh: Mesh, model: nn.Module, task: Task, normalise_by: str
+    params: Any,
+    batch: Batch,
+    *,
+    mesh: Mesh,
+    model: nn.Module,
+    task: Task,
+    normalise_by: str,
+    sizes: Sizes | None = None,
 ) -> tuple[Batch, jax.Array]:
     """Reconstructs a batch, each slice corrupted as its volume's name says, without augmentation.
 
     Returns:
-      Images: corrupted, reconstruction and target, (batch, height, width) float32 in the file's units.
+      Images: corrupted, reconstruction and target, (batch, height, width) float32 in the file's units; where slices of
+        several sizes share a batch, zero beyond their own, and `size` (batch, 2) int32.
       Peak of each target, (batch,) float32.
     """
 
-    def make(batch: Batch) -> Example:
-        return task(batch, evaluation_keys(batch["name"], batch["slice"]))
+    def make(batch: Batch) -> tuple[Inputs, normalise.Scaling, Batch, jax.Array]:
+        example = task(batch, evaluation_keys(batch["name"], batch["slice"]))
+        scale = scaling(example.corrupted, batch, normalise_by)
+        images = {"corrupted": example.corrupted, "target": example.target}
+        return without_kspace(network_inputs(example, scale), model), scale, images, example.target.max((-2, -1))
 
-    example = sharding.each_alone(make, mesh)(batch)
-    scale = scaling(example.corrupted, batch, normalise_by)
+    own = OwnSize(batch, sizes, model)
+    inputs, scale, images, peak = sharding.each_alone(own.of(make), mesh)(batch)
     params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
-    inputs = network_inputs(example, scale)
     image = jax.lax.with_sharding_constraint(inputs.image, sharding.by_row(mesh))
-    reconstruction = scale.invert(run_network(model, params, inputs._replace(image=image)))
-    images = {"corrupted": example.corrupted, "reconstruction": reconstruction, "target": example.target}
-    return images, example.target.max((-2, -1))
+    prediction = run_network(model, params, inputs._replace(image=image, canvas=own.canvas))
+    images = jax.tree.map(own.cut, images | {"reconstruction": scale.invert(prediction)})
+    return images if own.size is None else images | {"size": own.size}, peak
 
 
 def score(images: Batch, data_range: jax.Array) -> dict[str, dict[str, jax.Array]]:
@@ -212,7 +233,8 @@ def score(images: Batch, data_range: jax.Array) -> dict[str, dict[str, jax.Array
       data_range: (batch,) maximum of the volume that each slice belongs to.
     """
     return {
-        name: metrics.slice_sums(images["target"], images[name], data_range) for name in ("corrupted", "reconstruction")
+        name: metrics.slice_sums(images["target"], images[name], data_range, images.get("size"))
+        for name in ("corrupted", "reconstruction")
     }
 
 

@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 
 from mrjax import build, checkpoint, device_cache, distributed, figures, memory, sharding, step
 from mrjax import config as configs
+from mrjax.data import buckets, demo, pipeline, t5
 from mrjax.data import cache as data_cache
-from mrjax.data import demo, pipeline, t5
 from mrjax.errors import UserError
 from mrjax.evaluate import Scores, evaluate, summarise
+from mrjax.sizes import Sizes
 from mrjax.watch import Watch, read_rows
 
 logger = logging.getLogger(__name__)
@@ -41,20 +42,27 @@ def train(config: ConfigDict, workdir: str) -> None:
     configs.check(config)
     mesh = sharding.make_mesh(configs.mesh_shape(config, jax.device_count()))
     config, train_set, val_set = prepare_data(config)
-    configs.check_image_size(config, mesh.shape["spatial"])
+    sizes = {volume.data_shape for volume in train_set + val_set}
+    if config.data.image_size:
+        configs.check_image_size(config, mesh.shape["spatial"])
+    else:
+        configs.check_sizes(config, mesh.shape["spatial"], sizes)
     with distributed.first_process_first():
         checkpoint.claim(workdir, config)
 
     # 2. Pure functions, jitted over the mesh; the step itself is compiled here, to know that it fits.
     model, optimizer, task = build.model(config, mesh), build.optimizer(config), build.task(config)
     fixed = {"model": model, "task": task, "normalise_by": config.normalise}
-    predict, score = step.compile_predict(mesh, **fixed), step.compile_score(mesh)
     learning_rate = build.schedule(config)
-    shape = config.data.image_size, config.data.resize, config.data.neighbours
-    train_source, val_source = (keep(config, pipeline.Slices(volumes, *shape)) for volumes in (train_set, val_set))
-    cached = cache_on_devices(config, train_source, mesh)
-    drawn_from = pipeline.Numbers(train_source) if cached else train_source
-    explain, train_step = build.train_step(config, mesh, drawn_from.spec, cached, optimizer=optimizer, **fixed)
+    (train_sources, train_sizes), (val_sources, val_sizes) = (
+        sources(config, *split) for split in (("training", train_set), ("validation", val_set))
+    )
+    predict, score = step.compile_predict(mesh, sizes=val_sizes, **fixed), step.compile_score(mesh)
+    cached = cache_on_devices(config, train_sources[0], mesh)
+    drawn_from = [pipeline.Numbers(train_sources[0])] if cached else train_sources
+    explain, train_step = build.train_steps(
+        *(config, mesh, [source.spec for source in drawn_from], cached), optimizer=optimizer, sizes=train_sizes, **fixed
+    )
 
     # 3. The state: restored, or fresh.
     with contextlib.ExitStack() as stack:
@@ -91,7 +99,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
         def validate() -> float:
             """Evaluates the validation split, reports it and returns the SSIM that the best checkpoint is chosen by."""
-            with pipeline.evaluation_batches(val_source, **reading) as val_batches:
+            with pipeline.evaluation_batches(val_sources, **reading) as val_batches:
                 rows, previews = evaluate(predict, score, state.best_params, val_batches, val_set, mesh)
             scores = summarise(rows)["all"]
             means = {f"val/{name}": value["mean"] for name, value in scores["reconstruction"].items()}
@@ -154,7 +162,16 @@ def train(config: ConfigDict, workdir: str) -> None:
         logger.info("stopped; step %d of %d is saved, the same command goes on from there", at, config.steps)
 
 
-def keep(config: ConfigDict, source: pipeline.Slices) -> pipeline.Source:
+def sources(config: ConfigDict, split: str, volumes: list[t5.Volume]) -> tuple[list[pipeline.Source], Sizes | None]:
+    """The slices of the volumes: of one size, or in buckets of several, and then which sizes each bucket has."""
+    if size := config.data.image_size:
+        return [keep(config, pipeline.Slices(volumes, size, config.data.resize, config.data.neighbours))], None
+    found = buckets.buckets(volumes, config.data.max_shapes, config.data.neighbours)
+    logger.info("%s: %s", split, buckets.describe(found))
+    return [keep(config, bucket) for bucket in found], {bucket.shape: bucket.sizes for bucket in found}
+
+
+def keep(config: ConfigDict, source: pipeline.Source) -> pipeline.Source:
     """The source, kept in memory after its first reading if config.data.cache = 'host'."""
     return data_cache.HostCache(source) if config.data.cache == "host" else source
 
@@ -250,7 +267,8 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[t5.Volume], list[
     """Finds and checks the files, makes the demo data if no data are named, and settles the image size.
 
     Returns:
-      The config with `data.dir` and `data.image_size` filled in, the training volumes and the validation volumes.
+      The config with `data.dir` filled in, and `data.image_size` if the files have one; the training volumes and the
+      validation volumes.
     """
     config = config.copy_and_resolve_references()
     if not (config.data.dir or config.data.train):
@@ -272,8 +290,9 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[t5.Volume], list[
         for split in ("train", "val")
     )
     logger.info("checked %d files in %.1f s", len(train_set) + len(val_set), time.perf_counter() - started)
-    if not config.data.image_size:
-        config.data.image_size = pipeline.common_size(train_set + val_set)
+    sizes = {volume.data_shape for volume in train_set + val_set}
+    if not config.data.image_size and len(sizes) == 1:
+        config.data.image_size = sizes.pop()
     if config.normalise == "volume":
         pipeline.needs_maximum(train_set + val_set)
     return config, train_set, val_set

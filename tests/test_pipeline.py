@@ -173,14 +173,6 @@ def test_split_folders_are_found_by_our_names_and_by_fastmris(scans: Path, tiny)
         pipeline.locate(config.data, "train")
 
 
-def test_sizes_that_differ_need_an_image_size(tmp_path: Path) -> None:
-    write_scan(tmp_path / "a.t5", size=(32, 32))
-    assert pipeline.common_size(read(tmp_path)) == (32, 32)
-    write_scan(tmp_path / "b.t5", size=(40, 32))
-    with pytest.raises(UserError, match=r"image_size.*32x32, 40x32"):
-        pipeline.common_size(read(tmp_path))
-
-
 def test_the_fingerprint_changes_with_the_examples(scans: Path) -> None:
     before = pipeline.fingerprint(read(scans / "train"))
     assert before == pipeline.fingerprint(read(scans / "train"))

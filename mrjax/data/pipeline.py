@@ -1,7 +1,8 @@
 """Grain: from files to host batches. source -> shuffle -> this process's rows of a batch -> prefetch.
 
-The order of the examples is a function of the seed and the files. A global batch holds the same examples whatever the
-number of processes, devices or workers, and the position in the stream is one number: how many examples were drawn.
+The order of the examples is a function of the seed and the files; where these differ in shape also of the batch size,
+for a batch holds examples of one shape (`turns`). A global batch holds the same examples whatever the number of
+processes, devices or workers, and the position in the stream is one number: how many examples were drawn.
 An example is read straight into its row of the batch.
 """
 
@@ -12,7 +13,6 @@ import functools
 import hashlib
 import logging
 import multiprocessing
-import operator
 import os
 import signal
 import threading
@@ -27,6 +27,7 @@ from absl import flags
 from mrjax.data import repetitions, resize, t5
 from mrjax.data.buffers import Batch, Buffers, Parcel, Spec
 from mrjax.data.files import Files
+from mrjax.data.turns import Turns
 from mrjax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -128,21 +129,6 @@ def _needs_truth(volume: t5.Volume) -> None:
         raise UserError(f"{volume.path}: `kspace` is undersampled already, expected fully sampled k-space as the truth")
     if volume.layout == "paired" and not volume.target:
         raise UserError(f"{volume.path}: has no data set `target`, expected one beside `input`")
-
-
-def common_size(volumes: list[t5.Volume]) -> tuple[int, int]:
-    """The (height, width) that all volumes share.
-
-    Raises:
-      UserError: they differ, so that config.data.image_size has to say.
-    """
-    sizes = sorted({volume.data_shape for volume in volumes})
-    if len(sizes) > 1:
-        found = ", ".join(f"{height}x{width}" for height, width in sizes[:5])
-        raise UserError(
-            f"config.data.image_size is not set and the files differ in size ({found}), expected (height, width)"
-        )
-    return sizes[0]
 
 
 def needs_maximum(volumes: list[t5.Volume]) -> None:
@@ -303,39 +289,56 @@ class _Batches:
     """This process's part of each batch, by the batch's number: a source for Grain.
 
     Args:
-      source: the examples.
-      places: for each place in the stream the example's in the source.
+      sources: the examples; all of a batch are of one of them.
+      places: for each source the example's place in it, by its place in the stream of that source.
+      turns: for each batch its source, and the number of batches that this one had before.
       batch_size: of the global batch.
       rows: the places in it that are read here.
-      label: one more array beside the source's: its name, dtype and value by the place in the stream.
+      label: one more array beside the source's: its name and dtype, and its value by the place in the whole stream,
+        the place in the source's stream and the length of the source.
     """
 
     def __init__(
         self,
-        source: Source,
-        places: Sequence[int],
+        sources: Sequence[Source],
+        places: Sequence[Sequence[int]],
+        turns: Sequence[tuple[int, int]],
         batch_size: int,
         rows: Sequence[int],
-        label: tuple[str, type, Callable[[int], int]],
+        label: tuple[str, type, Callable[[int, int, int], int]],
     ):
-        self._source = source
+        self._sources = sources
         self._places = places
+        self._turns = turns
         self._batch_size = batch_size
         self._rows = rows
         self._label, kind, self._value = label
-        spec = source.spec | {self._label: ((), np.dtype(kind))}
-        self._buffers = Buffers({name: ((len(rows), *shape), dtype) for name, (shape, dtype) in spec.items()})
+        specs = [source.spec | {self._label: ((), np.dtype(kind))} for source in sources]
+        self._buffers = [
+            Buffers({name: ((len(rows), *shape), dtype) for name, (shape, dtype) in spec.items()}) for spec in specs
+        ]
 
     def __len__(self) -> int:
-        return len(self._places) // self._batch_size
+        return len(self._turns)
 
     def __getitem__(self, number: int) -> Batch | Parcel:
-        return self._buffers.fill(functools.partial(self._write, number * self._batch_size))
+        source, turn = self._turns[number]
+        return self._buffers[source].fill(functools.partial(self._write, source, number, turn))
 
-    def _write(self, first: int, batch: Batch) -> None:
+    def _write(self, source: int, number: int, turn: int, batch: Batch) -> None:
+        examples, places = self._sources[source], self._places[source]
         for i, row in enumerate(self._rows):
-            batch[self._label][i] = self._value(first + row)
-            self._source.fill(self._places[first + row], {name: batch[name][i, ...] for name in self._source.spec})
+            place = turn * self._batch_size + row
+            batch[self._label][i] = self._value(number * self._batch_size + row, place, len(examples))
+            examples.fill(places[place], {name: batch[name][i, ...] for name in examples.spec})
+
+
+def _index(in_stream: int, in_source: int, length: int) -> int:
+    return in_stream
+
+
+def _valid(in_stream: int, in_source: int, length: int) -> int:
+    return in_source < length
 
 
 class _InOrder(Sequence[int]):
@@ -368,7 +371,7 @@ def _iterate(dataset: Any, workers: int, prefetch: int) -> Iterator[Iterator[Bat
 
 
 def training_batches(
-    source: Source,
+    source: Source | Sequence[Source],
     *,
     batch_size: int,
     seed: int,
@@ -382,7 +385,7 @@ def training_batches(
     The b-th global batch holds the stream's examples from b * batch_size on, whatever the number of processes.
 
     Args:
-      source: the examples.
+      source: the examples; of several sources, each batch holds examples of one.
       batch_size: of the global batch, over all processes.
       seed: of the order.
       start: how many examples were drawn before, a multiple of `batch_size`.
@@ -394,19 +397,29 @@ def training_batches(
       A context manager of an iterator. Its batches also hold `index` (rows,) uint32, the place in the stream. Their
       memory is used again once neither they nor a view of them is held.
     """
-    order = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
+    sources = [source] if isinstance(source, Source) else source
+    orders = [grain.MapDataset.range(len(one)).shuffle(seed=seed).repeat() for one in sources]
+    turns = Turns([len(one) for one in sources], batch_size, seed)
     part = range(batch_size) if rows is None else rows
-    batches = _Batches(source, order, batch_size, part, ("index", np.uint32, int))
+    batches = _Batches(sources, orders, turns, batch_size, part, ("index", np.uint32, _index))
     return _iterate(grain.MapDataset.source(batches)[start // batch_size :], workers, prefetch)
 
 
 def evaluation_batches(
-    source: Source, *, batch_size: int, workers: int, prefetch: int, rows: Sequence[int] | None = None
+    source: Source | Sequence[Source],
+    *,
+    batch_size: int,
+    workers: int,
+    prefetch: int,
+    rows: Sequence[int] | None = None,
 ) -> contextlib.AbstractContextManager[Iterator[Batch]]:
-    """Every example once, in order; the last batch is filled up with examples whose `valid` (rows,) bool is False."""
-    order = _InOrder(len(source), batch_size)
+    """Every example once, in order, source after source.
+
+    The last batch of a source is filled up with examples whose `valid` (rows,) bool is False.
+    """
+    sources = [source] if isinstance(source, Source) else source
+    orders = [_InOrder(len(one), batch_size) for one in sources]
+    turns = [(i, turn) for i, order in enumerate(orders) for turn in range(len(order) // batch_size)]
     part = range(batch_size) if rows is None else rows
-    batches = _Batches(
-        source, order, batch_size, part, ("valid", np.bool_, functools.partial(operator.gt, len(source)))
-    )
+    batches = _Batches(sources, orders, turns, batch_size, part, ("valid", np.bool_, _valid))
     return _iterate(grain.MapDataset.source(batches), workers, prefetch)

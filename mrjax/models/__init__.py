@@ -33,12 +33,15 @@ class Inputs(NamedTuple):
       kspace: (batch, coils, height, width) complex64, what was measured, in units of the normalised image's scale.
       mask: (batch, 1 or height, width) bool, where k-space was measured.
       offset: (batch, 1, 1) float32: normalised image = magnitude in the k-space's units - offset.
+      canvas: (batch, 2) int32, how much of each image is there, if not all (`sizes.OwnSize`): only for networks that
+        need the image alone.
     """
 
     image: jax.Array
     kspace: jax.Array | None
     mask: jax.Array | None
     offset: jax.Array
+    canvas: jax.Array | None = None
 
 
 def build(name: str, **given: Any) -> nn.Module:

@@ -140,9 +140,21 @@ class UNet(nn.Module):
         """The least height or width that leaves 2 pixels after `levels` halvings: one pixel alone normalises to 0."""
         return 2 ** (levels + 1)
 
+    @property
+    def multiple(self) -> int:
+        """Of this are the heights and widths at which every level has twice the pixels of the one below."""
+        return 2**self.levels
+
     @nn.compact
-    def __call__(self, image: Array) -> Array:
-        """(batch, height, width, any channels) float32 to (batch, height, width, out_channels) float32."""
+    def __call__(self, image: Array, canvas: Array | None = None) -> Array:
+        """(batch, height, width, any channels) float32 to (batch, height, width, out_channels) float32.
+
+        Args:
+            image: zero outside its canvas.
+            canvas: (batch, 2) int32, height and width of the upper left part of each image that is there to the
+                network, which gives in it what it would give for that part alone; all of it by default. These numbers
+                and those of the whole are multiples of `multiple`.
+        """
         if self.pool not in _POOLED:
             raise UserError(f"config.model.pool is {self.pool!r}, expected one of: {', '.join(_POOLED)}")
         down, up = (nn.remat(_Down), nn.remat(_Up)) if self.remat else (_Down, _Up)
@@ -151,20 +163,25 @@ class UNet(nn.Module):
             h % 2**self.levels or w % 2**self.levels or w * self.channels % self.lanes or self.lanes % self.channels
         )
         folds = [max(self.lanes // (self.channels << level), 1) if fits else 1 for level in range(self.levels + 1)]
+        inside = [
+            None if canvas is None else _inside(canvas >> level, h >> level, w >> level, fold)
+            for level, fold in enumerate(folds)
+        ]
         x = image.astype(self.dtype).reshape(b, h, w // folds[0], folds[0] * c)
         skips = []
         for level in range(self.levels):
             skip, x = down(self.channels << level, self.dtype, _POOLED[self.pool], folds[level], name=f"down_{level}")(
-                x
+                x, inside[level]
             )
             skips.append(skip)
-        x = down(self.channels << self.levels, self.dtype, fold=folds[-1], name="bottleneck")(x)
+        x = down(self.channels << self.levels, self.dtype, fold=folds[-1], name="bottleneck")(x, inside[-1])
         for level in range(self.levels - 1, 0, -1):
-            x = up(self.channels << level, self.dtype, fold=folds[level], name=f"up_{level}")(x, skips[level])
+            one = up(self.channels << level, self.dtype, fold=folds[level], name=f"up_{level}")
+            x = one(x, skips[level], inside[level])
         # A correction starts at nothing: the first steps improve on the input instead of finding it again.
         initial = nn.initializers.zeros if self.residual else _INIT
         head = _Head(self.channels, self.out_channels, initial, name="head")()
-        output = up(self.channels, self.dtype, _weigh, folds[0], name="up_0")(x, skips[0], *head)
+        output = up(self.channels, self.dtype, _weigh, folds[0], name="up_0")(x, skips[0], inside[0], *head)
         return image[..., :1] + output if self.residual else output
 
 
@@ -190,8 +207,8 @@ class _Down(nn.Module):
     fold: int = 1
 
     @nn.compact
-    def __call__(self, x: Array) -> Any:
-        return _convolve_twice((x,), self.channels, self.dtype, self.then, self.fold)
+    def __call__(self, x: Array, inside: Array | None = None) -> Any:
+        return _convolve_twice((x,), self.channels, self.dtype, self.then, self.fold, inside)
 
 
 class _Up(nn.Module):
@@ -203,12 +220,12 @@ class _Up(nn.Module):
     fold: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, skip: Array, *weights: Array) -> Any:
+    def __call__(self, x: Array, skip: Array, inside: Array | None = None, *weights: Array) -> Any:
         x = _Transpose(self.channels, self.dtype, self.fold, name="transpose")(x)
-        x = normalise_and_activate(x, self.fold)
+        x = normalise_and_activate(x, self.fold, inside)
         if x.shape != skip.shape:
             x = jnp.pad(x, [(0, s - u) for s, u in zip(skip.shape, x.shape, strict=True)], mode="reflect")
-        return _convolve_twice((x, skip), self.channels, self.dtype, self.then, self.fold, *weights)
+        return _convolve_twice((x, skip), self.channels, self.dtype, self.then, self.fold, inside, *weights)
 
 
 class _Transpose(nn.Module):
@@ -236,11 +253,17 @@ class _Transpose(nn.Module):
 
 
 def _convolve_twice(
-    parts: tuple[Array, ...], channels: int, dtype: DTypeLike, then: Callable[..., Any], fold: int, *weights: Array
+    parts: tuple[Array, ...],
+    channels: int,
+    dtype: DTypeLike,
+    then: Callable[..., Any],
+    fold: int,
+    inside: Array | None,
+    *weights: Array,
 ) -> Any:
     """Two 3x3 convolutions of the calling module, each normalised and activated; the first sees all channels."""
-    x = normalise_and_activate(_Convolution(channels, dtype, fold, name="conv_0")(*parts), fold)
-    return _normalise_and_activate(then, fold, _Convolution(channels, dtype, fold, name="conv_1")(x), *weights)
+    x = normalise_and_activate(_Convolution(channels, dtype, fold, name="conv_0")(*parts), fold, inside)
+    return _normalise_and_activate(then, fold, _Convolution(channels, dtype, fold, name="conv_1")(x), inside, *weights)
 
 
 class _Convolution(nn.Module):
@@ -269,8 +292,23 @@ def _folded(kernel: Array, fold: int) -> Array:
     return wide.reshape(3, 3, fold * kernel.shape[2], fold * kernel.shape[3])
 
 
-def normalise_and_activate(x: Array, fold: int = 1) -> Array:
+def _inside(canvas: Array, height: int, width: int, fold: int) -> Array:
+    """The pixels of each canvas (b, 2), (b, height, width // fold, fold) bool."""
+    rows, columns = (jnp.arange(count) < canvas[:, axis, None] for axis, count in enumerate((height, width)))
+    return (rows[:, :, None] & columns[:, None]).reshape(-1, height, width // fold, fold)
+
+
+def _kept(x: Array, inside: Array | None) -> Array:
+    """Zero outside."""
+    if inside is None:
+        return x
+    return jnp.where(jnp.repeat(inside, x.shape[-1] // inside.shape[-1], -1), x, 0)
+
+
+def normalise_and_activate(x: Array, fold: int = 1, inside: Array | None = None) -> Array:
     """Instance norm without affine parameters (eps 1e-5), then LeakyReLU (0.2): (b, h, w, c) to the same dtype.
+
+    Of the pixels `inside` (b, h, w, fold) alone, where given; the others become zero.
 
     Statistics are float32, in one pass over x: right for convolution outputs, whose mean is of the order of their
     standard deviation; the variance's relative error grows as 1e-7 (mean / deviation)^2.
@@ -279,41 +317,45 @@ def normalise_and_activate(x: Array, fold: int = 1) -> Array:
     next convolution keeps anyway, and the convolution's own output is never stored (28 % less memory for the whole
     float32 step, compiled for an H100). Bulo et al., "In-Place Activated BatchNorm", arXiv:1712.02616.
     """
-    return _normalise_and_activate(_as_it_is, fold, x)
+    return _normalise_and_activate(_as_it_is, fold, x, inside)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _normalise_and_activate(then: Callable[..., Any], fold: int, x: Array, *weights: Array) -> Any:
+def _normalise_and_activate(
+    then: Callable[..., Any], fold: int, x: Array, inside: Array | None, *weights: Array
+) -> Any:
     """`then(normalise_and_activate(x), *weights)`.
 
     It takes `then` in because its gradient is needed twice, for the statistics and with them: computing it twice moves
     less memory than storing it.
     """
-    return _forwards(then, fold, x, *weights)[0]
+    return _forwards(then, fold, x, inside, *weights)[0]
 
 
-def _forwards(then: Callable[..., Any], fold: int, x: Array, *weights: Array) -> tuple[Any, Any]:
-    wide = x.astype(jnp.float32)
-    mean, square = _means(fold, wide, wide * wide)
+def _forwards(then: Callable[..., Any], fold: int, x: Array, inside: Array | None, *weights: Array) -> tuple[Any, Any]:
+    wide = _kept(x.astype(jnp.float32), inside)
+    mean, square = _means(fold, inside, wide, wide * wide)
     scale = lax.rsqrt(jnp.maximum(square - mean * mean, 0) + _EPSILON)
     normal = (wide - mean) * scale
     # Kept apart: what is read later is this array, not its float32 form that XLA would rather store.
-    result = _apart(jnp.where(normal >= 0, normal, _SLOPE * normal).astype(x.dtype))
+    result = _apart(_kept(jnp.where(normal >= 0, normal, _SLOPE * normal), inside).astype(x.dtype))
     output, pullback = jax.vjp(lambda result, *weights: then(result, fold, *weights), result, *weights)
-    return output, (result, scale, pullback)
+    return output, (result, scale, inside, pullback)
 
 
-def _backwards(then: Callable[..., Any], fold: int, kept: tuple[Array, Array, Any], later: Any) -> tuple[Array, ...]:
-    result, scale, pullback = kept
+def _backwards(
+    then: Callable[..., Any], fold: int, kept: tuple[Array, Array, Array | None, Any], later: Any
+) -> tuple[Array | None, ...]:
+    result, scale, inside, pullback = kept
     gradient, *of_weights = pullback(later)
-    y, g = result.astype(jnp.float32), gradient.astype(jnp.float32)
+    y, g = result.astype(jnp.float32), _kept(gradient.astype(jnp.float32), inside)
     # LeakyReLU's slope cancels from (slope g) (y / slope).
-    means = _means(fold, jnp.where(y >= 0, g, _SLOPE * g), g * y)
+    means = _means(fold, inside, jnp.where(y >= 0, g, _SLOPE * g), g * y)
     # Kept apart: the same once more, and not what XLA would store of the above.
     (result, pullback, later), (mean, product) = _apart(((result, pullback, later), means))
     y, g = result.astype(jnp.float32), pullback(later)[0].astype(jnp.float32)
     gradient = jnp.where(y >= 0, g - y * product, _SLOPE * g - y / _SLOPE * product) - mean
-    return (scale * gradient).astype(result.dtype), *of_weights
+    return _kept(scale * gradient, inside).astype(result.dtype), None, *of_weights
 
 
 _normalise_and_activate.defvjp(_forwards, _backwards)
@@ -327,8 +369,8 @@ def _apart(values: Any) -> Any:
     return lax.platform_dependent(values, cpu=lambda x: x, default=lax.optimization_barrier)
 
 
-def _means(fold: int, *arrays: Array) -> tuple[Array, ...]:
-    """Over height and width, (b, h, w, c) float32 to (b, 1, 1, c): all arrays in one pass.
+def _means(fold: int, inside: Array | None, *arrays: Array) -> tuple[Array, ...]:
+    """Over the height and width inside, (b, h, w, c) float32, zero elsewhere, to (b, 1, 1, c): all arrays in one pass.
 
     Rows first: into a sum as short as that XLA fuses what makes its terms, for all levels of the network.
     """
@@ -336,4 +378,5 @@ def _means(fold: int, *arrays: Array) -> tuple[Array, ...]:
     rows = lax.reduce(arrays, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (2,))
     b, _, w, c = arrays[0].shape
     pixels = ((row.mean(1) / w).reshape(b, fold, c // fold).mean(1) for row in rows)
-    return tuple(jnp.tile(pixel, fold)[:, None, None] for pixel in pixels)
+    means = tuple(jnp.tile(pixel, fold)[:, None, None] for pixel in pixels)
+    return means if inside is None else tuple(mean / inside.mean((1, 2, 3), keepdims=True) for mean in means)
