@@ -248,8 +248,7 @@ class _Convolution(nn.Module):
     def __call__(self, *parts: Array) -> Array:
         counts = [part.shape[-1] // self.fold for part in parts]
         kernel = self.param("kernel", _INIT, (3, 3, sum(counts), self.channels), jnp.float32).astype(self.dtype)
-        first, kernel = _one_backwards((parts[0], kernel))
-        parts = (first, *parts[1:])
+        parts, kernel = _one_backwards((parts, kernel))
         kernels = [_folded(part, self.fold) for part in jnp.split(kernel, np.cumsum(counts)[:-1], axis=2)]
         return sum(map(convolve, parts[1:], kernels[1:]), convolve(parts[0], kernels[0]))
 
