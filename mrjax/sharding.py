@@ -66,22 +66,38 @@ def each_alone(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
 
 
-def mean_of_each(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def mean_gradient(function: Callable[..., tuple[jax.Array, Any]], mesh: Mesh) -> Callable[..., tuple[jax.Array, Any]]:
     """The mean over devices of `function(params, parts, cache)`, each computing that of its own examples.
 
-    Each runs the program of one device: what it keeps and moves does not grow with their number, and what it sends is
-    what `function` returns, in the precision in which it returns it. Images must not be split.
+    Each runs the program of one device: what it keeps and moves does not grow with their number, and what it sends are
+    the gradients, once, in the precision of the parameters.
 
     Args:
-      function: gives arrays, from whole parameters, parts of a batch (parts, batch, ...), and a cache of examples.
-      mesh: whose `spatial` axis is 1.
+      function: gives a scalar and gradients, from whole parameters, parts of a batch (parts, batch, ...), and a cache.
+      mesh: whose `spatial` axis is 1: images must not be split.
+
+    Returns:
+      A function of the same arguments, whose gradients are laid out by `by_parameter`.
     """
     here = (PartitionSpec(), PartitionSpec(None, EXAMPLES), PartitionSpec(EXAMPLES))
 
-    def mean(*args: Any) -> Any:
-        return jax.lax.pmean(function(*args), EXAMPLES)
+    def mean(gradient: jax.Array, place: PartitionSpec) -> jax.Array:
+        if "model" not in place:
+            return jax.lax.pmean(gradient, EXAMPLES)
+        mine = jax.lax.psum_scatter(gradient, "model", scatter_dimension=place.index("model"), tiled=True)
+        return jax.lax.psum(mine, "data") / example_shards(mesh)
 
-    return jax.shard_map(mean, mesh=mesh, in_specs=here, out_specs=PartitionSpec(), check_vma=False)
+    def run(params: Any, *others: Any) -> tuple[jax.Array, Any]:
+        places = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, params)
+
+        def of_device(*args: Any) -> tuple[jax.Array, Any]:
+            value, gradients = function(*args)
+            return jax.lax.pmean(value, EXAMPLES), jax.tree.map(mean, gradients, places)
+
+        outputs = (PartitionSpec(), places)
+        return jax.shard_map(of_device, mesh=mesh, in_specs=here, out_specs=outputs, check_vma=False)(params, *others)
+
+    return run
 
 
 def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:

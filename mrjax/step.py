@@ -139,7 +139,7 @@ def train_step(
         return loss(run_network(model, whole, inputs._replace(image=image)), truth, inputs.offset)
 
     if mesh.shape["spatial"] == 1:
-        gradient = sharding.mean_of_each(functools.partial(_gradient, of_whole_images), mesh)
+        gradient = sharding.mean_gradient(functools.partial(_gradient, of_whole_images), mesh)
     else:
         gradient = functools.partial(_gradient, of_split_images)
     value, gradients = gradient(state.params, parts, cache)
