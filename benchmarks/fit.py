@@ -168,7 +168,7 @@ def bytes_of(tree: Any) -> int:
 
 
 def flops(jaxpr: Any) -> int:
-    """Floating-point operations of the convolutions and matrix products of a program, over all its devices and loops."""
+    """Floating-point operations of the convolutions and matrix products of a program, over its devices and loops."""
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
