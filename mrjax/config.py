@@ -86,7 +86,7 @@ def defaults() -> ConfigDict:
         0.0,
         0.01,
     )  # standard deviation per coil, as a fraction of the image's maximum: (low, high)
-    # By columns 'random', 'equispaced', 'equispaced_fraction', 'magic' (these four as fastMRI), 'gaussian1d'; by samples
+    # Of columns: 'random', 'equispaced', 'equispaced_fraction', 'magic' (these four as fastMRI), 'gaussian1d'; of samples:
     # 'gaussian2d', 'poisson' (denser in the middle), 'poisson_uniform', 'radial', 'spiral'; or 'stored': the `mask`
     # (width,) that each file holds beside fully sampled k-space, in the task 'kspace'.
     config.acquisition.mask = "random"
