@@ -86,9 +86,9 @@ def defaults() -> ConfigDict:
         0.0,
         0.01,
     )  # standard deviation per coil, as a fraction of the image's maximum: (low, high)
-    # Of columns: 'random', 'equispaced', 'equispaced_fraction', 'magic' (these four as fastMRI), 'gaussian1d'; of samples:
-    # 'gaussian2d', 'poisson' (denser in the middle), 'poisson_uniform', 'radial', 'spiral'; or 'stored': the `mask`
-    # (width,) that each file holds beside fully sampled k-space, in the task 'kspace'.
+    # Of columns: 'random', 'equispaced', 'equispaced_fraction', 'magic' (these four as fastMRI), 'gaussian1d'; of
+    # samples: 'gaussian2d', 'poisson' (denser in the middle), 'poisson_uniform', 'radial', 'spiral'; or 'stored': the
+    # `mask` (width,) that each file holds beside fully sampled k-space, in the task 'kspace'.
     config.acquisition.mask = "random"
     config.acquisition.snr = ()  # (low, high): noise by the mean signal over its standard deviation, instead of `noise`
     config.acquisition.noise_covariance = "white"  # between coils: 'white', or 'measured' in the corners of k-space
