@@ -15,7 +15,7 @@ from mrjax.errors import UserError
 from mrjax.models.compressed_sensing import CompressedSensing
 from mrjax.models.unet import UNet
 
-MODELS: dict[str, type[nn.Module]] = {"unet": UNet, "cs": CompressedSensing}
+MODELS: dict[str, Any] = {"unet": UNet, "cs": CompressedSensing}
 
 
 class Inputs(NamedTuple):
