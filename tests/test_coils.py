@@ -84,7 +84,7 @@ def test_virtual_coils_are_the_principal_components(count) -> None:
     kspace = to_kspace(with_noise(count))
     kept = max(count // 2, 1)
     virtual = np.asarray(jax.jit(coils.compress, static_argnums=1)(kspace, kept)).reshape(kept, -1)
-    left, values, right = np.linalg.svd(kspace.reshape(count, -1).astype(np.complex128), full_matrices=False)
+    left, values, _ = np.linalg.svd(kspace.reshape(count, -1).astype(np.complex128), full_matrices=False)
     expected = (left.conj().T @ kspace.reshape(count, -1))[:kept]
     phase = np.exp(1j * np.angle((virtual * expected.conj()).sum(1, keepdims=True)))
     assert np.allclose(virtual, phase * expected, atol=1e-3 * values[0])

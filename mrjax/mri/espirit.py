@@ -44,7 +44,7 @@ def espirit(
             f"ESPIRiT with a kernel of {kernel} needs a calibration region of at least {kernel} samples and images of "
             f"at least {2 * kernel - 1} pixels, found {calibration} and {height}x{width}."
         )
-    region = _centre(kspace, calibration)
+    region = _centre(jnp.where(mask, kspace, 0), calibration)
     whole = _blocks(_centre(jnp.broadcast_to(mask, (1, height, width)), calibration), kernel).all((0, 1))
     rows = jnp.where(whole, _blocks(region, kernel).reshape(coils * kernel**2, -1), 0)
     # Singular values are told apart down to 1e-3 of the greatest in float32, the threshold's squares included.
