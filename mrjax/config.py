@@ -83,8 +83,10 @@ def defaults() -> ConfigDict:
         0.0,
         0.01,
     )  # standard deviation per coil, as a fraction of the image's maximum: (low, high)
-    config.acquisition.mask = "random"  # as fastMRI: 'random', 'equispaced', 'equispaced_fraction', 'magic'; 'gaussian1d';
-    # single samples: 'gaussian2d', 'poisson' (denser in the middle), 'poisson_uniform', 'radial', 'spiral'
+    # By columns 'random', 'equispaced', 'equispaced_fraction', 'magic' (these four as fastMRI), 'gaussian1d'; by samples
+    # 'gaussian2d', 'poisson' (denser in the middle), 'poisson_uniform', 'radial', 'spiral'; or 'stored': the `mask`
+    # (width,) that each file holds beside fully sampled k-space, in the task 'kspace'.
+    config.acquisition.mask = "random"
     config.acquisition.snr = ()  # (low, high): noise by the mean signal over its standard deviation, instead of `noise`
     config.acquisition.noise_covariance = "white"  # between coils: 'white', or 'measured' in the corners of k-space
     config.acquisition.motion_p = 0.0  # probability that the head moves during the scan
@@ -112,7 +114,7 @@ def defaults() -> ConfigDict:
 CHOICES = {
     "model.name": tuple(MODELS),
     "task": tuple(TASKS),
-    "acquisition.mask": (*masks.LINES, *masks.SAMPLES),
+    "acquisition.mask": (*masks.LINES, *masks.SAMPLES, masks.STORED),
     "acquisition.noise_covariance": ("white", "measured"),
     "precision": ("float32", "bfloat16"),
     "normalise": ("slice", "volume", "standard"),
@@ -221,6 +223,8 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.augment.{error}") from error
     noise = found["acquisition.noise"]
     expect("acquisition.noise", len(noise) == 2 and 0 <= noise[0] <= noise[1], "(low, high), both 0 or more")
+    here = found["acquisition.mask"] != masks.STORED or found["task"] == "kspace"
+    expect("acquisition.mask", here, f"one that is drawn, for config.task = {found['task']!r}")
     snr = found["acquisition.snr"]
     ordered = len(snr) == 0 or (len(snr) == 2 and 0 < snr[0] <= snr[1])
     expect("acquisition.snr", ordered, "(low, high), both more than 0, or () for none")

@@ -27,6 +27,7 @@ from mrjax.reconstruct import METHODS, reconstruct, scores
 
 logger = logging.getLogger("mrjax.evaluate")
 PREVIEWS = 3
+_NETWORKS = {"unet": "U-Net", "unet_dc": "U-Net + DC", "varnet": "VarNet"}
 Row = dict[str, Any]
 Scores = dict[str, dict[str, dict[str, float]]]
 
@@ -132,7 +133,7 @@ def table(rows: list[Row], labels: tuple[str, str]) -> str:
 def labels(task: str, model: str) -> tuple[str, str]:
     """What a table or a picture calls the corrupted input and the reconstruction."""
     inputs = {"kspace": "zero-filled", "paired": "input", "denoise": "one scan", "noise2noise": "one scan"}
-    return inputs[task], {"unet": "U-Net"}.get(model, model)
+    return inputs[task], _NETWORKS.get(model, model)
 
 
 def main(argv: list[str]) -> None:
@@ -147,6 +148,7 @@ def main(argv: list[str]) -> None:
         config.task,
         on_bad_file=config.data.on_bad_file,
         read_all=config.data.check == "samples",
+        mask=config.acquisition.mask,
     )
     if config.normalise == "volume":
         pipeline.needs_maximum(volumes)

@@ -267,6 +267,7 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[t5.Volume], list[
             config.task,
             on_bad_file=config.data.on_bad_file,
             read_all=config.data.check == "samples",
+            mask=config.acquisition.mask,
         )
         for split in ("train", "val")
     )

@@ -7,7 +7,6 @@ Lightning hold, becomes an empty one. PyTorch is only needed to write such a fil
 
 import collections
 import json
-import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -168,7 +167,7 @@ class _Nothing:
 
 def _tensor(storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> np.ndarray:
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if min((offset, *shape, *strides)) < 0 or (math.prod(shape) and last >= storage.size):
+    if min((offset, *shape, *strides)) < 0 or (0 not in shape and last >= storage.size):
         raise ValueError("a tensor lies outside its storage")
     steps = [stride * storage.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False).copy()

@@ -108,6 +108,37 @@ def test_evaluation_masks_are_shared_by_a_volume_and_differ_between_volumes() ->
     assert np.allclose(target, rss(images), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["equispaced_fraction", "gaussian2d", "spiral"])
+def test_masks_of_every_kind_are_a_function_of_the_volumes_name(kind) -> None:
+    keys = tasks.evaluation_keys(jnp.asarray([1, 1, 2], jnp.uint32), jnp.asarray([0, 1, 0]))
+    task = tasks.kspace(Acquisition((8.0,), (0.04,), (0.0, 0.0), mask=kind), Augment())
+    images = np.repeat(coil_images(1, 1, 24, 32), 3, 0)
+    example = jax.jit(task)({"kspace": jnp.asarray(to_kspace(images))}, keys)
+    assert example.mask.shape == (3, 24 if kind in masks.SAMPLES else 1, 32)
+    assert np.array_equal(example.mask[0], example.mask[1])
+    assert not np.array_equal(example.mask[0], example.mask[2])
+    assert np.array_equal(example.kspace, np.where(example.mask[:, None], to_kspace(images), 0))
+    again = masks.draw(jax.random.split(keys.protocol[2], 3)[1], kind, jnp.ones(32, bool), 24, 8.0, 0.04)
+    assert np.array_equal(example.mask[2], again)
+
+
+def acquired(**motion: float) -> jax.Array:
+    """(24, 1, 32, 32) complex64, fully sampled, of one slice under as many keys."""
+    kspace = jnp.asarray(to_kspace(coil_images(1, 1, 32, 32))[0])
+    how = Acquisition((1.0,), (0.5,), (0.0, 0.0), **motion)
+    keys = jax.random.split(jax.random.key(0), 24)
+    run = jax.vmap(lambda key: undersample(kspace, jnp.ones(32, bool), jnp.ones((32, 32)), (key, key), how)[0])
+    return jax.jit(run)(keys) - kspace
+
+
+def test_heads_move_as_often_as_asked_and_lie_like_the_truth_in_the_middle_of_kspace() -> None:
+    change = np.abs(acquired(motion_p=0.5, motion_rotation=3.0, motion_translation=0.03))[:, 0]
+    moved = change.max((1, 2)) > 1e-3
+    assert 5 < moved.sum() < 19
+    assert not change[~moved].any()
+    assert change[moved][:, 16, 16].max() < 0.05 * change[moved].max()
+
+
 def test_pairs_are_moved_alike() -> None:
     image = jnp.asarray(rss(coil_images(2, 1, 32, 32)))
     task = tasks.paired(Acquisition((1.0,), (0.0,), (0.0, 0.0)), Augment(rotation_p=1, scale_p=1))

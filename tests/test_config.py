@@ -18,6 +18,9 @@ from mrjax.errors import UserError
         ("acquisition.centre_fractions", (0.08, 0.04), "one for each acceleration"),
         ("acquisition.centre_fractions", (0.5,), "1/acceleration"),
         ("acquisition.noise", (0.1, 0.0), "(low, high)"),
+        ("acquisition.mask", "cartesian", "'random' or 'equispaced'"),
+        ("acquisition.snr", (0.0, 10.0), "more than 0"),
+        ("acquisition.motion_p", 2.0, "0 to 1"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_field_and_what_was_expected(field, value, words) -> None:
@@ -27,6 +30,15 @@ def test_a_wrong_value_is_named_with_its_field_and_what_was_expected(field, valu
         configs.check(config)
     assert f"config.{field} is {value!r}" in str(error.value)
     assert words in str(error.value)
+
+
+def test_a_stored_mask_is_for_the_task_that_applies_it() -> None:
+    config = configs.defaults()
+    config.acquisition.mask = "stored"
+    configs.check(config)
+    config.task = "denoise"
+    with pytest.raises(UserError, match=r"config\.acquisition\.mask is 'stored', expected one that is drawn"):
+        configs.check(config)
 
 
 def test_a_wrong_augmentation_is_named_with_its_field() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import coil_images, rss, to_kspace
 
 from mrjax import build, export_fastmri, sharding, weight_files
 from mrjax.checkpoint import claim
@@ -18,6 +19,7 @@ from mrjax.errors import UserError
 from mrjax.fastmri_weights import from_fastmri, to_fastmri
 from mrjax.import_fastmri import config_of, import_weights
 from mrjax.models import build as build_model
+from mrjax.mri.fourier import centred_ifft2_host
 
 UNET = {"channels": 3, "levels": 3}
 VARNET = {"channels": 3, "levels": 2, "sens_channels": 2, "sens_levels": 1, "cascades": 2}
@@ -31,6 +33,16 @@ def _state_dict(name: str, fields: dict[str, int]) -> dict[str, np.ndarray]:
     shapes = jax.eval_shape(model.init, jax.random.key(0), *(blank[need] for need in model.needs))["params"]
     rng = np.random.default_rng(0)
     return to_fastmri(name, fields, jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes))
+
+
+def _peer(name: str, fields: dict[str, int]):
+    """The same network of fastMRI's, freshly made."""
+    models = pytest.importorskip("fastmri.models")
+    sizes = {"chans": fields["channels"]}
+    if name == "unet":
+        return models.Unet(1, 1, **sizes, num_pool_layers=fields["levels"])
+    sizes |= {"pools": fields["levels"], "sens_chans": fields["sens_channels"], "sens_pools": fields["sens_levels"]}
+    return models.VarNet(num_cascades=fields["cascades"], **sizes)
 
 
 @pytest.mark.parametrize(("name", "fields"), [("unet", UNET), ("varnet", VARNET)])
@@ -56,17 +68,7 @@ def test_round_trip_through_every_format(name: str, fields: dict[str, int], tmp_
 
 @pytest.mark.parametrize(("name", "fields"), [("unet", UNET), ("varnet", VARNET)])
 def test_fastmri_loads_what_is_exported_strictly(name: str, fields: dict[str, int], tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    models = pytest.importorskip("fastmri.models")
-    peer = (
-        models.Unet(1, 1, fields["channels"], fields["levels"])
-        if name == "unet"
-        else models.VarNet(
-            num_cascades=fields["cascades"],
-            **{"chans": fields["channels"], "pools": fields["levels"]},
-            **{"sens_chans": fields["sens_channels"], "sens_pools": fields["sens_levels"]},
-        )
-    )
+    torch, peer = pytest.importorskip("torch"), _peer(name, fields)
     weights = _state_dict(name, fields)
     file = tmp_path / "weights.pt"
     weight_files.write(str(file), weights)
@@ -176,6 +178,31 @@ def test_a_file_becomes_a_workdir(tmp_path: Path) -> None:
     config.model.channels, config.normalise = 4, "slice"
     with pytest.raises(UserError, match=r"model\.channels was 3 and is 4.*|normalise was 'standard' and is 'slice'"):
         claim(workdir, config)
+
+
+@pytest.mark.parametrize(("name", "fields"), [("unet", UNET), ("varnet", VARNET)])
+def test_a_workdir_reconstructs_as_pytorch_does(name: str, fields: dict[str, int], tmp_path: Path) -> None:
+    """From undersampled k-space of odd size to an image in its units, each slice normalised as fastMRI does."""
+    torch, peer = pytest.importorskip("torch"), _peer(name, fields)
+    transforms = pytest.importorskip("fastmri.data.transforms")
+    torch.save(peer.state_dict(), tmp_path / "weights.pt")
+    import_weights(str(tmp_path / "weights.pt"), str(tmp_path / "run"), (33, 38))
+    inference = build.restore(str(tmp_path / "run"), sharding.make_mesh())
+    kspace = 1e-3 * to_kspace(coil_images(8, 2, 33, 38))
+    kspace[..., 1:14:2] = kspace[..., 25::2] = 0
+    numbers = np.arange(8, dtype=np.uint32)
+    images, _ = inference.reconstruct(inference.params, {"kspace": kspace, "name": numbers, "slice": numbers})
+
+    if name == "varnet":
+        mask = torch.from_numpy((kspace != 0).any((0, 1, 2))).expand(8, -1)[:, None, None, :, None]
+        expected = peer(torch.view_as_real(torch.from_numpy(kspace)), mask)
+    else:
+        zero_filled = torch.from_numpy(rss(centred_ifft2_host(kspace)))
+        normal = [transforms.normalize_instance(image, eps=1e-11) for image in zero_filled]
+        expected = torch.stack([peer(image[None, None])[0, 0] * std + mean for image, mean, std in normal])
+    expected = expected.detach().numpy()
+    assert np.abs(images["reconstruction"] - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(images["corrupted"] - expected).max() > 0.01 * np.abs(expected).max()
 
 
 def test_what_fastmri_lacks_is_not_exported() -> None:

@@ -7,8 +7,6 @@ import pytest
 from conftest import to_kspace
 
 from mrjax.mri import fourier, motion
-from mrjax.mri.acquire import Acquisition, undersample
-from mrjax.mri.coils import magnitude
 
 
 def blobs(height: int, width: int) -> np.ndarray:
@@ -62,7 +60,9 @@ def test_rotation_turns_as_scipy_does() -> None:
     ndimage = pytest.importorskip("scipy.ndimage")
     image = blobs(41, 41)[0]
     turned = fourier.ifft2c(motion.rotate(jnp.asarray(to_kspace(image)), jnp.float32(20)))
-    expected = [ndimage.rotate(part.astype(np.float64), 20, reshape=False, order=5) for part in (image.real, image.imag)]
+    expected = [
+        ndimage.rotate(part.astype(np.float64), 20, reshape=False, order=5) for part in (image.real, image.imag)
+    ]
     np.testing.assert_allclose(turned, expected[0] + 1j * expected[1], atol=2e-3)
 
 
@@ -71,3 +71,17 @@ def test_a_whole_number_of_pixels_rolls_the_image() -> None:
     still = motion.Motion(jnp.asarray([0.0, 1.0]), jnp.zeros(1), jnp.asarray([[3.0, -2.0], [3.0, -2.0]]))
     moved = fourier.ifft2c(motion.move(jnp.asarray(to_kspace(images)), still))
     np.testing.assert_allclose(moved, np.roll(images, (3, -2), (1, 2)), atol=1e-5)
+
+
+def test_walks_stay_within_their_steps_and_pass_the_truth() -> None:
+    walks = jax.vmap(lambda key: motion.draw(key, 2.0, (3.0, 0.5), jnp.float32(0.55)))(
+        jax.random.split(jax.random.key(0), 200)
+    )
+    times, angles, shifts = map(np.asarray, walks)
+    assert np.all(np.diff(times) >= 0)
+    assert np.all(times[:, [0, -1]] == [0, 1])
+    assert 1.5 < abs(np.diff(angles)).max() <= 2.0001
+    assert np.all(abs(np.diff(shifts, axis=1)).max((0, 1)) <= [3.0001, 0.5001])
+    for at, angle, shift in zip(times, angles, shifts, strict=True):
+        assert angle[np.searchsorted(at[1:-1], 0.55, side="right")] == 0
+        np.testing.assert_allclose([np.interp(0.55, at, one) for one in shift.T], 0, atol=1e-5)

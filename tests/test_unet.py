@@ -4,12 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import coil_images, rss, to_kspace
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mrjax.errors import UserError
+from mrjax.fastmri_weights import from_fastmri
 from mrjax.models import build
 from mrjax.models.unet import UNet, max_pool, normalise_and_activate
+from mrjax.models.unet_dc import ConsistentUNet
+from mrjax.mri.fourier import centred_ifft2_host as from_kspace
 
 SMALL = UNet(channels=4, levels=2)
 TINY = UNet(channels=2, levels=1)
@@ -63,35 +67,12 @@ def test_equals_fastmri(height: int, width: int) -> None:
         output = UNet(channels=8, levels=3, pool="avg").apply({"params": params}, image)
         return jnp.mean(output**2), output
 
-    params = jax.tree.map(jnp.float32, _from_fastmri(peer, lambda p: p))
+    params = from_fastmri({name: value.numpy() for name, value in peer.state_dict().items()}).params
     gradients, output = jax.jit(jax.grad(loss, has_aux=True))(params)
+    expected_gradients = from_fastmri({name: value.grad.numpy() for name, value in peer.named_parameters()}).params
     np.testing.assert_allclose(output, expected.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(
-        jax.tree.leaves(gradients), jax.tree.leaves(_from_fastmri(peer, lambda p: p.grad)), strict=True
-    ):
+    for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True):
         assert np.linalg.norm(ours - theirs) < 1e-4 * np.linalg.norm(theirs)
-
-
-def _from_fastmri(peer, value) -> dict:
-    """`value(parameter)` of each of fastMRI's parameters, in our names and layouts."""
-
-    def kernel(module) -> dict:
-        return {"kernel": value(module.weight).detach().numpy().transpose(2, 3, 1, 0)}
-
-    def pair(block) -> dict:
-        return {"conv_0": kernel(block.layers[0]), "conv_1": kernel(block.layers[4])}
-
-    params = {f"down_{i}": pair(block) for i, block in enumerate(peer.down_sample_layers)}
-    params["bottleneck"] = pair(peer.conv)
-    *blocks, (last, head) = peer.up_conv
-    for i, (up, block) in enumerate(zip(reversed(peer.up_transpose_conv), [last, *reversed(blocks)], strict=True)):
-        transpose = value(up.layers[0].weight).detach().numpy().transpose(2, 3, 0, 1)
-        params[f"up_{i}"] = {"transpose": {"kernel": transpose}, **pair(block)}
-    params["head"] = {
-        "kernel": value(head.weight).detach().numpy()[:, :, 0, 0].T,
-        "bias": value(head.bias).detach().numpy(),
-    }
-    return params
 
 
 def _normalise_and_activate_reference(x: np.ndarray) -> np.ndarray:
@@ -195,6 +176,78 @@ def test_residual_is_the_input_plus_the_network() -> None:
     np.testing.assert_allclose(output, image + correction, rtol=1e-5, atol=1e-6)
 
 
+def test_neighbouring_slices_are_channels_and_the_first_is_corrected() -> None:
+    """2.5-D: three slices in, one out, from the start the slice itself; and the others do count."""
+    image = _images(2, 16, 16, 3)
+    model = TINY.clone(residual=True)
+    params = jax.jit(model.init)(jax.random.key(0), image)
+    np.testing.assert_array_equal(jax.jit(model.apply)(params, image), image[..., :1])
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    assert params["params"]["down_0"]["conv_0"]["kernel"].shape == (3, 3, 3, 2)
+    of_neighbours = jax.jit(jax.grad(lambda image: model.apply(params, image).sum()))(image)[..., 1:]
+    assert np.abs(of_neighbours).max((0, 1, 2)).min() > 0
+
+
+@pytest.mark.parametrize("lanes", [1, 16])
+def test_channels_of_the_result_are_networks_that_share_all_but_the_head(lanes: int) -> None:
+    """Also with pixels folded into channels."""
+    image = _images(1, 16, 32, 2)
+    model = UNet(channels=4, levels=1, out_channels=2, lanes=lanes)
+    params = jax.jit(model.init)(jax.random.key(0), image)["params"]
+    both = jax.jit(model.apply)({"params": params}, image)
+    for channel in range(2):
+        head = {"kernel": params["head"]["kernel"][:, channel, None], "bias": params["head"]["bias"][channel, None]}
+        one = jax.jit(UNet(channels=4, levels=1).apply)({"params": params | {"head": head}}, image)
+        np.testing.assert_allclose(both[..., channel, None], one, rtol=1e-4, atol=1e-5)
+
+
+def _measured(empty: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A network's inputs of two slices of two coils, and as many `empty` ones more."""
+    rng = np.random.default_rng(0)
+    mask = rng.random((2, 1, 20)) < 0.5
+    # With noise, as any scan: an image of nothing has no phase.
+    noise = rng.normal(size=(2, 2, 16, 20, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    kspace = np.where(mask[:, None], to_kspace(coil_images(2, 2, 16, 20)) + 0.02 * noise, 0)
+    kspace = np.concatenate([kspace, np.zeros((2, empty, 16, 20), np.complex64)], 1)
+    image = np.abs(np.fft.ifft2(np.fft.ifftshift(kspace, (-2, -1)), norm="ortho"))
+    offset = np.full((2, 1, 1), 0.05, np.float32)
+    return np.fft.fftshift(rss(image), (-2, -1))[..., None] - offset[..., None], kspace, mask, offset
+
+
+def test_data_consistency_keeps_what_was_measured() -> None:
+    """Against NumPy: measured samples are the measurement's, the others the network's, with the coils' own phase."""
+    image, kspace, mask, offset = _measured()
+    model = ConsistentUNet(channels=2, levels=1)
+    params = jax.jit(model.init)(jax.random.key(0), image, kspace, mask, offset)["params"]
+    for weight in (0.7, 1.0):
+        params = params | {"consistency": np.float32([weight])}
+        output = jax.jit(model.apply)({"params": params}, image, kspace, mask, offset)[..., 0]
+        unet = {name: value for name, value in params.items() if name != "consistency"}
+        estimate = np.asarray(jax.jit(TINY.apply)({"params": unet}, image))[..., 0] + offset
+        coils = from_kspace(kspace)
+        predicted = to_kspace(coils / rss(coils)[:, None] * estimate[:, None])
+        mixed = np.where(mask[:, None], (1 - weight) * predicted + weight * kspace, predicted)
+        expected = rss(from_kspace(mixed)) - offset
+        assert np.abs(expected - np.abs(estimate) + offset).max() > 0.01
+        np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_data_consistency_with_empty_coils_empty_slices_and_bfloat16() -> None:
+    """Nothing changes, no gradient is NaN, and errors are of bfloat16's size."""
+    inputs, more = _measured(), _measured(empty=2)
+    model = ConsistentUNet(channels=2, levels=1)
+    params = jax.jit(model.init)(jax.random.key(0), *inputs)
+    output = jax.jit(model.apply)(params, *inputs)
+    np.testing.assert_allclose(jax.jit(model.apply)(params, *more), output, rtol=1e-5, atol=1e-6)
+    half = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(params, *inputs)
+    assert half.dtype == jnp.float32
+    assert 0 < np.linalg.norm(half - output) < 0.05 * np.linalg.norm(output)
+    image, kspace, mask, offset = inputs
+    kspace[1], image[1], offset[1] = 0, 0, 0
+    gradient = jax.jit(jax.grad(lambda params: model.apply(params, image, kspace, mask, offset).sum()))(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
 def test_bfloat16_computes_the_same_network() -> None:
     """float32 parameters and result, and errors of bfloat16's size."""
     image = _images(2, 32, 32, 1)
@@ -233,7 +286,7 @@ def test_registry_builds() -> None:
 
 
 def test_registry_names_what_was_meant() -> None:
-    with pytest.raises(UserError, match=r"config\.model\.name is 'unett', expected one of: unet"):
+    with pytest.raises(UserError, match=r"config\.model\.name is 'unett', expected one of: unet, unet_dc, varnet"):
         build("unett")
     with pytest.raises(UserError, match=r"config\.model\.chanels .* \(nearest: channels\)"):
         build("unet", chanels=8)

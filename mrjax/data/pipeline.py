@@ -7,6 +7,7 @@ An example is read straight into its row of the batch.
 
 import abc
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -63,7 +64,7 @@ def layout(task: str) -> str:
     return "paired" if task == "paired" else "kspace"
 
 
-def volumes(paths: list[str], task: str, *, on_bad_file: str, read_all: bool) -> list[t5.Volume]:
+def volumes(paths: list[str], task: str, *, on_bad_file: str, read_all: bool, mask: str = "random") -> list[t5.Volume]:
     """Describes and checks the files of a split, all of which need a ground truth, before anything is computed.
 
     For a task that needs other repetitions, those that moved or are alone are left out and listed.
@@ -74,6 +75,7 @@ def volumes(paths: list[str], task: str, *, on_bad_file: str, read_all: bool) ->
       on_bad_file: 'error' stops at the first faulty file; 'skip' leaves faulty files out, and of files whose only
         fault is empty slices just those slices, and lists them.
       read_all: whether to read every sample, or the headers only.
+      mask: with which k-space is undersampled: 'stored' if with the `mask` that each file holds beside the truth.
 
     Raises:
       UserError: a faulty file, or none left.
@@ -82,6 +84,8 @@ def volumes(paths: list[str], task: str, *, on_bad_file: str, read_all: bool) ->
     for path in paths:
         try:
             volume = t5.describe(path, layout(task))
+            if mask == "stored" and volume.layout == "kspace":
+                volume = _with_mask_to_come(volume)
             _needs_truth(volume)
             if read_all:
                 volume, faults = t5.check(volume)
@@ -107,6 +111,16 @@ def volumes(paths: list[str], task: str, *, on_bad_file: str, read_all: bool) ->
     if not good:
         raise UserError(f"none of the {len(paths)} files can be used, the first is {paths[0]}")
     return good
+
+
+def _with_mask_to_come(volume: t5.Volume) -> t5.Volume:
+    """A file whose stored mask says what to keep of k-space that is all there, not what there is."""
+    if volume.stored_mask is None:
+        raise UserError(
+            f"{volume.path}: has no data set `mask`, expected one for config.acquisition.mask = 'stored': "
+            f"({volume.shape[-1]},), a value per column of its fully sampled `kspace`"
+        )
+    return dataclasses.replace(volume, undersampled=False)
 
 
 def _needs_truth(volume: t5.Volume) -> None:
@@ -173,7 +187,8 @@ class Slices(Source):
     An example is a dict:
       kspace: (coils, height, width) complex64, padded with empty coils to the largest number among the volumes; and
       others: (repetitions, coils, height, width) complex64, the same slice of the volume's other repetitions, padded
-        with empty ones to the largest number among the volumes, where any has others; or
+        with empty ones to the largest number among the volumes, where any has others; and
+      mask: (width,) bool, the columns to keep, where k-space is all there and all volumes store it; or
       input, target: (height, width) float32, magnitudes; target is missing if a volume has none
       volume, slice: int32, numbers of the volume in the list and of the slice in it
       name: uint32, a hash of the volume's name
@@ -197,6 +212,14 @@ class Slices(Source):
             data: Spec = {"kspace": ((*several, coils, *self._size), kind)}
             if others := max(len(volume.others) for volume in volumes):
                 data["others"] = ((others, coils, *self._size), kind)
+            if all(volume.stored_mask and not volume.undersampled for volume in volumes):
+                data["mask"] = ((self._size[1],), np.dtype(np.bool_))
+                for volume in volumes:
+                    if volume.shape[-1] != self._size[1]:
+                        raise UserError(
+                            f"{volume.path}: `mask` has {volume.shape[-1]} columns, expected config.data.image_size, "
+                            f"which is {self._size}, to be as wide"
+                        )
         else:
             data = {"input": ((*several, *self._size), np.dtype(np.float32))}
             if all(volume.target for volume in volumes):
@@ -217,6 +240,8 @@ class Slices(Source):
             read(volume, (volume.path, volume.data, min(max(i + offset, 0), volume.slices - 1)), out)
         if "target" in self.spec:
             self._image(volume, (volume.path, "target", i), example["target"])
+        if "mask" in self.spec:
+            example["mask"][...] = volume.stored_mask
         if "others" in self.spec:
             example["others"][len(volume.others) :] = 0
             for path, out in zip(volume.others, example["others"], strict=False):
@@ -229,11 +254,12 @@ class Slices(Source):
         filled, missing = out[: volume.coils], out[volume.coils :]
         missing[...] = 0
         kspace = self._files.read(*where, filled)
-        if kspace is filled and volume.stored_mask is None:
+        masked = volume.stored_mask is not None and volume.undersampled
+        if kspace is filled and not masked:
             return
         kspace = kspace.astype(np.complex64, copy=False)
         kspace = kspace.reshape(-1, *kspace.shape[-2:])
-        if volume.stored_mask is not None:
+        if masked:
             kspace = np.where(np.asarray(volume.stored_mask), kspace, 0)
         filled[...] = resize.kspace_to(kspace, self._size, self._rule)
 

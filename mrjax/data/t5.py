@@ -3,6 +3,7 @@
 Layouts (what counts is the contents, not whether the name ends in .t5, .h5 or .hdf5):
   kspace: `kspace` complex (slices, [coils,] height, width), maybe with an image of it as `reconstruction_rss`,
           `reconstruction_esc` or `target` (slices, height, width) and a `mask` (width,) if it is undersampled
+          (or is to be, in training with config.acquisition.mask = 'stored')
   paired: `input` and `target`, real or complex (slices, height, width)
   result: `reconstruction` (slices, height, width) float32, what mrjax.reconstruct writes
 Attributes follow fastMRI: `max`, `norm`, `acquisition`, `patient_id`.

@@ -18,7 +18,7 @@ class Acquisition:
       centre_fractions: of the sampled columns, for each acceleration.
       noise: (low, high), drawn uniformly: standard deviation of the real and of the imaginary part of the noise added
         to every coil, as a fraction of the ground truth's maximum.
-      mask: one of `masks.LINES` and `masks.SAMPLES`.
+      mask: one of `masks.LINES` and `masks.SAMPLES`, or `masks.STORED`.
       snr: (low, high), drawn uniformly: the noise instead as a signal-to-noise ratio (`noise.sigma_for`) of the fully
         sampled image; empty: by `noise`.
       noise_covariance: between coils: 'white', or 'measured' in the corners of the example's own k-space.

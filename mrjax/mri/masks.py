@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mrjax.mri import patterns
 
 LINES = ("random", "equispaced", "equispaced_fraction", "magic", "gaussian1d")
+STORED = "stored"
 SAMPLES = ("gaussian2d", "poisson", "poisson_uniform", "radial", "spiral")
 
 # In integers of this unit the spacing of lines is exact; in float32, rounding would move some to the next column.
@@ -51,6 +52,7 @@ def draw(
         fastMRI's functions of these names do (the second and the last keep more than one column in `acceleration`:
         their centre comes on top), 'gaussian1d' denser towards the middle; or one of `SAMPLES`: 'gaussian2d',
         'poisson' and 'poisson_uniform' discs, 'radial' spokes and a 'spiral'.
+        `STORED` keeps all of `sampled`, which then is what the file's own mask keeps.
       sampled: (width,) bool, the columns that hold data.
       height: of k-space.
       acceleration: scalar, at least 1; an integer for 'equispaced' and 'magic', else it is rounded to one.
@@ -58,8 +60,10 @@ def draw(
       echo: row and column of the middle of k-space, (height // 2, width // 2) by default.
 
     Returns:
-      (1, width) bool for `LINES`, (height, width) bool for `SAMPLES`.
+      (1, width) bool for `LINES` and `STORED`, (height, width) bool for `SAMPLES`.
     """
+    if kind == STORED:
+        return sampled[None]
     width = sampled.shape[0]
     middle = (jnp.asarray(height // 2), jnp.asarray(width // 2)) if echo is None else echo
     scan = Scan(sampled, jnp.asarray(acceleration), jnp.asarray(centre_fraction), middle)

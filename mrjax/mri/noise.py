@@ -57,8 +57,8 @@ def sigma_for(snr: jax.Array, truth: jax.Array) -> jax.Array:
     return jnp.sum(truth**2) / jnp.maximum(truth.sum(), jnp.finfo(jnp.float32).tiny) / snr
 
 
-def white(key: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
-    """(coils, height, width) complex64 of variance 1, that is sigma sqrt(1/2); a coil's is the same among any others."""
+def white(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """(coils, height, width) complex64 of variance 1, sigma sqrt(1/2); a coil's is the same beside any others."""
     # A key for each coil: batches hold empty coils where files differ in their number, which must change nothing.
     of_coil = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(shape[0]))
     return jax.vmap(lambda one: jax.random.normal(one, shape[1:], jnp.complex64))(of_coil)

@@ -30,9 +30,7 @@ def gaussian(key: jax.Array, distance: jax.Array) -> jax.Array:
     return exponent + jax.random.gumbel(key, distance.shape)
 
 
-def radial(
-    key: jax.Array, row: jax.Array, column: jax.Array, wanted: jax.Array, length: jax.Array
-) -> jax.Array:
+def radial(key: jax.Array, row: jax.Array, column: jax.Array, wanted: jax.Array, length: jax.Array) -> jax.Array:
     """Minus the distance from the nearest of equally spaced spokes through the middle, the first at a random angle.
 
     Args:

@@ -69,12 +69,15 @@ def evaluation_keys(volume: jax.Array, slice_number: jax.Array) -> Keys:
 def kspace(acquisition: Acquisition, augment: Augment) -> Task:
     """Multi-coil k-space, undersampled; the truth is the root-sum-of-squares of its fully sampled coils.
 
-    The batch holds `kspace` (batch, coils, height, width) complex64, or (batch, 1 + neighbours, coils, height, width).
+    The batch holds `kspace` (batch, coils, height, width) complex64, or (batch, 1 + neighbours, coils, height, width);
+    and `mask` (batch, width), the columns to keep, if files store it.
     """
 
-    def example(kspace: jax.Array, keys: Keys) -> Example:
+    def example(kspace: jax.Array, stored: jax.Array | None, keys: Keys) -> Example:
         kspace, beside = _apart(kspace, 3)
         sampled = jnp.any(kspace != 0, axis=(0, 1))
+        if stored is not None:
+            sampled &= stored.astype(bool)
         if keys.augment is not None and augment.active:
             affine = draw(keys.augment, augment, *kspace.shape[-2:])
             images = warp(ifft2c(kspace), affine)
@@ -84,7 +87,7 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Task:
             target = magnitude(kspace)
         return _measured(kspace, beside, sampled, target, keys, acquisition)
 
-    return lambda batch, keys: jax.vmap(example)(batch["kspace"], keys)
+    return lambda batch, keys: jax.vmap(example)(batch["kspace"], batch.get("mask"), keys)
 
 
 def denoise(acquisition: Acquisition, augment: Augment) -> Task:
