@@ -28,6 +28,7 @@ from ml_collections import ConfigDict, config_flags
 from benchmarks import hlo, report
 from mrjax import build, cli, memory, sharding, step
 from mrjax import config as configs
+from mrjax.data import pipeline
 from mrjax.errors import UserError
 
 GB = 1e9
@@ -153,8 +154,12 @@ def mesh_and_config(config: ConfigDict, devices: list[Any], batch: int | None) -
 def abstract_batch(config: ConfigDict, mesh: Mesh, coils: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a global batch of config.task, split by example."""
     size, split = tuple(config.data.image_size), sharding.by_example(mesh)
-    images = {"kspace": ((coils, *size), jnp.complex64)} if config.task == "kspace" else {}
-    images = images or {name: (size, jnp.float32) for name in ("input", "target")}
+    several = (1 + 2 * config.data.neighbours,) if config.data.neighbours else ()
+    images: dict[str, Any] = {"kspace": ((*several, coils, *size), jnp.complex64)}
+    if config.task == "paired":
+        images = {"input": ((*several, *size), jnp.float32), "target": (size, jnp.float32)}
+    elif config.task in pipeline.REPEATED:
+        images["others"] = ((2, coils, *size), jnp.complex64)  # as M4Raw's T1 and T2 have them
     shapes = images | {"index": ((), jnp.uint32), "maximum": ((), jnp.float32)}
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=split)

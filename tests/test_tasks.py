@@ -117,7 +117,8 @@ ROTATED = Augment(rotation=20.0, rotation_p=1.0, flip_p=0.5)
 @pytest.mark.parametrize(("name", "augment"), [("kspace", ROTATED), ("denoise", Augment())])
 def test_neighbours_change_nothing_of_the_slice_and_get_its_mask_and_augmentation(name, augment) -> None:
     kspace = to_kspace(coil_images(4, 2, 32, 40))
-    stack = np.stack([kspace, kspace, np.roll(kspace, 1, 0)], 1)  # the first neighbour is the slice once more
+    # The first neighbour is the slice once more; the second one's echo lies elsewhere.
+    stack = np.stack([kspace, kspace, np.roll(kspace, (1, 4), (0, -1))], 1)
     others = {"others": kspace[:, None]}
     make = jax.jit(tasks.TASKS[name](Acquisition((4.0,), (0.1,), (0.0, 0.0)), augment))
     alone = make({"kspace": kspace} | others, training())

@@ -39,7 +39,12 @@ class Acquisition:
 
 
 def undersample(
-    kspace: jax.Array, sampled: jax.Array, truth: jax.Array, keys: tuple[jax.Array, jax.Array], how: Acquisition
+    kspace: jax.Array,
+    sampled: jax.Array,
+    truth: jax.Array,
+    keys: tuple[jax.Array, jax.Array],
+    how: Acquisition,
+    echo: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Moves the head of one slice, adds complex Gaussian noise to its k-space, and keeps the samples of a mask.
 
@@ -49,6 +54,7 @@ def undersample(
       truth: (height, width) float32, the ground truth, which says how strong the noise is.
       keys: two PRNG keys: one for the mask, the motion and the noise level, one for the noise itself.
       how: what to draw from.
+      echo: row and column that masks are centred on, by default what `find_echo` finds.
 
     Returns:
       (coils, height, width) complex64, zero where nothing was measured; and the mask (1 or height, width) bool.
@@ -58,7 +64,7 @@ def undersample(
     choice = jax.random.randint(choose, (), 0, len(how.accelerations))
     accelerations, fractions = jnp.asarray(how.accelerations), jnp.asarray(how.centre_fractions)
     height, width = kspace.shape[-2:]
-    echo = find_echo(kspace)
+    echo = echo or find_echo(kspace)
     mask = masks.draw(places, how.mask, sampled, height, accelerations[choice], fractions[choice], echo)
     measured = kspace
     if how.motion_p > 0:

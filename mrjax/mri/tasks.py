@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mrjax.mri.acquire import Acquisition, undersample
+from mrjax.mri.acquire import Acquisition, find_echo, undersample
 from mrjax.mri.augment import Augment, draw, warp
 from mrjax.mri.coils import magnitude, root_sum_of_squares
 from mrjax.mri.fourier import fft2c, ifft2c
@@ -206,9 +206,10 @@ def _measured(
     acquisition: Acquisition,
 ) -> Example:
     """One slice undersampled, and its neighbours by the same mask and noise level, each with noise of its own."""
+    echo = find_echo(kspace)
 
     def measure(kspace: jax.Array, samples: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return undersample(kspace, sampled, target, (keys.protocol, samples), acquisition)
+        return undersample(kspace, sampled, target, (keys.protocol, samples), acquisition, echo)
 
     measured, mask = measure(kspace, keys.noise)
     around = None
