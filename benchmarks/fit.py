@@ -168,7 +168,7 @@ def bytes_of(tree: Any) -> int:
 
 
 def flops(jaxpr: Any) -> int:
-    """Floating-point operations of the convolutions and matrix products of a program, loops included."""
+    """Floating-point operations of the convolutions and matrix products of a program, over its devices and loops."""
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -180,7 +180,8 @@ def flops(jaxpr: Any) -> int:
             kernel, out = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
             total += 2 * equation.outvars[0].aval.size * math.prod(kernel) // kernel[out]
         inside = [flops(getattr(inner, "jaxpr", inner)) for inner in jaxprs_in_params(params)]
-        total += max(inside, default=0) if name == "cond" else sum(inside) * params.get("length", 1)
+        times = params["mesh"].size if name == "shard_map" else params.get("length", 1)
+        total += max(inside, default=0) if name == "cond" else sum(inside) * times
     return total
 
 

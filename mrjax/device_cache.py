@@ -1,12 +1,11 @@
 """A whole split on the accelerators: batches are drawn inside the step, the host sends nothing but their numbers."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from mrjax import sharding
 
@@ -64,35 +63,28 @@ def _encode(examples: dict[str, np.ndarray], half: bool) -> dict[str, np.ndarray
     return encoded
 
 
-def draw(stored: Cache, places: jax.Array, mesh: Mesh) -> dict[str, jax.Array]:
-    """Inside a jitted function: the examples at `places` (batch,) int32, split over the mesh as the batch is.
+def draw(stored: Cache, places: jax.Array) -> dict[str, jax.Array]:
+    """Under `shard_map` over `sharding.EXAMPLES`: the examples at this device's `places` (batch,) int32.
 
     Each device sends every other the examples that it holds of the other's, one for each device at a time, so that no
     more than as many examples as there are devices are under way.
     """
-    shards = sharding.example_shards(mesh)
-    if shards == 1:
+    axes = sharding.EXAMPLES
+    if jax.lax.axis_size(axes) == 1:
         return _decode({name: array[places] for name, array in stored.items()})
-    axes = ("data", "model")
+    first = jax.lax.axis_index(axes) * len(next(iter(stored.values())))
 
-    def of_device(stored: Cache, places: jax.Array) -> Cache:
-        first = jax.lax.axis_index(axes) * len(next(iter(stored.values())))
+    def one_for_each(wanted: jax.Array) -> Cache:
+        at = wanted - first
 
-        def one_for_each(wanted: jax.Array) -> Cache:
-            at = wanted - first
+        def send(array: jax.Array) -> jax.Array:
+            mine = ((at >= 0) & (at < len(array))).reshape(-1, *[1] * (array.ndim - 1))
+            found = jnp.where(mine, array[jnp.clip(at, 0, len(array) - 1)], 0)
+            return jax.lax.psum_scatter(found, axes)
 
-            def send(array: jax.Array) -> jax.Array:
-                mine = ((at >= 0) & (at < len(array))).reshape(-1, *[1] * (array.ndim - 1))
-                found = jnp.where(mine, array[jnp.clip(at, 0, len(array) - 1)], 0)
-                return jax.lax.psum_scatter(found, axes)
+        return {name: send(array) for name, array in stored.items()}
 
-            return {name: send(array) for name, array in stored.items()}
-
-        return jax.lax.map(one_for_each, jax.lax.all_gather(places, axes, axis=1))
-
-    split = PartitionSpec(axes)
-    drawn: Any = jax.shard_map(of_device, mesh=mesh, in_specs=(split, split), out_specs=split, check_vma=False)
-    return _decode(drawn(stored, places))
+    return _decode(jax.lax.map(one_for_each, jax.lax.all_gather(places, axes, axis=1)))
 
 
 def _decode(drawn: Cache) -> Cache:

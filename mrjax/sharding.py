@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "model", "spatial")
-_EXAMPLES = ("data", "model")
+EXAMPLES = ("data", "model")
 
 
 def make_mesh(shape: tuple[int, int, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
@@ -32,12 +32,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def by_example(mesh: Mesh) -> NamedSharding:
     """The leading axis, the examples of a batch, split over `data` and `model`."""
-    return NamedSharding(mesh, PartitionSpec(_EXAMPLES))
+    return NamedSharding(mesh, PartitionSpec(EXAMPLES))
 
 
 def by_row(mesh: Mesh) -> NamedSharding:
     """Images (batch, height, width): examples split as by `by_example`, rows over `spatial`."""
-    return NamedSharding(mesh, PartitionSpec(_EXAMPLES, "spatial"))
+    return NamedSharding(mesh, PartitionSpec(EXAMPLES, "spatial"))
 
 
 def example_shards(mesh: Mesh) -> int:
@@ -62,14 +62,48 @@ def constrain_state(state: Any, mesh: Mesh) -> Any:
 
 def each_alone(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """`function` of batches, each device computing its own examples: nothing is sent, whatever XLA makes of an FFT."""
-    split = PartitionSpec(_EXAMPLES)
+    split = PartitionSpec(EXAMPLES)
     return jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+
+
+def mean_gradient(function: Callable[..., tuple[jax.Array, Any]], mesh: Mesh) -> Callable[..., tuple[jax.Array, Any]]:
+    """The mean over devices of `function(params, parts, cache)`, each computing that of its own examples.
+
+    Each runs the program of one device: what it keeps and moves does not grow with their number, and what it sends are
+    the gradients, once, in the precision of the parameters.
+
+    Args:
+      function: gives a scalar and gradients, from whole parameters, parts of a batch (parts, batch, ...), and a cache.
+      mesh: whose `spatial` axis is 1: images must not be split.
+
+    Returns:
+      A function of the same arguments, whose gradients are laid out by `by_parameter`.
+    """
+    here = (PartitionSpec(), PartitionSpec(None, EXAMPLES), PartitionSpec(EXAMPLES))
+
+    def mean(gradient: jax.Array, place: PartitionSpec) -> jax.Array:
+        if "model" not in place:
+            return jax.lax.pmean(gradient, EXAMPLES)
+        mine = jax.lax.psum_scatter(gradient, "model", scatter_dimension=place.index("model"), tiled=True)
+        return jax.lax.psum(mine, "data") / example_shards(mesh)
+
+    def run(params: Any, *others: Any) -> tuple[jax.Array, Any]:
+        places = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, params)
+
+        def of_device(*args: Any) -> tuple[jax.Array, Any]:
+            value, gradients = function(*args)
+            return jax.lax.pmean(value, EXAMPLES), jax.tree.map(mean, gradients, places)
+
+        outputs = (PartitionSpec(), places)
+        return jax.shard_map(of_device, mesh=mesh, in_specs=here, out_specs=outputs, check_vma=False)(params, *others)
+
+    return run
 
 
 def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:
     """Inside a jitted function: (batch, ...) to (count, batch // count, ...); every example stays on its device."""
     shards = example_shards(mesh)
-    split = NamedSharding(mesh, PartitionSpec(None, _EXAMPLES))
+    split = NamedSharding(mesh, PartitionSpec(None, EXAMPLES))
 
     def divide(x: jax.Array) -> jax.Array:
         parts = x.reshape(shards, count, -1, *x.shape[1:]).swapaxes(0, 1)

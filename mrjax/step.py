@@ -118,26 +118,31 @@ def train_step(
     Returns:
       The next state, and float32 scalars: loss (normalised units), grad_norm, and param_norm of the next state.
     """
-    batch = jax.lax.with_sharding_constraint(batch, sharding.by_example(mesh))
+    parts = sharding.micro_batches(batch, accumulate, mesh)
 
-    def normalised(part: Batch) -> tuple[Inputs, jax.Array]:
+    def normalised(part: Batch, cache: Batch | None) -> tuple[Inputs, jax.Array]:
+        if cache is not None:
+            part = part | device_cache.draw(cache, part["example"])
         example = task(part, training_keys(seed, part["index"]))
         scale = scaling(example.corrupted, part, normalise_by)
         return network_inputs(example, scale), scale.apply(example.target)
 
-    def loss_of(params: Any, part: Batch) -> jax.Array:
-        if cache is not None:
-            part = part | device_cache.draw(cache, part["example"], mesh)
+    def of_whole_images(params: Any, part: Batch, cache: Batch | None) -> jax.Array:
+        inputs, truth = normalised(part, cache)
+        return loss(run_network(model, params, inputs), truth, inputs.offset)
+
+    def of_split_images(params: Any, part: Batch, cache: Batch | None) -> jax.Array:
         # FFTs need whole images, so each device makes those of its rows' neighbours too; the network sees rows alone.
-        inputs, truth = sharding.each_alone(normalised, mesh)(part)
+        inputs, truth = sharding.each_alone(normalised, mesh)(part, cache)
         image, truth = jax.lax.with_sharding_constraint((inputs.image, truth), sharding.by_row(mesh))
         whole = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
         return loss(run_network(model, whole, inputs._replace(image=image)), truth, inputs.offset)
 
-    if accumulate == 1:
-        value, gradients = jax.value_and_grad(loss_of)(state.params, batch)
+    if mesh.shape["spatial"] == 1:
+        gradient = sharding.mean_gradient(functools.partial(_gradient, of_whole_images), mesh)
     else:
-        value, gradients = _accumulated(loss_of, state.params, sharding.micro_batches(batch, accumulate, mesh))
+        gradient = functools.partial(_gradient, of_split_images)
+    value, gradients = gradient(state.params, parts, cache)
     gradients = sharding.constrain_state(gradients, mesh)
     # As the parameters lie, or XLA would turn them and both moments around instead (12 MB an image on an H100).
     gradients = jax.tree.map(lambda g: with_layout_constraint(g, Layout(tuple(range(g.ndim)))), gradients)
@@ -153,15 +158,21 @@ def train_step(
     return state, {"loss": value} | norms
 
 
-def _accumulated(loss_of: Callable[[Any, Batch], jax.Array], params: Any, parts: Batch) -> tuple[jax.Array, Any]:
+def _gradient(
+    loss_of: Callable[..., jax.Array], params: Any, parts: Batch, cache: Batch | None
+) -> tuple[jax.Array, Any]:
     """Mean loss and gradient over parts of equal size, (parts, batch, ...), one after the other."""
+    count = len(parts["index"])
+    first = jax.tree.map(lambda x: x[0], parts)
+    if count == 1:
+        return jax.value_and_grad(loss_of)(params, first, cache)
 
     def add(total: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, part)), None
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, part, cache)), None
 
     nothing = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
     total, _ = jax.lax.scan(add, nothing, parts)
-    return jax.tree.map(lambda x: x / len(parts["index"]), total)
+    return jax.tree.map(lambda x: x / count, total)
 
 
 def predict(

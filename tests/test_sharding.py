@@ -125,7 +125,7 @@ def test_a_cache_holds_every_example_also_where_they_do_not_divide_and_in_half_p
     places = jax.device_put(np.array([4, 0, 3, 1, 2, 4, 0, 0], np.int32), sharding.by_example(mesh))
     for half, error in ((False, 0), (True, 2.0**-11)):
         cache = device_cache.load(lambda a, b: {n: x[a:b] for n, x in given.items()}, 5, mesh, half)
-        drawn = jax.jit(lambda cache, places: device_cache.draw(cache, places, mesh))(cache, places)
+        drawn = jax.jit(sharding.each_alone(device_cache.draw, mesh))(cache, places)
         assert sorted(drawn) == ["kspace", "maximum", "slice"]
         assert drawn["kspace"].dtype == jnp.complex64
         assert np.array_equal(drawn["slice"], np.asarray(places))
