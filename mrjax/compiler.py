@@ -11,8 +11,10 @@ OPTIONS: dict[str, dict[str, bool | int | str]] = {
     "gpu": {
         # The same run must give the same bits: algorithms that add in no fixed order are left out of the autotuning.
         "xla_gpu_exclude_nondeterministic_ops": True,
-        # Gradients travel while the layers below are still computed.
+        # Gradients travel while the layers below are still computed, in packets of about 4 MB: by default those of 8 M
+        # parameters would be copied into one, which leaves when the last one is there.
         "xla_gpu_enable_latency_hiding_scheduler": True,
+        "xla_gpu_all_reduce_combine_threshold_bytes": 4 << 20,
     },
     "tpu": {"xla_tpu_enable_latency_hiding_scheduler": True},
     "cpu": {},

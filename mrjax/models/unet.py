@@ -220,6 +220,7 @@ class _Transpose(nn.Module):
         b, h, w, c = x.shape
         before = max(self.fold // 2, 1)
         kernel = self.param("kernel", _UP_INIT, (2, 2, c // before, self.channels), jnp.float32).astype(self.dtype)
+        x, kernel = _one_backwards((x, kernel))
         if self.fold == 1:
             dense = x @ kernel.transpose(2, 0, 1, 3).reshape(c, 4 * self.channels)
             blocks = dense.reshape(b, h, w, 2, 2, self.channels).transpose(0, 1, 3, 2, 4, 5)
@@ -247,6 +248,7 @@ class _Convolution(nn.Module):
     def __call__(self, *parts: Array) -> Array:
         counts = [part.shape[-1] // self.fold for part in parts]
         kernel = self.param("kernel", _INIT, (3, 3, sum(counts), self.channels), jnp.float32).astype(self.dtype)
+        parts, kernel = _one_backwards((parts, kernel))
         kernels = [_folded(part, self.fold) for part in jnp.split(kernel, np.cumsum(counts)[:-1], axis=2)]
         return sum(map(convolve, parts[1:], kernels[1:]), convolve(parts[0], kernels[0]))
 
@@ -303,13 +305,26 @@ def _backwards(then: Callable[..., Any], fold: int, kept: tuple[Array, Array, An
     # LeakyReLU's slope cancels from (slope g) (y / slope).
     means = _means(fold, jnp.where(y >= 0, g, _SLOPE * g), g * y)
     # Kept apart: the same once more, and not what XLA would store of the above.
-    (result, pullback, later), (mean, product) = _apart(((result, pullback, later), means))
+    (result, pullback, later), (mean, product), of_weights = _apart(((result, pullback, later), means, of_weights))
     y, g = result.astype(jnp.float32), pullback(later)[0].astype(jnp.float32)
     gradient = jnp.where(y >= 0, g - y * product, _SLOPE * g - y / _SLOPE * product) - mean
     return (scale * gradient).astype(result.dtype), *of_weights
 
 
 _normalise_and_activate.defvjp(_forwards, _backwards)
+
+
+@jax.custom_vjp
+def _one_backwards(values: Any) -> Any:
+    """The same values, whose gradients are all computed before one of them is used.
+
+    Or XLA would put off those of the kernels, which nothing waits for, to where they are exchanged between devices, and
+    keep what they are made of until then.
+    """
+    return values
+
+
+_one_backwards.defvjp(lambda values: (values, None), lambda _, gradients: (_apart(gradients),))
 
 
 def _apart(values: Any) -> Any:
