@@ -62,9 +62,8 @@ def compile_step(config: ConfigDict, coils: int) -> tuple[Compiled, Callable[[],
     """The compiled step, and what makes a (state, batch) for it."""
     mesh = sharding.make_mesh()
     model, optimizer = build.model(config), build.optimizer(config)
-    train_step = step.compile_train(
-        mesh, model=model, optimizer=optimizer, task=build.task(config), seed=0, normalise_by=config.normalise
-    )
+    fixed = {"seed": 0, "normalise_by": config.normalise, "accumulate": config.accumulate}
+    train_step = step.compile_train(mesh, model=model, optimizer=optimizer, task=build.task(config), **fixed)
     size = config.data.image_size
     shape = (config.batch_size, coils, *size)
     dtypes = {"kspace": jnp.complex64, "index": jnp.uint32, "maximum": jnp.float32}

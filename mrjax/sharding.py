@@ -92,6 +92,8 @@ def mean_gradient(function: Callable[..., tuple[jax.Array, Any]], mesh: Mesh) ->
 
         def of_device(*args: Any) -> tuple[jax.Array, Any]:
             value, gradients = function(*args)
+            if mesh.size == 1:
+                return value, gradients
             return jax.lax.pmean(value, EXAMPLES), jax.tree.map(mean, gradients, places)
 
         outputs = (PartitionSpec(), places)
