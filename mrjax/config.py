@@ -197,6 +197,8 @@ def check(config: ConfigDict) -> None:
     expect("ema", 0 <= found["ema"] < 1, "0, or less than 1 as in 0.999")
     for name in ("weight_decay", "clip_norm", "data.neighbours", "loss.mse", "loss.l1", "loss.ssim"):
         expect(name, found[name] >= 0, "0 or more")
+    sees_slices = "image" in MODELS[found["model.name"]].needs
+    expect("data.neighbours", sees_slices or not found["data.neighbours"], f"0: {found['model.name']} takes one slice")
     expect("loss.mse", any(config.loss.values()), "more than 0, or another of config.loss")
     fields = attributes(found["model.name"])
     for name in (name for name in found if name.startswith("model.") and name != "model.name"):

@@ -7,8 +7,8 @@ import pytest
 import scipy.sparse
 from conftest import coil_images, rss, to_kspace
 
-from mrjax import models
 from mrjax.errors import UserError
+from mrjax.models.compressed_sensing import CompressedSensing
 from mrjax.mri import compressed_sensing as cs
 
 WEIGHTS = {"tv": 0.02, "wavelet": 0.01}
@@ -137,7 +137,7 @@ def test_the_wavelets_are_those_of_pywavelets() -> None:
 def test_it_beats_zero_filling_with_maps_of_its_own_for_any_number_of_coils(regulariser) -> None:
     for coils in (1, 16) if regulariser == "tv" else (4,):
         kspace, mask, images = scan(coils, 32, 32)
-        model = models.build("cs", regulariser=regulariser, iterations=30, weight=0.005)
+        model = CompressedSensing(regulariser=regulariser, iterations=30, weight=0.005)
         offset = jnp.full((2, 1, 1), 0.1)
         empty = np.zeros_like(kspace[:1])
         twice = np.stack([kspace, kspace / 2]) if coils == 16 else np.stack([np.concatenate([kspace, empty])] * 2)
@@ -153,7 +153,7 @@ def test_the_model_has_sensitivities_where_too_few_central_columns_were_measured
     images = scan(4, 16, 16)[2]
     mask = np.isin(np.arange(16), (2, 5, 7, 8, 12))[None]
     kspace = to_kspace(images) * mask
-    result = models.build("cs", iterations=20).apply({"params": {}}, kspace[None], mask[None], jnp.zeros((1, 1, 1)))
+    result = CompressedSensing(iterations=20).apply({"params": {}}, kspace[None], mask[None], jnp.zeros((1, 1, 1)))
     truth = rss(images)
     assert psnr(truth, np.asarray(result)[0, ..., 0]) > psnr(truth, np.zeros_like(truth)) + 3
 

@@ -12,7 +12,6 @@ import jax
 from flax import linen as nn
 
 from mrjax.errors import UserError
-from mrjax.models.compressed_sensing import CompressedSensing
 from mrjax.models.unet import UNet
 from mrjax.models.unet_dc import ConsistentUNet
 from mrjax.models.varnet import VarNet
@@ -21,7 +20,6 @@ MODELS: dict[str, Any] = {
     "unet": UNet,
     "unet_dc": ConsistentUNet,
     "varnet": VarNet,
-    "cs": CompressedSensing,
 }
 
 

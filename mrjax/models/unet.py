@@ -117,6 +117,7 @@ class UNet(nn.Module):
         pool: "max", or "avg" as fastMRI has it.
         out_channels: of the result.
         residual: whether the network computes a correction, which is then added to the first channel of the input.
+        zero_head: whether the last layer starts at zero, as it does in a residual network.
         dtype: of the activations, float32 or bfloat16; statistics and result are float32 either way.
         remat: whether the backward pass computes each level's activations again from what enters the level, instead
             of keeping them.
@@ -129,6 +130,7 @@ class UNet(nn.Module):
     pool: str = "max"
     out_channels: int = 1
     residual: bool = False
+    zero_head: bool = False
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     lanes: int = 1
@@ -179,7 +181,7 @@ class UNet(nn.Module):
             one = up(self.channels << level, self.dtype, fold=folds[level], name=f"up_{level}")
             x = one(x, skips[level], inside[level])
         # A correction starts at nothing: the first steps improve on the input instead of finding it again.
-        initial = nn.initializers.zeros if self.residual else _INIT
+        initial = nn.initializers.zeros if self.residual or self.zero_head else _INIT
         head = _Head(self.channels, self.out_channels, initial, name="head")()
         output = up(self.channels, self.dtype, _weigh, folds[0], name="up_0")(x, skips[0], inside[0], *head)
         return image[..., :1] + output if self.residual else output

@@ -78,7 +78,8 @@ class VarNet(nn.Module):
         )
         current = kspace
         for i in range(self.cascades):
-            regulariser = functools.partial(unet, self.channels, self.levels)
+            # What the cascade takes away starts at nothing.
+            regulariser = functools.partial(unet, self.channels, self.levels, zero_head=True)
             current = cascade(regulariser, name=f"cascade_{i}")(current, kspace, mask, maps)
         return (root_sum_of_squares(ifft2c(current)) - offset)[..., None]
 
