@@ -8,7 +8,7 @@ WORKDIR := runs/unet
 # Large pages for large arrays: without them a step on a CPU spends a tenth of its time on page faults. glibc reads this.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo docs test check bench bench-fit bench-packages clean
+.PHONY: demo docs test check bench bench-fit bench-quality bench-packages clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m mrjax.main --config=configs/unet.py --workdir=$(WORKDIR)
@@ -34,6 +34,11 @@ check: $(VENV)/.test
 # benchmarks/README.md, from scripts that take about 20 minutes on 2 cores.
 bench: bench-packages
 	$(RUN) -m benchmarks.tables --aot_python=$(AOT_VENV)/bin/python
+
+# How good the reconstructions are: trains every network three times, an hour and a half on 2 cores.
+bench-quality: bench-packages
+	$(RUN) -m benchmarks.quality
+	$(RUN) -m benchmarks.denoising
 
 # The same with steps compiled for GPUs and TPUs that are not here. Their plugins warn of missing drivers at every
 # import, so they live in an environment of their own.

@@ -12,9 +12,11 @@ are the T1-weighted slice and the ten b = 0 slices that the package dipy carries
 image. Nothing was trained on them.
 """
 
+import datetime
 import functools
 import json
 import logging
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -32,7 +34,8 @@ from fastmri.data.transforms import UnetDataTransform
 from fastmri.models import Unet
 from ml_collections import ConfigDict
 
-from benchmarks.report import Table, publish
+from benchmarks.report import Table, environment, markdown, publish
+from benchmarks.tables import write
 from mrjax import build, cli, figures, sharding, step
 from mrjax.checkpoint import write_json
 from mrjax.config import defaults
@@ -230,13 +233,18 @@ def real_individuals(where: Path) -> None:
         t5.write(where / f"{name}.t5", {"kspace": kspace, "reconstruction_rss": fitted}, attributes)
 
 
-def score(method: Method, acceleration: float, volumes: list[t5.Volume]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Mean PSNR and SSIM over volumes, before and after; and images of the first volumes' middle slices."""
+def evaluated(
+    predict: Callable[..., Any], volumes: list[t5.Volume], size: int, batch_size: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Mean PSNR and SSIM over volumes, before and after `predict(batch)`; images of the first ones' middle slices."""
     mesh = sharding.make_mesh()
-    source = pipeline.Slices(volumes, (SIZE, SIZE), "kspace")
-    with pipeline.evaluation_batches(source, batch_size=BATCH, workers=0, prefetch=2) as batches:
-        predict, scored = method.predict(acceleration), step.compile_score(mesh)
-        rows, previews = evaluate(predict, scored, method.params, batches, volumes, mesh)  # type: ignore[arg-type]
+    source = pipeline.Slices(volumes, (size, size), "kspace")
+
+    def of_batch(params: Any, batch: dict[str, jax.Array]) -> Any:
+        return predict(batch)
+
+    with pipeline.evaluation_batches(source, batch_size=batch_size, workers=0, prefetch=2) as batches:
+        rows, previews = evaluate(of_batch, step.compile_score(mesh), {}, batches, volumes, mesh)  # type: ignore[arg-type]
     return summarise(rows)["all"], previews
 
 
@@ -264,7 +272,8 @@ def main(argv: list[str]) -> None:
             method = costs[name] = make(seed)
             for of, volumes in sets.items():
                 for acceleration in ACCELERATIONS:
-                    scores, previews = score(method, acceleration, volumes)
+                    predict = functools.partial(method.predict(acceleration), method.params)
+                    scores, previews = evaluated(predict, volumes, SIZE, BATCH)
                     found.setdefault((of, name, acceleration), []).append(scores["reconstruction"])
                     found[of, ZERO_FILLED, acceleration] = [scores["corrupted"]]
                     if of == "unseen subjects" and acceleration == 4 and seed == 0:
@@ -276,6 +285,25 @@ def main(argv: list[str]) -> None:
     raw = [{"of": of, "method": name, "acceleration": a, "seeds": rows} for (of, name, a), rows in found.items()]
     config = {"steps": values.steps, "seeds": values.seeds, "batch": BATCH, "size": SIZE}
     publish("quality", config, tables, raw, values.json)
+    picture = f"![Every method on the same slice]({os.path.relpath(values.figure, Path(values.readme).parent)})\n"
+    put(Path(values.readme), "quality", page_section("quality", config, tables) + f"\n{picture}")
+
+
+def page_section(name: str, config: dict[str, Any], tables: list[Table]) -> str:
+    """A section of benchmarks/README.md: the command, where and when it ran, its tables."""
+    given = " ".join(f"--{flag}={config[flag]}" for flag in ("steps", "seeds"))
+    where = environment()
+    versions = ", ".join(f"{package} {version}" for package, version in where["versions"].items())
+    heading = f"## {name}\n\n    python -m benchmarks.{name} {given}\n"
+    place = f"{where['device']} ({where['processor']}); {versions}; {datetime.datetime.now(datetime.UTC):%Y-%m-%d}\n"
+    return "\n".join([heading, place, *(f"{markdown(table)}\n" for table in tables)])
+
+
+def put(page: Path, name: str, section: str) -> None:
+    """Replaces the section of this name, the last but for others like it, or adds it."""
+    before, found, after = (page.read_text() if page.exists() else "").partition(f"## {name}\n")
+    _, others, rest = after.partition("\n## ") if found else ("", "", "")
+    write(f"{before.rstrip()}\n\n{section.rstrip()}\n" + (f"\n## {rest}" if others else ""), page)
 
 
 def table(of: str, names: list[str], found: dict[Any, list[dict[str, Any]]], costs: dict[str, Method]) -> Table:
@@ -299,6 +327,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("steps", 400, "of every training")
     flags.DEFINE_integer("seeds", 3, "trainings of every network")
     flags.DEFINE_string("folder", "runs/quality", "for the data and the trained networks")
-    flags.DEFINE_string("figure", "runs/quality/models.png", "picture of every method on the same slice")
+    flags.DEFINE_string("figure", "docs/models.png", "picture of every method on the same slice")
+    flags.DEFINE_string("readme", "benchmarks/README.md", "page whose section of this is written anew")
     flags.DEFINE_string("json", None, "file to write everything measured to")
     cli.run(main)

@@ -1,0 +1,132 @@
+"""What is lost by learning to remove noise without ever seeing an image that has none.
+
+    python -m benchmarks.denoising [--steps=150] [--seeds=3] [--folder=runs/denoising] [--json=FILE]
+
+Demo data of 128x128 pixels, 4 coils and 4 repetitions of every scan are made in the folder. One U-Net learns the mean
+of the other repetitions (`denoise`), one another repetition (`noise2noise`), one the truth (`paired`), with the same
+steps, slices, parameters and learning rates. The truth is the expected image of one scan: the mean of 32 simulated
+ones, from the demo's own noise-free images, so that the floor which the magnitude of noise leaves is in it as it is in
+every repetition. All are scored against it on subjects that none has seen.
+"""
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from benchmarks.quality import evaluated, page_section, put
+from benchmarks.report import Table, publish
+from mrjax import build, cli, sharding, step
+from mrjax.config import defaults
+from mrjax.data import demo, pipeline, t5
+from mrjax.train import train
+
+BATCH, CHANNELS, LEVELS, SIZE, COILS, REPETITIONS, SCANS = 8, 16, 4, 128, 4, 4, 32
+SUBJECTS = {"train": 6, "val": 1, "test": 2}
+WAYS = {
+    "denoise": "U-Net, the mean of the other repetitions",
+    "noise2noise": "U-Net, one other repetition",
+    "paired": "U-Net, the truth",
+}
+
+
+def make_data(folder: Path) -> None:
+    """The repetitions; and pairs whose target is the truth: of a repetition, and of the mean of the others."""
+    demo.make(folder / "scans", size=SIZE, coils=COILS, subjects=SUBJECTS, repetitions=REPETITIONS)
+    template = demo.load_template()
+    for index, (split, count) in enumerate(SUBJECTS.items()):
+        for number in range(count):
+            key = (0, index, number)
+            anatomy = demo.subject(template, key, size=SIZE, slices=18)
+            maps = demo.sensitivities(key, size=SIZE, coils=COILS, slices=18)
+            for contrast in demo.PROTOCOLS:
+                truth = expected_scan(demo.image(anatomy, key, contrast), maps, key)
+                paths = sorted((folder / "scans" / split).glob(f"*{number + 1:04d}_{contrast}*.t5"))
+                images = [t5.read(str(path), "reconstruction_rss") for path in paths]
+                for i, path in enumerate(paths):
+                    others = np.mean([image for j, image in enumerate(images) if j != i], 0)
+                    for kind, image in (("truth", images[i]), ("mean", others)):
+                        t5.write(
+                            folder / kind / split / path.name,
+                            {"input": image, "target": truth},
+                            {"acquisition": contrast, "max": float(truth.max())},
+                        )
+
+
+def expected_scan(clean: np.ndarray, maps: np.ndarray, key: tuple[int, int, int]) -> np.ndarray:
+    """Mean root-sum-of-squares image of many scans with the noise that the demo's have."""
+    total = np.zeros(clean.shape, np.float64)
+    for scan in range(SCANS):
+        rng = np.random.default_rng((*key, 9, scan))
+        total += demo.root_sum_of_squares(demo.measure(clean, maps, rng, noise=0.4 / rng.uniform(24, 34)))
+    return (total / SCANS).astype(np.float32)
+
+
+def make_config(task: str, seed: int, folder: Path) -> ConfigDict:
+    """The same training for every kind of target."""
+    config = defaults()
+    config.task, config.seed, config.steps, config.batch_size = task, seed, flags.FLAGS.steps, BATCH
+    config.log_every = config.eval_every = config.checkpoint_every = config.steps
+    config.data.dir = str(folder / ("truth" if task == "paired" else "scans"))
+    config.data.cache = "device"
+    config.learning_rate, config.ema = 2e-3, 0.99
+    config.model.channels, config.model.levels, config.model.residual = CHANNELS, LEVELS, True
+    config.acquisition.accelerations, config.acquisition.noise = (1.0,), (0.0, 0.0)
+    for name in ("rotation_p", "scale_p", "anisotropy_p", "translation_p"):
+        config.augment[name] = 0.0
+    return config
+
+
+def main(argv: list[str]) -> None:
+    """Makes the data, trains, scores and prints."""
+    cli.expect_no_arguments(argv)
+    logging.getLogger("mrjax").setLevel(logging.WARNING)
+    values = flags.FLAGS
+    folder, mesh = Path(values.folder), sharding.make_mesh()
+    if not (folder / "mean").exists():
+        make_data(folder)
+    read = functools.partial(pipeline.volumes, task="paired", on_bad_file="error", read_all=True)
+    truth, mean = (read(t5.find(str(folder / kind / "test"))) for kind in ("truth", "mean"))
+    found: dict[str, list[Any]] = {}
+    for task, name in WAYS.items():
+        for seed in range(values.seeds):
+            workdir = str(folder / f"{task}-{seed}")
+            train(make_config(task, seed, folder), workdir)
+            restored = build.restore(workdir, mesh)
+            # Whatever it learnt from, it is asked about the pairs of a repetition and its truth.
+            config = make_config("paired", seed, folder)
+            fixed = {"model": build.model(config, mesh), "task": build.task(config), "normalise_by": "slice"}
+            predict = functools.partial(step.compile_predict(mesh, **fixed), restored.params)
+            scores, _ = evaluated(predict, truth, SIZE, BATCH)
+            found.setdefault(name, []).append(scores["reconstruction"])
+            found["one repetition"] = [scores["corrupted"]]
+    scores, _ = evaluated(functools.partial(step.compile_predict(mesh, **fixed), restored.params), mean, SIZE, BATCH)
+    found["mean of the three others, which `denoise` learns from"] = [scores["corrupted"]]
+    psnr = {name: float(np.mean([one["psnr"]["mean"] for one in seeds])) for name, seeds in found.items()}
+    ssim = {name: float(np.mean([one["ssim"]["mean"] for one in seeds])) for name, seeds in found.items()}
+    best = psnr[WAYS["paired"]]
+    order = sorted(found, key=lambda name: psnr[name])
+    rows = [
+        [name, f"{psnr[name]:.2f}", f"{ssim[name]:.4f}", f"{psnr[name] - best:+.2f}" if name in WAYS.values() else ""]
+        for name in order
+    ]
+    table = Table(
+        "Denoising of unseen subjects", ["image", "PSNR (dB)", "SSIM", "PSNR over learning from the truth (dB)"], rows
+    )
+    config_shown = {"steps": values.steps, "seeds": values.seeds, "batch": BATCH, "devices": jax.device_count()}
+    publish("denoising", config_shown, [table], found, values.json)
+    put(Path(values.readme), "denoising", page_section("denoising", config_shown, [table]))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("steps", 150, "of every training")
+    flags.DEFINE_integer("seeds", 3, "trainings of every network")
+    flags.DEFINE_string("folder", "runs/denoising", "for the data and the trained networks")
+    flags.DEFINE_string("readme", "benchmarks/README.md", "page whose section of this is written anew")
+    flags.DEFINE_string("json", None, "file to write everything measured to")
+    cli.run(main)
