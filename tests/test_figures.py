@@ -84,6 +84,24 @@ def test_a_figure_that_fails_leaves_the_old_one_and_no_rubbish(tmp_path, monkeyp
     assert (tmp_path / "a.png").read_bytes() == before
 
 
+def test_a_gallery_holds_the_truth_every_method_and_its_error_on_one_scale(tmp_path):
+    truth = np.outer(np.linspace(0, 1, 32), np.ones(24))
+    others = {"far": np.zeros_like(truth), "near": truth}
+    figures.gallery(tmp_path / "gallery.png", {"truth": truth} | others, title="a slice")
+    image = imread(tmp_path / "gallery.png")[..., :3]
+    zoom = -(-figures.SHORT_SIDE // 24)
+    height, width = zoom * 32, zoom * 24
+    top, left = figures.MARGIN + figures.TITLE + figures.NAME, figures.MARGIN
+    cells = [
+        [image[row : row + height, left + i * (width + figures.GAP) :][:, :width] for i in range(3)]
+        for row in (top, top + height + figures.GAP)
+    ]
+    assert np.array_equal(cells[0][0], cells[0][2])
+    assert cells[0][0].max() > 0.95 > 0.05 > cells[0][1].max()
+    assert cells[1][1].max() > 0.9
+    assert np.ptp(cells[1][2]) < 0.05
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "rows",

@@ -103,6 +103,7 @@ def test_the_step_schedule_falls_by_a_factor_after_each_share_of_the_steps() -> 
     [
         ({"loss__mse": 0.0}, "config.loss.mse is 0.0"),
         ({"ema": 1.0}, "config.ema is 1.0"),
+        ({"model__name": "varnet", "data__neighbours": 1}, "config.data.neighbours is 1, expected 0: varnet"),
         ({"model__cascades": 3}, "config.model.cascades is 3, expected no other than 12: unet has no such field"),
     ],
 )

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mrjax.fastmri_weights import from_fastmri
 from mrjax.models import build
 from mrjax.models.varnet import VarNet, centre
+from mrjax.mri.coils import magnitude
 
 TINY = VarNet(channels=4, levels=1, cascades=2, sens_channels=2, sens_levels=1)
 
@@ -29,7 +30,10 @@ def _inputs(
 
 
 def _init(model: VarNet, inputs: tuple[np.ndarray, ...]) -> dict:
-    return jax.jit(model.init)(jax.random.key(0), *inputs)
+    """Parameters as after some training: the last layers of the cascades start at zero, and would hide the rest."""
+    rng = np.random.default_rng(1)
+    params = jax.jit(model.init)(jax.random.key(0), *inputs)
+    return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
 
 
 def test_size_published_for_fastmri() -> None:
@@ -132,6 +136,7 @@ def test_offset_is_subtracted_and_scale_goes_through() -> None:
     np.testing.assert_allclose(scaled + 0.5, 1e4 * output, rtol=1e-4, atol=1e-4 * np.abs(output).max() * 1e4)
 
 
+@pytest.mark.slow
 def test_rematerialised_cascades_compute_the_same() -> None:
     inputs = _inputs(1, 2, 24, 20)
     params = _init(TINY, inputs)
@@ -156,6 +161,7 @@ def test_bfloat16_computes_the_same_network() -> None:
     assert 0 < np.linalg.norm(output - expected) < 0.05 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_meshes_compute_the_same() -> None:
     """Examples split over some devices, rows of the result over others, as the loss compares them."""
     if len(jax.devices()) < 4:
@@ -183,9 +189,23 @@ def test_meshes_compute_the_same() -> None:
         assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(a)
 
 
+@pytest.mark.slow
 def test_smallest_side_is_computed() -> None:
     model = TINY.clone(levels=4, sens_levels=4, cascades=1)
     side = VarNet.smallest_side(4)
     inputs = _inputs(1, 1, side, side)
     output = jax.jit(model.apply)(_init(model, inputs), *inputs)
     assert np.ptp(output) > 0
+
+
+def test_an_untrained_network_gives_the_zero_filled_image() -> None:
+    """What a cascade takes away starts at nothing but a constant: the first steps need not undo a random network."""
+    kspace, mask = to_kspace(coil_images(1, 2, 32, 32)), np.ones((1, 1, 32), bool)
+    mask[:, :, 1::3] = False
+    mask[:, :, 14:18] = True
+    kspace = np.where(mask[:, None], kspace, 0)
+    given = (kspace, mask, np.zeros((1, 1, 1), np.float32))
+    model = VarNet(channels=2, levels=1, cascades=2, sens_channels=2, sens_levels=1)
+    image = jax.jit(lambda: model.apply(model.init(jax.random.key(0), *given), *given))()[..., 0]
+    zero_filled = np.asarray(magnitude(kspace))
+    assert np.linalg.norm(image - zero_filled) < 0.1 * np.linalg.norm(zero_filled)
