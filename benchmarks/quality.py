@@ -77,7 +77,7 @@ def base(seed: int) -> ConfigDict:
 def same_recipe(config: ConfigDict) -> None:
     """fastMRI's U-Net, trained as PyTorch's is here."""
     config.model.channels, config.model.levels, config.model.pool = CHANNELS, LEVELS, "avg"
-    config.schedule, config.warmup = "constant", 0.0
+    config.schedule, config.warmup, config.normalise = "constant", 0.0, "standard"
     config.loss.mse, config.loss.l1 = 0.0, 1.0
     config.augment.update({name: 0.0 for name in vars(Augment()) if name.endswith("_p")})
 
@@ -86,7 +86,8 @@ def our_recipe(config: ConfigDict) -> None:
     """The same U-Net as we would train it."""
     config.model.channels, config.model.levels, config.model.pool = CHANNELS, LEVELS, "avg"
     config.model.residual = True
-    config.learning_rate, config.ema = 3e-3, 0.99
+    config.loss.mse, config.loss.l1 = 0.0, 1.0
+    config.learning_rate, config.ema, config.normalise = 3e-3, 0.99, "standard"
 
 
 def variational(config: ConfigDict) -> None:
@@ -134,7 +135,7 @@ def of_model(model: Any, params: Any, config: ConfigDict, seconds: float) -> Met
 
     def predict(acceleration: float) -> Predict:
         task = conditions(config, acceleration)
-        return step.compile_predict(sharding.make_mesh(), model=model, task=task, normalise_by="slice")
+        return step.compile_predict(sharding.make_mesh(), model=model, task=task, normalise_by=config.normalise)
 
     return Method(predict, params, sum(leaf.size for leaf in jax.tree.leaves(params)), seconds)
 
