@@ -162,6 +162,12 @@ def test_bfloat16_computes_the_same_network() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(
+    jax.__version_info__ >= (0, 11),
+    reason="XLA's CPU backend of JAX 0.12 cannot lay out the FFT that it makes of split rows (RET_CHECK in fft_thunk)",
+    raises=jax.errors.JaxRuntimeError,
+    strict=False,
+)
 def test_meshes_compute_the_same() -> None:
     """Examples split over some devices, rows of the result over others, as the loss compares them."""
     if len(jax.devices()) < 4:
