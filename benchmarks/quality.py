@@ -86,8 +86,7 @@ def our_recipe(config: ConfigDict) -> None:
     """The same U-Net as we would train it."""
     config.model.channels, config.model.levels, config.model.pool = CHANNELS, LEVELS, "avg"
     config.model.residual = True
-    config.loss.mse, config.loss.l1 = 0.0, 1.0
-    config.learning_rate, config.ema, config.normalise = 3e-3, 0.99, "standard"
+    config.learning_rate, config.ema = 3e-3, 0.99
 
 
 def variational(config: ConfigDict) -> None:
