@@ -7,6 +7,7 @@ Lightning hold, becomes an empty one. PyTorch is only needed to write such a fil
 
 import collections
 import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -65,7 +66,7 @@ def read(path: str) -> dict[str, np.ndarray]:
 
 
 def write(path: str, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays by name, in the format that the path ends in.
+    """Writes arrays by name, in the format that the path ends in; beside its place first, then renamed into it.
 
     Raises:
       UserError: of an unknown ending, or one that needs PyTorch, which is missing.
@@ -74,18 +75,27 @@ def write(path: str, arrays: dict[str, np.ndarray]) -> None:
     if file.suffix not in _SUFFIXES:
         raise UserError(f"--output is {path}, expected a name that ends in one of {', '.join(_SUFFIXES)}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix == ".npz":
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    elif file.suffix == ".safetensors":
-        _write_safetensors(file, arrays)
-    else:
-        try:
-            import torch
-        except ImportError as error:
-            raise UserError(
-                f"--output is {path}, which takes PyTorch to write: install torch, or end it in .npz"
-            ) from error
-        torch.save(collections.OrderedDict((name, torch.from_numpy(x)) for name, x in arrays.items()), file)
+    part = file.with_name(f".{file.stem}.{os.getpid()}.part{file.suffix}")
+    try:
+        if file.suffix == ".npz":
+            np.savez(part, **arrays)  # type: ignore[arg-type]
+        elif file.suffix == ".safetensors":
+            _write_safetensors(part, arrays)
+        else:
+            _write_pytorch(part, arrays, path)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_pytorch(file: Path, arrays: dict[str, np.ndarray], output: str) -> None:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"--output is {output}, which takes PyTorch to write: install torch, or end it in .npz"
+        ) from error
+    torch.save(collections.OrderedDict((name, torch.from_numpy(x)) for name, x in arrays.items()), file)
 
 
 def _read_npz(file: Path) -> Any:

@@ -239,3 +239,13 @@ def test_commands_from_a_file_to_a_trained_run_and_back(scans: Path, tmp_path: P
     run("export_fastmri", workdir, f"--output={tmp_path / 'trained.npz'}")
     for key, value in weight_files.read(str(tmp_path / "trained.npz")).items():
         np.testing.assert_allclose(value, weights[key], rtol=1e-4, atol=1e-6)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_no_rubbish(tmp_path: Path, monkeypatch) -> None:
+    file = tmp_path / "unet.npz"
+    weight_files.write(str(file), {"a": np.ones(3, np.float32)})
+    monkeypatch.setattr(np, "savez", lambda path, **arrays: (Path(path).write_bytes(b"half"), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        weight_files.write(str(file), {"a": np.zeros(3, np.float32)})
+    assert [path.name for path in tmp_path.iterdir()] == ["unet.npz"]
+    assert np.array_equal(weight_files.read(str(file))["a"], np.ones(3))
