@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.clip_norm = 1.0
     config.model.name = "varnet"
     config.model.pool = "avg"
+    config.model.residual = True  # False: fastMRI's own function
     config.model.channels, config.model.levels = 8, 3
     config.model.cascades = 4
     config.model.sens_channels, config.model.sens_levels = 4, 3

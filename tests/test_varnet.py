@@ -206,12 +206,31 @@ def test_smallest_side_is_computed() -> None:
 
 def test_an_untrained_network_gives_the_zero_filled_image() -> None:
     """What a cascade takes away starts at nothing but a constant: the first steps need not undo a random network."""
-    kspace, mask = to_kspace(coil_images(1, 2, 32, 32)), np.ones((1, 1, 32), bool)
-    mask[:, :, 1::3] = False
-    mask[:, :, 14:18] = True
-    kspace = np.where(mask[:, None], kspace, 0)
-    given = (kspace, mask, np.zeros((1, 1, 1), np.float32))
-    model = VarNet(channels=2, levels=1, cascades=2, sens_channels=2, sens_levels=1)
-    image = jax.jit(lambda: model.apply(model.init(jax.random.key(0), *given), *given))()[..., 0]
+    given = kspace, *_ = _inputs(1, 2, 32, 32)
+    image = jax.jit(lambda: TINY.apply(TINY.init(jax.random.key(0), *given), *given))()[..., 0]
     zero_filled = np.asarray(magnitude(kspace))
     assert np.linalg.norm(image - zero_filled) < 0.1 * np.linalg.norm(zero_filled)
+
+
+def test_an_untrained_residual_network_projects_onto_what_the_coils_can_have_seen() -> None:
+    """Its maps start at the centre of k-space, and its corrections at nothing; against NumPy's FFTs in float64."""
+    kspace, mask, _ = given = _inputs(1, 3, 32, 30)
+    model = TINY.clone(residual=True)
+    image = jax.jit(lambda: model.apply(model.init(jax.random.key(0), *given), *given))()[0, ..., 0]
+
+    def images(kspace: np.ndarray) -> np.ndarray:
+        shifted = np.fft.ifft2(np.fft.ifftshift(kspace, (-2, -1)), norm="ortho")
+        return np.fft.fftshift(shifted, (-2, -1))
+
+    measured, mask = kspace[0].astype(complex), mask[0]
+    maps = images(np.where(centre(jnp.asarray(mask)[None])[0], measured, 0))
+    maps /= np.sqrt((np.abs(maps) ** 2).sum(0))
+    current = measured
+    for _ in range(model.cascades):
+        combined = (images(current) * maps.conj()).sum(0)
+        seen = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(combined * maps, (-2, -1)), norm="ortho"), (-2, -1))
+        current = seen - np.where(mask, current - measured, 0)
+    expected = np.sqrt((np.abs(images(current)) ** 2).sum(0))
+    zero_filled = np.sqrt((np.abs(images(measured)) ** 2).sum(0))
+    assert np.linalg.norm(expected - zero_filled) > 1e-3 * np.linalg.norm(zero_filled)
+    np.testing.assert_allclose(image, expected, atol=1e-5 * expected.max())

@@ -35,6 +35,10 @@ class VarNet(nn.Module):
         sens_channels: of the U-Net that finds the sensitivity maps.
         sens_levels: how often that one halves the resolution.
         pool: "max", or "avg" as fastMRI has it.
+        residual: whether the U-Nets compute corrections, starting at nothing: to the coil images of the centre of
+            k-space, whose shares are the maps; and to the image in each cascade, which as the coils see it then takes
+            the place of k-space. An untrained network so repeats projections (SENSE, Pruessmann et al., 1999) with
+            estimated maps. fastMRI's U-Nets compute the maps, and the artefacts to be taken away, as a whole.
         dtype: of the U-Nets' activations, float32 or bfloat16; k-space and images are complex64 either way.
         remat: whether the backward pass computes each cascade again instead of keeping its activations.
         lanes: as the `UNet` has it.
@@ -46,6 +50,7 @@ class VarNet(nn.Module):
     sens_channels: int = 8
     sens_levels: int = 4
     pool: str = "avg"
+    residual: bool = False
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     lanes: int = 1
@@ -73,14 +78,13 @@ class VarNet(nn.Module):
         sensitivities, cascade = _Sensitivities, _Cascade
         if self.remat:
             sensitivities, cascade = nn.remat(_Sensitivities), nn.remat(_Cascade)
-        maps = sensitivities(functools.partial(unet, self.sens_channels, self.sens_levels), name="sensitivities")(
-            kspace, mask
-        )
+        of_maps = functools.partial(unet, self.sens_channels, self.sens_levels, zero_head=self.residual)
+        maps = sensitivities(of_maps, self.residual, name="sensitivities")(kspace, mask)
         current = kspace
         for i in range(self.cascades):
             # What the cascade takes away starts at nothing.
             regulariser = functools.partial(unet, self.channels, self.levels, zero_head=True)
-            current = cascade(regulariser, name=f"cascade_{i}")(current, kspace, mask, maps)
+            current = cascade(regulariser, self.residual, name=f"cascade_{i}")(current, kspace, mask, maps)
         return (root_sum_of_squares(ifft2c(current)) - offset)[..., None]
 
 
@@ -88,31 +92,36 @@ class _Sensitivities(nn.Module):
     """Sensitivity maps, (batch, coils, height, width) complex64, from the fully sampled centre of k-space."""
 
     unet: Callable[..., UNet]
+    residual: bool
 
     @nn.compact
     def __call__(self, kspace: Array, mask: Array) -> Array:
         images = ifft2c(jnp.where(centre(mask)[:, None], kspace, 0))
-        maps = _normalised(self.unet(name="unet"), images.reshape(-1, *images.shape[-2:]))
-        return per_root_sum_of_squares(maps.reshape(images.shape))
+        maps = _normalised(self.unet(name="unet"), images.reshape(-1, *images.shape[-2:]), self.residual)
+        maps = maps.reshape(images.shape)
+        return per_root_sum_of_squares(images + maps if self.residual else maps)
 
 
 class _Cascade(nn.Module):
     """One step: towards the measured samples, and against what the U-Net takes for artefacts."""
 
     unet: Callable[..., UNet]
+    residual: bool
 
     @nn.compact
     def __call__(self, current: Array, measured: Array, mask: Array, maps: Array) -> Array:
         weight = self.param("weight", nn.initializers.ones, (1,), jnp.float32)
         combined = jnp.sum(ifft2c(current) * maps.conj(), 1)
-        artefacts = fft2c(_normalised(self.unet(name="unet"), combined)[:, None] * maps)
-        return towards_measured(current, measured, mask, weight) - artefacts
+        output = _normalised(self.unet(name="unet"), combined, self.residual)
+        seen = fft2c((combined + output if self.residual else output)[:, None] * maps)
+        return towards_measured(current, measured, mask, weight) - (current - seen if self.residual else seen)
 
 
-def _normalised(unet: UNet, image: Array) -> Array:
+def _normalised(unet: UNet, image: Array, residual: bool) -> Array:
     """The U-Net on complex images, (n, height, width) complex64, real and imaginary parts as its two channels.
 
-    Each part has mean 0 and standard deviation 1 while it is in there; what is constant comes out as it was.
+    Each part has mean 0 and standard deviation 1 while it is in there; the mean comes back unless the result is a
+    correction.
     """
     parts = jnp.stack([image.real, image.imag], -1)
     mean = parts.mean((1, 2), keepdims=True)
@@ -123,7 +132,8 @@ def _normalised(unet: UNet, image: Array) -> Array:
     padding = [(n // 2, n - n // 2) for n in missing]
     output = unet(jnp.pad((parts - mean) / deviation, [(0, 0), *padding, (0, 0)]))
     rows, columns = (slice(before, before + side) for (before, _), side in zip(padding, image.shape[1:], strict=True))
-    output = output[:, rows, columns] * jnp.where(some, deviation, 0) + mean
+    output = output[:, rows, columns] * jnp.where(some, deviation, 0)
+    output = output if residual else output + mean
     return output[..., 0] + 1j * output[..., 1]
 
 
