@@ -1,6 +1,6 @@
 """What is lost by learning to remove noise without ever seeing an image that has none.
 
-    python -m benchmarks.denoising [--steps=150] [--seeds=3] [--folder=runs/denoising] [--json=FILE]
+    python -m benchmarks.denoising [--steps=1000] [--seeds=3] [--folder=runs/denoising] [--json=FILE]
 
 Demo data of 128x128 pixels, 4 coils and 4 repetitions of every scan are made in the folder. One U-Net learns the mean
 of the other repetitions (`denoise`), one another repetition (`noise2noise`), one the truth (`paired`), with the same
@@ -26,8 +26,8 @@ from mrjax.config import defaults
 from mrjax.data import demo, pipeline, t5
 from mrjax.train import train
 
-BATCH, CHANNELS, LEVELS, SIZE, COILS, REPETITIONS, SCANS = 8, 16, 4, 128, 4, 4, 32
-SUBJECTS = {"train": 6, "val": 1, "test": 2}
+BATCH, CHANNELS, LEVELS, SIZE, COILS, REPETITIONS, SCANS = 8, 8, 3, 128, 4, 4, 32
+SUBJECTS = {"train": 12, "val": 1, "test": 2}
 WAYS = {
     "denoise": "U-Net, the mean of the other repetitions",
     "noise2noise": "U-Net, one other repetition",
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("steps", 150, "of every training")
+    flags.DEFINE_integer("steps", 1000, "of every training")
     flags.DEFINE_integer("seeds", 3, "trainings of every network")
     flags.DEFINE_string("folder", "runs/denoising", "for the data and the trained networks")
     flags.DEFINE_string("readme", "benchmarks/README.md", "page whose section of this is written anew")
