@@ -45,7 +45,7 @@ def test_bfloat16_is_summed_in_float32() -> None:
     assert np.abs(np.asarray(convolve(x, kernel), np.float64) - exact).max() <= 2.0**-8 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 1), ("cuda", 3), ("tpu", 3)])
+@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 3), ("tpu", 3)])
 def test_accelerators_see_the_librarys_convolution_alone(platform: str, convolutions: int) -> None:
     def three(x: jax.Array, kernel: jax.Array, gradient: jax.Array):
         result, pullback = jax.vjp(convolve, x, kernel)
