@@ -16,28 +16,33 @@ from mrjax import native
 
 def convolve(x: Array, kernel: Array) -> Array:
     """Zero-padded 3x3 convolution, (b, h, w, cin) and (3, 3, cin, cout) to (b, h, w, cout), all of one dtype."""
-    if x.dtype == jnp.float32 and jax.default_backend() == "cpu" and native.available():
-        return _convolve(x, kernel)
-    return _library(x, kernel)
+    return _convolve(x, kernel) if _alone() and native.available() else _library(x, kernel)
+
+
+def _alone() -> bool:
+    """Whether this is traced for one device of a CPU: XLA cannot divide a call of ours among several."""
+    if jax.default_backend() != "cpu":
+        return False
+    return jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def _library(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _native(x: Array, kernel: Array, *, transposed: bool) -> Array:
-    shape = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[2 if transposed else 3]), x.dtype)
-    return jax.ffi.ffi_call("mrjax_convolution", shape)(x, kernel, transposed=transposed)
+def _native(x: Array, kernel: Array, *, flipped: bool) -> Array:
+    shape = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[2 if flipped else 3]), x.dtype)
+    return jax.ffi.ffi_call("mrjax_convolution", shape)(x, kernel, flipped=flipped)
 
 
 def _native_filter_gradient(x: Array, gradient: Array) -> Array:
-    shape = jax.ShapeDtypeStruct((3, 3, x.shape[-1], gradient.shape[-1]), x.dtype)
-    return jax.ffi.ffi_call("mrjax_filter_gradient", shape)(x, gradient)
+    shape = jax.ShapeDtypeStruct((3, 3, x.shape[-1], gradient.shape[-1]), jnp.float32)
+    return jax.ffi.ffi_call("mrjax_filter_gradient", shape)(x, gradient).astype(x.dtype)
 
 
 @jax.custom_vjp
 def _convolve(x: Array, kernel: Array) -> Array:
-    return lax.platform_dependent(x, kernel, cpu=functools.partial(_native, transposed=False), default=_library)
+    return lax.platform_dependent(x, kernel, cpu=functools.partial(_native, flipped=False), default=_library)
 
 
 def _forwards(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -54,7 +59,7 @@ def _backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
         return jax.linear_transpose(lambda kernel: _library(x, kernel), kernel)(gradient)[0]
 
     of_x = lax.platform_dependent(
-        gradient, kernel, cpu=functools.partial(_native, transposed=True), default=by_input
+        gradient, kernel, cpu=functools.partial(_native, flipped=True), default=by_input
     )
     of_kernel = lax.platform_dependent(x, gradient, cpu=_native_filter_gradient, default=by_kernel)
     return of_x, of_kernel

@@ -1,10 +1,10 @@
 // The 3x3 convolution, zero-padded, of images (batch, height, width, channels) for XLA on CPUs, as FFI calls.
 //
-// What is computed is in the header of each dtype; here its work is shared among XLA's threads. Each of them has, in a
-// namespace of the dtype's name, for one image and the rows from `begin` to `end` of it:
-//   packed_blocks(cout), packed_bytes(cin), pack(kernel, packed, cin, cout, transposed, block)
-//   forward(x, packed, y, height, width, cin, cout, begin, end)
-//   filter_gradient(x, g, dw, height, width, cin, cout, begin, end), which adds to dw, float32
+// What is computed is in the header of each dtype; here its work is shared among XLA's threads. Each header has
+//   packed_bytes(cin, cout) of what `forward` takes; pack(kernel, packed, cin, cout, flipped, tap): the kernel (3, 3, cin, cout) as `forward`
+//     takes it; flipped, it is that of the gradient by the input, from cout channels to cin
+//   forward(x, packed, y, height, width, cin, cout, begin, end): the rows from `begin` to `end` of one image
+//   filter_gradient(x, g, dw, height, width, cin, cout, begin, end): what they give is added to dw, float32
 // Sums are float32. A result is the same, bit for bit, whatever the number of threads.
 
 #include <algorithm>
@@ -16,6 +16,7 @@
 #include <mutex>
 #include <new>
 
+#include "bfloat16.h"
 #include "float32.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -53,14 +54,22 @@ void share(ffi::ThreadPool& pool, int count, const std::function<void(int)>& tas
   work->all_done.wait(lock, [&] { return work->done == count; });
 }
 
-// The kernels of a dtype.
 struct Float32 {
   using Item = float;
-  static constexpr auto packed_blocks = float32::packed_blocks;
-  static constexpr auto packed_bytes = float32::packed_bytes;
-  static constexpr auto pack = float32::pack;
-  static constexpr auto forward = float32::forward;
-  static constexpr auto filter_gradient = float32::filter_gradient;
+  static constexpr auto packed_bytes = mrjax::float32::packed_bytes;
+  static constexpr auto pack = mrjax::float32::pack;
+  static constexpr auto forward = mrjax::float32::forward;
+  static constexpr auto filter_gradient = mrjax::float32::filter_gradient;
+};
+
+struct Bfloat16 {
+  using Item = uint16_t;
+  static constexpr auto packed_bytes = mrjax::bfloat16_::packed_bytes;
+  static constexpr auto pack = [](const Item* kernel, void* packed, int cin, int cout, bool flipped, int tap) {
+    if (tap == 0) mrjax::bfloat16_::pack(kernel, packed, cin, cout, flipped);
+  };
+  static constexpr auto forward = mrjax::bfloat16_::forward;
+  static constexpr auto filter_gradient = mrjax::bfloat16_::filter_gradient;
 };
 
 struct Free {
@@ -80,15 +89,14 @@ int rows_cached(size_t item, int height, int width, int channels) {
 }
 
 template <typename Kernels>
-ffi::Error convolve(ffi::ThreadPool& pool, bool transposed, ffi::AnyBuffer x, ffi::AnyBuffer kernel,
+ffi::Error convolve(ffi::ThreadPool& pool, bool flipped, ffi::AnyBuffer x, ffi::AnyBuffer kernel,
                     ffi::Result<ffi::AnyBuffer> y) {
   using Item = typename Kernels::Item;
-  const auto in = x.dimensions();
+  const auto in = x.dimensions(), taps = kernel.dimensions();
   int batch = in[0], height = in[1], width = in[2], cin = in[3], cout = y->dimensions()[3];
-  int blocks = Kernels::packed_blocks(cout);
-  Memory packed = allocate(blocks * Kernels::packed_bytes(cin));
-  share(pool, blocks, [&](int block) {
-    Kernels::pack(static_cast<const Item*>(kernel.untyped_data()), packed.get(), cin, cout, transposed, block);
+  Memory packed = allocate(Kernels::packed_bytes(cin, cout));
+  share(pool, 9, [&](int tap) {
+    Kernels::pack(static_cast<const Item*>(kernel.untyped_data()), packed.get(), taps[2], taps[3], flipped, tap);
   });
   // At least two tasks a thread if there are rows enough.
   int fair = std::max<int>(batch * height / (2 * std::max<int>(pool.num_threads(), 1)), 1);
@@ -125,13 +133,12 @@ ffi::Error filter_gradient(ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::AnyBuff
                                static_cast<const Item*>(g.untyped_data()) + image * cout, sum, height, width, cin,
                                cout, begin, std::min(begin + rows, end));
   });
-  Item* result = static_cast<Item*>(dw->untyped_data());
   constexpr size_t SPAN = 4096;
   share(pool, (size + SPAN - 1) / SPAN, [&](int task) {
     size_t first = task * SPAN, last = std::min(first + SPAN, size);
     for (int part = 1; part < batch * parts; part++)
       for (size_t i = first; i < last; i++) sums[i] += sums[part * size + i];
-    std::copy(sums + first, sums + last, result + first);
+    std::copy(sums + first, sums + last, static_cast<float*>(dw->untyped_data()) + first);
   });
   return ffi::Error::Success();
 }
@@ -140,13 +147,14 @@ ffi::Error filter_gradient(ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::AnyBuff
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     Convolution,
-    [](ffi::ThreadPool pool, bool transposed, ffi::AnyBuffer x, ffi::AnyBuffer kernel,
+    [](ffi::ThreadPool pool, bool flipped, ffi::AnyBuffer x, ffi::AnyBuffer kernel,
        ffi::Result<ffi::AnyBuffer> y) {
-      return convolve<Float32>(pool, transposed, x, kernel, y);
+      auto run = x.element_type() == ffi::F32 ? convolve<Float32> : convolve<Bfloat16>;
+      return run(pool, flipped, x, kernel, y);
     },
     ffi::Ffi::Bind()
         .Ctx<ffi::ThreadPool>()
-        .Attr<bool>("transposed")
+        .Attr<bool>("flipped")
         .Arg<ffi::AnyBuffer>()
         .Arg<ffi::AnyBuffer>()
         .Ret<ffi::AnyBuffer>());
@@ -154,7 +162,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     FilterGradient,
     [](ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer g,
-       ffi::Result<ffi::AnyBuffer> dw) { return filter_gradient<Float32>(pool, x, g, dw); },
+       ffi::Result<ffi::AnyBuffer> dw) {
+      auto run = x.element_type() == ffi::F32 ? filter_gradient<Float32> : filter_gradient<Bfloat16>;
+      return run(pool, x, g, dw);
+    },
     ffi::Ffi::Bind()
         .Ctx<ffi::ThreadPool>()
         .Arg<ffi::AnyBuffer>()

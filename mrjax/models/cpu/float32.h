@@ -12,7 +12,7 @@
 #include <cstring>
 #include <memory>
 
-namespace float32 {
+namespace mrjax::float32 {
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16, PIXELS = 14;
@@ -66,25 +66,25 @@ inline const float* bordered(const float* x, int height, int width, int cin, int
   return copy;
 }
 
-// How many blocks of output channels there are, each packed by itself.
-inline int packed_blocks(int cout) { return blocks(cout, BLOCK); }
+// Bytes of what `forward` from cin to cout channels takes.
+inline size_t packed_bytes(int cin, int cout) { return sizeof(float) * 9 * cin * blocks(cout, BLOCK) * BLOCK; }
 
-// Bytes that `pack` writes for each block.
-inline size_t packed_bytes(int cin) { return sizeof(float) * 9 * cin * BLOCK; }
-
-// The weights (3, 3, cin, cout) of one block of output channels, (9 cin, BLOCK), with zeros for the channels that are
-// not there. `transposed`: of (3, 3, cout, cin), those of the gradient by the input of that convolution.
-inline void pack(const float* kernel, void* packed, int cin, int cout, bool transposed, int block) {
-  float* to = static_cast<float*>(packed) + size_t(9) * cin * BLOCK * block;
-  int first = block * BLOCK, count = std::min(cout - first, BLOCK);
-  for (int tap = 0; tap < 9; tap++)
-    for (int i = 0; i < cin; i++, to += BLOCK) {
-      if (transposed)
-        for (int o = 0; o < count; o++) to[o] = kernel[(size_t(8 - tap) * cout + first + o) * cin + i];
+// One tap of a kernel (3, 3, cin, cout) for `forward`: (blocks of output channels, 9 taps, cin, BLOCK), with zeros for
+// the channels that are not there. `flipped`: for the gradient by the input, which takes cout channels to cin.
+inline void pack(const float* kernel, void* packed, int cin, int cout, bool flipped, int tap) {
+  int in = flipped ? cout : cin, out = flipped ? cin : cout;
+  const float* from = kernel + size_t(flipped ? 8 - tap : tap) * cin * cout;
+  for (int b = 0; b < blocks(out, BLOCK); b++) {
+    float* to = static_cast<float*>(packed) + (size_t(b) * 9 + tap) * in * BLOCK;
+    int first = b * BLOCK, count = std::min(out - first, BLOCK);
+    for (int i = 0; i < in; i++, to += BLOCK) {
+      if (flipped)
+        for (int o = 0; o < count; o++) to[o] = from[size_t(first + o) * cout + i];
       else
-        std::memcpy(to, kernel + (size_t(tap) * cin + i) * cout + first, count * sizeof(float));
+        std::memcpy(to, from + size_t(i) * cout + first, count * sizeof(float));
       std::fill(to + count, to + BLOCK, 0.0f);
     }
+  }
 }
 
 // P pixels side by side, V vectors of output channels, `count` of which are there.
@@ -204,4 +204,4 @@ inline void filter_gradient(const float* x, const float* g, float* dw, int heigh
   }
 }
 
-}  // namespace float32
+}  // namespace mrjax::float32
