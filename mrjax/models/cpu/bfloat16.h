@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #if defined(__AVX512BF16__)
@@ -101,11 +102,25 @@ struct Factors {
   const Pair* b;
 };
 
-#if defined(__AVX512BF16__)
-using Sums = __m512;
-using Pairs = __m512i;
-constexpr int kRows = 8;
+#if defined(__AVX512F__)
+constexpr int kWidth = 64, kRows = 8;
+#elif defined(__AVX__)
+constexpr int kWidth = 32, kRows = 2;
+#else
+constexpr int kWidth = 16, kRows = 2;
+#endif
+constexpr int kVectors = kBlock * sizeof(float) / kWidth;
+typedef float Sums __attribute__((vector_size(kWidth)));
+typedef Pair Pairs __attribute__((vector_size(kWidth)));
 
+template <class Value>
+Value load(const void* from) {
+  Value value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+#if defined(__AVX512BF16__)
 inline Sums add_products(Sums sums, Pairs x, Pairs y) { return _mm512_dpbf16_ps(sums, (__m512bh)x, (__m512bh)y); }
 
 // Rounds up to 32 sums.
@@ -114,16 +129,6 @@ inline void store(const float* sums, T* y, int count) {
   _mm512_mask_storeu_epi16(y, uint32_t(-1) >> (kBlock - count), rounded);
 }
 #else
-#if defined(__AVX512F__)
-constexpr int kWidth = 64, kRows = 8;
-#elif defined(__AVX__)
-constexpr int kWidth = 32, kRows = 2;
-#else
-constexpr int kWidth = 16, kRows = 2;
-#endif
-typedef float Sums __attribute__((vector_size(kWidth)));
-typedef Pair Pairs __attribute__((vector_size(kWidth)));
-
 inline Sums add_products(Sums sums, Pairs x, Pairs y) {
   sums += (Sums)(x << 16) * (Sums)(y << 16);
   return sums + (Sums)(x & 0xffff0000u) * (Sums)(y & 0xffff0000u);
@@ -131,33 +136,32 @@ inline Sums add_products(Sums sums, Pairs x, Pairs y) {
 
 inline void store(const float* sums, T* y, int count) {
   for (int i = 0; i < count; ++i) {
-    Pair bits;
-    std::memcpy(&bits, sums + i, sizeof bits);
+    const Pair bits = load<Pair>(sums + i);
     y[i] = sums[i] == sums[i] ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0;
   }
 }
 #endif
 
+// kRows rows from `row` on; sum number n is of row n / kVectors. The pack keeps the sums in registers, which GCC does not
+// do for an array that loops index.
+template <size_t... n>
+void multiply_rows(const Factors& f, int row, float* c, std::index_sequence<n...>) {
+  Sums sums[sizeof...(n)] = {};
+  const Pair* b = f.b;
+  for (int outer = 0; outer < f.outer; ++outer) {
+    const T* a = f.a + outer * f.distance + row * f.stride;
+    for (int pair = 0; pair < f.inner * kBlock / 2; ++pair, a += 2, b += kBlock) {
+      ((sums[n] = add_products(sums[n], load<Pair>(a + n / kVectors * f.stride) + Pairs{},
+                               load<Pairs>(b + n % kVectors * (kBlock / kVectors)))),
+       ...);
+    }
+  }
+  std::memcpy(c + row * kBlock, sums, sizeof sums);
+}
+
 inline void multiply_by_vectors(const Factors& f, float* c) {
-  constexpr int vectors = kBlock * sizeof(float) / sizeof(Sums), width = kBlock / vectors;
-  for (int row = 0; row < kBlock; row += kRows, c += kRows * kBlock) {
-    Sums sums[kRows][vectors] = {};
-    const Pair* b = f.b;
-    for (int outer = 0; outer < f.outer; ++outer) {
-      const T* a = f.a + outer * f.distance + row * f.stride;
-      for (int pair = 0; pair < f.inner * kBlock / 2; ++pair, a += 2, b += kBlock) {
-        Pairs y[vectors];
-        std::memcpy(y, b, sizeof y);
-        for (int i = 0; i < kRows; ++i) {
-          Pair x;
-          std::memcpy(&x, a + i * f.stride, sizeof x);
-          for (int j = 0; j < vectors; ++j) sums[i][j] = add_products(sums[i][j], Pairs{} + x, y[j]);
-        }
-      }
-    }
-    for (int i = 0; i < kRows; ++i) {
-      for (int j = 0; j < vectors; ++j) std::memcpy(c + i * kBlock + j * width, &sums[i][j], sizeof(Sums));
-    }
+  for (int row = 0; row < kBlock; row += kRows) {
+    multiply_rows(f, row, c, std::make_index_sequence<kRows * kVectors>());
   }
 }
 
