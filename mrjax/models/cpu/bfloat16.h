@@ -224,11 +224,6 @@ struct Tiles {
 inline void multiply(const Factors& f, float* c) { multiply_by_vectors(f, c); }
 #endif
 
-// How many rows to take at a time for scratch of about `bytes`.
-inline int rows_of(size_t bytes, int width, int channels) {
-  return std::max<int>(1, bytes / (pitch(width) * blocks(channels) * kBlock * sizeof(T)));
-}
-
 inline size_t packed_bytes(int cin, int cout) { return 9 * sizeof(T) * blocks(cin) * blocks(cout) * kBlock * kBlock; }
 
 // The kernel, [3][3][cin][cout], for `forward`, packed_bytes(cin, cout) in size and aligned to cache lines. Flipped, it
@@ -255,8 +250,10 @@ inline void pack(const T* kernel, void* packed, int cin, int cout, bool flipped)
 inline void forward(const T* x, const void* packed, T* y, int height, int width, int cin, int cout, int row_begin,
                     int row_end) {
   const Tiles tiles;
-  const int inner = 3 * blocks(cin), step = rows_of(512 << 10, width, cin);
+  const int inner = 3 * blocks(cin);
   const ptrdiff_t channels = blocks(cin) * kBlock;
+  // Rows that stay in the second-level cache, 512 KB.
+  const int step = std::max<int>(1, (512 << 10) / (pitch(width) * channels * sizeof(T)));
   alignas(64) float c[kBlock][kBlock];
   for (int begin = row_begin; begin < row_end; begin += step) {
     const int rows = std::min(step, row_end - begin);
@@ -283,7 +280,8 @@ inline void forward(const T* x, const void* packed, T* y, int height, int width,
 inline void filter_gradient(const T* x, const T* g, float* dw, int height, int width, int cin, int cout, int row_begin,
                             int row_end) {
   const Tiles tiles;
-  const int step = rows_of(64 << 10, width, std::max(cin, cout));
+  // Of pixels enough that adding a block to dw costs little, few enough that a block's lie in the cache.
+  const int step = std::max(1, 2048 / pitch(width));
   const size_t in = blocks(cin) * kBlock, out = blocks(cout) * kBlock;
   alignas(64) float c[kBlock][kBlock];
   for (int begin = row_begin; begin < row_end; begin += step) {
