@@ -1,5 +1,6 @@
 """The convolution is the textbook's, to rounding, on every device; only on CPUs is it our own."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from scipy import ndimage
 
 from mrjax import sharding
-from mrjax.models.convolution import convolve
+from mrjax.models.convolution import convolve, multiply
 
 
 def images(*shape: int, seed: int) -> np.ndarray:
@@ -42,14 +43,21 @@ def alone(function):
     return jax.jit(lambda *args: sharding.each_alone(function, mesh, whole=len(args))(*args))
 
 
-def with_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, ...]:
-    result, pullback = jax.vjp(convolve, x, kernel)
+def with_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array, of=convolve) -> tuple[jax.Array, ...]:
+    result, pullback = jax.vjp(of, x, kernel)
     return result, *pullback(gradient)
 
 
 SHAPES = [
     *[(2, 9, 12, 1, 4), (1, 8, 8, 4, 4), (2, 9, 12, 3, 12), (1, 5, 33, 8, 8), (1, 7, 19, 17, 31), (1, 6, 10, 32, 33)],
-    *[(3, 1, 1, 5, 3), (1, 1, 40, 2, 16), (1, 40, 1, 16, 2), (2, 2, 2, 65, 96), (1, 3, 13, 130, 40), (1, 18, 15, 15, 1)],
+    *[
+        (3, 1, 1, 5, 3),
+        (1, 1, 40, 2, 16),
+        (1, 40, 1, 16, 2),
+        (2, 2, 2, 65, 96),
+        (1, 3, 13, 130, 40),
+        (1, 18, 15, 15, 1),
+    ],
     *[(1, 70, 300, 33, 20)],
 ]
 
@@ -71,6 +79,17 @@ def test_convolution_and_gradients_equal_float64(
         np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, atol=error * np.abs(theirs).max(), rtol=0)
 
 
+@pytest.mark.parametrize(("batch", "height", "width", "cin", "cout"), SHAPES)
+def test_products_and_gradients_equal_float64(batch: int, height: int, width: int, cin: int, cout: int) -> None:
+    shapes = ((batch, height, width, cin), (cin, cout), (batch, height, width, cout))
+    given = [jnp.asarray(images(*shape, seed=seed), "bfloat16") for seed, shape in enumerate(shapes)]
+    x, kernel, gradient = (np.asarray(a, np.float64) for a in given)
+    exact = x @ kernel, gradient @ kernel.T, np.einsum("bhwi,bhwo->io", x, gradient)
+    for ours, theirs in zip(alone(functools.partial(with_gradients, of=multiply))(*given), exact, strict=True):
+        assert ours.dtype == "bfloat16"
+        np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, atol=2.0**-8 * np.abs(theirs).max(), rtol=0)
+
+
 @pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 3), ("tpu", 3)])
 def test_accelerators_see_the_librarys_convolution_alone(platform: str, convolutions: int) -> None:
     x, kernel = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32), jax.ShapeDtypeStruct((3, 3, 4, 4), jnp.float32)
@@ -89,7 +108,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_without_a_compiler_it_is_xlas(tmp_path: Path) -> None:
     program = """
 import jax, jax.numpy as jnp
-from mrjax.models.convolution import convolve
+from mrjax.models.convolution import convolve, multiply
 for _ in range(2):
     print(jax.jit(convolve).lower(jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))).as_text().count("mrjax_"))
 """
@@ -104,10 +123,9 @@ def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
 import os
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(os.environ["CORES"])])
 import hashlib, jax, numpy as np
-from mrjax.models.convolution import convolve
-x, kernel, gradient = (
-    np.random.default_rng(0).normal(size=shape).astype("f") for shape in ((3, 64, 50, 24), (3, 3, 24, 40), (3, 64, 50, 40))
-)
+from mrjax.models.convolution import convolve, multiply
+shapes = (3, 64, 50, 24), (3, 3, 24, 40), (3, 64, 50, 40)
+x, kernel, gradient = (np.random.default_rng(0).normal(size=shape).astype("f") for shape in shapes)
 result, pullback = jax.vjp(convolve, x, kernel)
 print(*(hashlib.sha256(np.asarray(a).tobytes()).hexdigest() for a in (result, *pullback(gradient))))
 """

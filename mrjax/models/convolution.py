@@ -19,6 +19,16 @@ def convolve(x: Array, kernel: Array) -> Array:
     return _convolve(x, kernel) if _alone() and native.available() else _library(x, kernel)
 
 
+def multiply(x: Array, kernel: Array) -> Array:
+    """The 1x1 convolution, (b, h, w, cin) and (cin, cout) to (b, h, w, cout), all of one dtype.
+
+    A matrix product, whose bfloat16 factors XLA's CPU backend would convert to float32 in copies of their own.
+    """
+    if x.dtype == jnp.bfloat16 and _alone() and native.available():
+        return _convolve(x, kernel[None, None])
+    return x @ kernel
+
+
 def _alone() -> bool:
     """Whether this is traced for one device of a CPU: XLA cannot divide a call of ours among several."""
     if jax.default_backend() != "cpu":
@@ -35,8 +45,8 @@ def _native(x: Array, kernel: Array, *, flipped: bool) -> Array:
     return jax.ffi.ffi_call("mrjax_convolution", shape)(x, kernel, flipped=flipped)
 
 
-def _native_filter_gradient(x: Array, gradient: Array) -> Array:
-    shape = jax.ShapeDtypeStruct((3, 3, x.shape[-1], gradient.shape[-1]), jnp.float32)
+def _native_filter_gradient(x: Array, gradient: Array, *, side: int) -> Array:
+    shape = jax.ShapeDtypeStruct((side, side, x.shape[-1], gradient.shape[-1]), jnp.float32)
     return jax.ffi.ffi_call("mrjax_filter_gradient", shape)(x, gradient).astype(x.dtype)
 
 
@@ -58,10 +68,9 @@ def _backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
     def by_kernel(x: Array, gradient: Array) -> Array:
         return jax.linear_transpose(lambda kernel: _library(x, kernel), kernel)(gradient)[0]
 
-    of_x = lax.platform_dependent(
-        gradient, kernel, cpu=functools.partial(_native, flipped=True), default=by_input
-    )
-    of_kernel = lax.platform_dependent(x, gradient, cpu=_native_filter_gradient, default=by_kernel)
+    of_x = lax.platform_dependent(gradient, kernel, cpu=functools.partial(_native, flipped=True), default=by_input)
+    on_cpu = functools.partial(_native_filter_gradient, side=len(kernel))
+    of_kernel = lax.platform_dependent(x, gradient, cpu=on_cpu, default=by_kernel)
     return of_x, of_kernel
 
 

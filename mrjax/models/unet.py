@@ -17,7 +17,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from mrjax.errors import UserError
-from mrjax.models.convolution import convolve
+from mrjax.models.convolution import convolve, multiply
 
 _EPSILON = 1e-5
 _SLOPE = 0.2
@@ -248,7 +248,7 @@ class _Transpose(nn.Module):
         kernel = self.param("kernel", _UP_INIT, (2, 2, c // before, self.channels), jnp.float32).astype(self.dtype)
         x, kernel = _one_backwards((x, kernel))
         if self.fold == 1:
-            dense = x @ kernel.transpose(2, 0, 1, 3).reshape(c, 4 * self.channels)
+            dense = multiply(x, kernel.transpose(2, 0, 1, 3).reshape(c, 4 * self.channels))
             blocks = dense.reshape(b, h, w, 2, 2, self.channels).transpose(0, 1, 3, 2, 4, 5)
             return blocks.reshape(b, 2 * h, 2 * w, self.channels)
         weights = jnp.einsum("rkco,ij->ricjko", kernel, np.eye(before, dtype=self.dtype)).reshape(2, c, -1)

@@ -1,8 +1,9 @@
-// The zero-padded 3x3 convolution of bfloat16 images, [height][width][channels], and its gradients, with float32 sums.
+// The zero-padded convolution of bfloat16 images, [height][width][channels], and its gradients, with float32 sums. The
+// kernel, [side][side][cin][cout], has 3 taps a side or 1.
 //
 // Both are matrix products of blocks of 32. Rows of an image lie one after the other in scratch memory, a zero pixel
 // before each, so that a tap of the kernel is an offset of pixels there, over the borders too, and 32 pixels may span
-// rows; channels are padded with zeros to a multiple of 32. A convolution contracts channels and taps, the gradient of
+// rows (no such pixel for a single tap); channels are padded with zeros to a multiple of 32. A convolution contracts channels and taps, the gradient of
 // a kernel pixels. The second factor always holds pairs of what is contracted, as the instructions for bfloat16 take it.
 #pragma once
 
@@ -39,17 +40,20 @@ T* scratch(size_t count) {
 }
 
 // What a row takes in scratch, in pixels, and how many zero pixels follow the last: blocks may end beyond it.
-inline int pitch(int width) { return width + 1; }
+template <int side>
+int pitch(int width) {
+  return width + side / 2;
+}
 constexpr int kSlack = 3 * kBlock;
 
 // Rows [begin, end) of an image, those outside it zero.
-template <int which>
+template <int which, int side>
 const T* pad(const T* image, int height, int width, int channels, int begin, int end) {
   const size_t padded = blocks(channels) * kBlock;
-  T* const start = scratch<which>(((end - begin) * size_t(pitch(width)) + kSlack) * padded);
+  T* const start = scratch<which>(((end - begin) * size_t(pitch<side>(width)) + kSlack) * padded);
   T* to = start;
   for (int row = begin; row < end; ++row) {
-    to = std::fill_n(to, padded, 0);
+    to = std::fill_n(to, side / 2 * padded, 0);
     const T* from = image + ptrdiff_t(row) * width * channels;
     if (row < 0 || row >= height) {
       to = std::fill_n(to, width * padded, 0);
@@ -224,75 +228,78 @@ struct Tiles {
 inline void multiply(const Factors& f, float* c) { multiply_by_vectors(f, c); }
 #endif
 
-inline size_t packed_bytes(int cin, int cout) { return 9 * sizeof(T) * blocks(cin) * blocks(cout) * kBlock * kBlock; }
+template <int side>
+size_t packed_bytes(int cin, int cout) {
+  return side * side * sizeof(T) * blocks(cin) * blocks(cout) * kBlock * kBlock;
+}
 
-// The kernel, [3][3][cin][cout], for `forward`, packed_bytes(cin, cout) in size and aligned to cache lines. Flipped, it
-// is that of the gradient of the input: `forward` then takes cout channels to cin.
-inline void pack(const T* kernel, void* packed, int cin, int cout, bool flipped) {
+// Writes one tap of the kernel to `packed`, which has packed_bytes(cin, cout), for `forward`. Flipped, it is of the
+// gradient of the input: `forward` then takes cout channels to cin.
+template <int side>
+void pack(const T* kernel, void* packed, int cin, int cout, bool flipped, int tap) {
+  constexpr int taps = side * side;
   const size_t in = blocks(cin) * kBlock, out = blocks(cout) * kBlock;
+  const T* from = pad<0, 1>(kernel + size_t(tap) * cin * cout, 1, cin, cout, 0, 1);
   Pair* const to = static_cast<Pair*>(packed);
-  for (int tap = 0; tap < 9; ++tap, kernel += size_t(cin) * cout) {
-    const T* from = pad<0>(kernel, 1, cin, cout, 0, 1) + out;
-    if (!flipped) {
-      interleave(from, to + tap * in / 2 * kBlock, in / 2, out, 9 * in / 2 * kBlock);
-      continue;
-    }
-    for (size_t i = 0; i < in; i += 16) {
-      for (size_t pair = 0; pair < out / 2; pair += 16) {
-        Pair* block = to + ((i / kBlock * 9 + 8 - tap) * out / 2 + pair) * kBlock + i % kBlock;
-        transpose(reinterpret_cast<const Pair*>(from) + i * out / 2 + pair, out / 2, block, kBlock);
-      }
+  if (!flipped) return interleave(from, to + tap * in / 2 * kBlock, in / 2, out, taps * in / 2 * kBlock);
+  for (size_t i = 0; i < in; i += 16) {
+    for (size_t pair = 0; pair < out / 2; pair += 16) {
+      Pair* block = to + ((i / kBlock * taps + taps - 1 - tap) * out / 2 + pair) * kBlock + i % kBlock;
+      transpose(reinterpret_cast<const Pair*>(from) + i * out / 2 + pair, out / 2, block, kBlock);
     }
   }
 }
 
 // Rows [row_begin, row_end) of y, [height][width][cout], from x, [height][width][cin].
-inline void forward(const T* x, const void* packed, T* y, int height, int width, int cin, int cout, int row_begin,
-                    int row_end) {
+template <int side>
+void forward(const T* x, const void* packed, T* y, int height, int width, int cin, int cout, int row_begin,
+             int row_end) {
   const Tiles tiles;
-  const int inner = 3 * blocks(cin);
+  const int inner = side * blocks(cin), row_pixels = pitch<side>(width);
   const ptrdiff_t channels = blocks(cin) * kBlock;
   // Rows that stay in the second-level cache, 512 KB.
-  const int step = std::max<int>(1, (512 << 10) / (pitch(width) * channels * sizeof(T)));
+  const int step = std::max<int>(1, (512 << 10) / (row_pixels * channels * sizeof(T)));
   alignas(64) float c[kBlock][kBlock];
   for (int begin = row_begin; begin < row_end; begin += step) {
-    const int rows = std::min(step, row_end - begin);
-    const T* padded = pad<0>(x, height, width, cin, begin - 1, begin + rows + 1);
+    const int end = std::min(begin + step, row_end), pixels = (end - begin) * row_pixels;
+    const T* padded = pad<0, side>(x, height, width, cin, begin - side / 2, end + side / 2);
     for (int channel = 0; channel < cout; channel += kBlock) {
-      const Pair* kernel = static_cast<const Pair*>(packed) + channel * inner * 3 * kBlock / 2;
+      const Pair* kernel = static_cast<const Pair*>(packed) + channel * inner * side * kBlock / 2;
       T* to = y + ptrdiff_t(begin) * width * cout + channel;
-      for (int pixel = 0, column = 0; pixel < rows * pitch(width); pixel += kBlock) {
-        multiply({padded + pixel * channels, channels, pitch(width) * channels, 3, inner, kernel}, c[0]);
-        for (int i = 0; i < std::min(kBlock, rows * pitch(width) - pixel); ++i) {
-          if (column++ == width) {
-            column = 0;
-            continue;
+      for (int pixel = 0, column = 0; pixel < pixels; pixel += kBlock) {
+        multiply({padded + pixel * channels, channels, row_pixels * channels, side, inner, kernel}, c[0]);
+        for (int i = 0; i < std::min(kBlock, pixels - pixel); ++i) {
+          if (column < width) {
+            store(c[i], to, std::min(kBlock, cout - channel));
+            to += cout;
           }
-          store(c[i], to, std::min(kBlock, cout - channel));
-          to += cout;
+          if (++column == row_pixels) column = 0;
         }
       }
     }
   }
 }
 
-// Adds to dw, [3][3][cin][cout], what rows [row_begin, row_end) of the gradient g, [height][width][cout], give with x.
-inline void filter_gradient(const T* x, const T* g, float* dw, int height, int width, int cin, int cout, int row_begin,
-                            int row_end) {
+// Adds to dw, [side][side][cin][cout], what rows [row_begin, row_end) of the gradient g, [height][width][cout], give
+// with x.
+template <int side>
+void filter_gradient(const T* x, const T* g, float* dw, int height, int width, int cin, int cout, int row_begin,
+                     int row_end) {
   const Tiles tiles;
+  const int row_pixels = pitch<side>(width);
   // Of pixels enough that adding a block to dw costs little, few enough that a block's lie in the cache.
-  const int step = std::max(1, 2048 / pitch(width));
+  const int step = std::max(1, 2048 / row_pixels);
   const size_t in = blocks(cin) * kBlock, out = blocks(cout) * kBlock;
   alignas(64) float c[kBlock][kBlock];
   for (int begin = row_begin; begin < row_end; begin += step) {
-    const int rows = std::min(step, row_end - begin);
-    const size_t pixels = blocks(rows * pitch(width)) * kBlock;
-    const T* padded = pad<0>(g, height, width, cout, begin, begin + rows) + out;
+    const int end = std::min(begin + step, row_end);
+    const size_t pixels = blocks((end - begin) * row_pixels) * kBlock;
+    const T* padded = pad<0, side>(g, height, width, cout, begin, end) + side / 2 * out;
     auto* gradient = reinterpret_cast<Pair*>(scratch<1>(pixels * out));
     interleave(padded, gradient, pixels / 2, out, pixels / 2 * kBlock);
     // Rows of an odd number of cache lines, lest all fall into the same sets of the cache.
-    const size_t stride = (blocks((rows + 2) * pitch(width) + kBlock + 2) | 1) * kBlock;
-    padded = pad<0>(x, height, width, cin, begin - 1, begin + rows + 1);
+    const size_t stride = (blocks((end - begin + side - 1) * row_pixels + kBlock + 2) | 1) * kBlock;
+    padded = pad<0, side>(x, height, width, cin, begin - side / 2, end + side / 2);
     auto* block = reinterpret_cast<Pair*>(scratch<2>(stride * in));
     interleave(padded, block, stride / 2, in, stride / 2 * kBlock);
     T* const image = scratch<3>(stride * in);
@@ -305,8 +312,8 @@ inline void filter_gradient(const T* x, const T* g, float* dw, int height, int w
     }
     for (int o = 0; o < cout; o += kBlock) {
       for (int i = 0; i < cin; i += kBlock) {
-        for (int tap = 0; tap < 9; ++tap) {
-          const T* shifted = image + i * stride + tap / 3 * pitch(width) + tap % 3;
+        for (int tap = 0; tap < side * side; ++tap) {
+          const T* shifted = image + i * stride + tap / side * row_pixels + tap % side;
           multiply({shifted, ptrdiff_t(stride), 0, 1, int(pixels / kBlock), gradient + o * pixels / 2}, c[0]);
           float* to = dw + (ptrdiff_t(tap) * cin + i) * cout + o;
           for (int row = 0; row < std::min(kBlock, cin - i); ++row, to += cout) {

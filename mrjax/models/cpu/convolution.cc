@@ -26,6 +26,7 @@ namespace {
 
 constexpr size_t CACHED = 512 << 10;     // bytes of an image that a thread works on at a time
 constexpr size_t PARTIAL = 16 << 20;     // bytes of filter gradients waiting to be added up
+constexpr size_t SMALL = 4 << 20;        // multiplications that are not worth waking a thread for
 
 // Tasks 0 to count - 1, each done once by this thread or one of the pool. This thread does those that are not begun, so
 // it does not matter whether the pool has threads to spare.
@@ -56,20 +57,21 @@ void share(ffi::ThreadPool& pool, int count, const std::function<void(int)>& tas
 
 struct Float32 {
   using Item = float;
+  static constexpr int side = 3;
   static constexpr auto packed_bytes = mrjax::float32::packed_bytes;
   static constexpr auto pack = mrjax::float32::pack;
   static constexpr auto forward = mrjax::float32::forward;
   static constexpr auto filter_gradient = mrjax::float32::filter_gradient;
 };
 
+template <int kernel_side>
 struct Bfloat16 {
   using Item = uint16_t;
-  static constexpr auto packed_bytes = mrjax::bfloat16_::packed_bytes;
-  static constexpr auto pack = [](const Item* kernel, void* packed, int cin, int cout, bool flipped, int tap) {
-    if (tap == 0) mrjax::bfloat16_::pack(kernel, packed, cin, cout, flipped);
-  };
-  static constexpr auto forward = mrjax::bfloat16_::forward;
-  static constexpr auto filter_gradient = mrjax::bfloat16_::filter_gradient;
+  static constexpr int side = kernel_side;
+  static constexpr auto packed_bytes = mrjax::bfloat16_::packed_bytes<side>;
+  static constexpr auto pack = mrjax::bfloat16_::pack<side>;
+  static constexpr auto forward = mrjax::bfloat16_::forward<side>;
+  static constexpr auto filter_gradient = mrjax::bfloat16_::filter_gradient<side>;
 };
 
 struct Free {
@@ -95,7 +97,7 @@ ffi::Error convolve(ffi::ThreadPool& pool, bool flipped, ffi::AnyBuffer x, ffi::
   const auto in = x.dimensions(), taps = kernel.dimensions();
   int batch = in[0], height = in[1], width = in[2], cin = in[3], cout = y->dimensions()[3];
   Memory packed = allocate(Kernels::packed_bytes(cin, cout));
-  share(pool, 9, [&](int tap) {
+  share(pool, Kernels::side * Kernels::side, [&](int tap) {
     Kernels::pack(static_cast<const Item*>(kernel.untyped_data()), packed.get(), taps[2], taps[3], flipped, tap);
   });
   // At least two tasks a thread if there are rows enough.
@@ -117,7 +119,7 @@ ffi::Error filter_gradient(ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::AnyBuff
   using Item = typename Kernels::Item;
   const auto in = x.dimensions();
   int batch = in[0], height = in[1], width = in[2], cin = in[3], cout = g.dimensions()[3];
-  size_t size = size_t(9) * cin * cout;
+  size_t size = size_t(Kernels::side * Kernels::side) * cin * cout;
   // Each part of an image has a sum of its own; how many there are depends on the shapes alone.
   int rows = rows_cached(sizeof(Item), height, width, cin + cout);
   int parts = std::clamp<size_t>(PARTIAL / (sizeof(float) * size * batch), 1, (height + rows - 1) / rows);
@@ -149,7 +151,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     Convolution,
     [](ffi::ThreadPool pool, bool flipped, ffi::AnyBuffer x, ffi::AnyBuffer kernel,
        ffi::Result<ffi::AnyBuffer> y) {
-      auto run = x.element_type() == ffi::F32 ? convolve<Float32> : convolve<Bfloat16>;
+      auto run = x.element_type() == ffi::F32   ? convolve<Float32>
+                 : kernel.dimensions()[0] == 3 ? convolve<Bfloat16<3>>
+                                               : convolve<Bfloat16<1>>;
       return run(pool, flipped, x, kernel, y);
     },
     ffi::Ffi::Bind()
@@ -163,7 +167,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     FilterGradient,
     [](ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer g,
        ffi::Result<ffi::AnyBuffer> dw) {
-      auto run = x.element_type() == ffi::F32 ? filter_gradient<Float32> : filter_gradient<Bfloat16>;
+      auto run = x.element_type() == ffi::F32 ? filter_gradient<Float32>
+                 : dw->dimensions()[0] == 3   ? filter_gradient<Bfloat16<3>>
+                                              : filter_gradient<Bfloat16<1>>;
       return run(pool, x, g, dw);
     },
     ffi::Ffi::Bind()
