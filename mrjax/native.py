@@ -8,6 +8,7 @@ import functools
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -31,9 +32,9 @@ def private_folder(name: str) -> Path:
 @functools.cache
 def available() -> bool:
     """Whether the operations are there for `jax.ffi.ffi_call` on CPUs; compiles them (ten seconds) the first time."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(shutil.which, ("c++", "g++", "clang++")))[:1]
     try:
-        if compiler is None:
+        if not compiler:
             raise OSError("no C++ compiler found")
         library = ctypes.cdll.LoadLibrary(str(_built(compiler)))
     except (OSError, subprocess.CalledProcessError) as error:
@@ -46,18 +47,18 @@ def available() -> bool:
     return True
 
 
-def _built(compiler: str) -> Path:
+def _built(compiler: list[str]) -> Path:
     """The library for this compiler, this CPU and this jaxlib."""
     sources = sorted(_SOURCES.iterdir())
     # What the compiler defines tells its version and the instructions of the CPU.
-    defined = _run(compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
-    parts = [jaxlib.__version__, compiler, *_FLAGS, defined, *(path.read_text() for path in sources)]
+    defined = _run(*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
+    parts = [jaxlib.__version__, *compiler, *_FLAGS, defined, *(path.read_text() for path in sources)]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     library = private_folder("native") / f"{key}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
-            _run(compiler, *_FLAGS, "-I", jax.ffi.include_dir(), str(_SOURCES / "convolution.cc"), "-o", str(made))
+            _run(*compiler, *_FLAGS, "-I", jax.ffi.include_dir(), str(_SOURCES / "convolution.cc"), "-o", str(made))
             made.replace(library)
     return library
 

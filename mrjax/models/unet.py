@@ -33,7 +33,7 @@ def max_pool(x: Array, fold: int = 1) -> Array:
     Not `reduce_window`, whose gradient takes 5 to 12 times as long on a CPU and moves more memory on a GPU. What is
     kept for it are the places of the maxima, a byte each.
     """
-    return _greatest(*_corners(x, fold))
+    return _greatest(*_corners(x, fold)).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -56,13 +56,17 @@ _greatest.defvjp(_greatest_and_place, _to_the_place)
 
 def avg_pool(x: Array, fold: int = 1) -> Array:
     """2x2 means, (b, h, w, c) to (b, h // 2, w // 2, c)."""
-    a, b, c, d = (corner.astype(jnp.float32) for corner in _corners(x, fold))
+    a, b, c, d = _corners(x, fold)
     return ((a + b + c + d) / 4).astype(x.dtype)
 
 
 def _corners(x: Array, fold: int) -> tuple[Array, ...]:
-    """The four pixels of each 2x2 block."""
+    """The four pixels of each 2x2 block, float32.
+
+    For bfloat16 too: a CPU rounds at each step of the gradient, which joins the four, and takes 10 times as long.
+    """
     b, h, w, c = x.shape
+    x = x.astype(jnp.float32)
     if fold == 1:
         blocks = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
         return tuple(blocks[:, :, row, :, column] for row in range(2) for column in range(2))
