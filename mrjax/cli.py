@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -12,6 +11,7 @@ import tqdm
 from absl import app, flags
 from absl import logging as absl_logging
 
+from mrjax import native
 from mrjax.errors import UserError
 
 
@@ -69,9 +69,8 @@ def keep_compiled_programs() -> None:
     JAX_ENABLE_COMPILATION_CACHE=false turns this off.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mrjax" / "compiled"
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder = native.private_folder("compiled")
         except OSError as error:
             logging.getLogger(__name__).warning("compiled programs are not kept: %s", error)
             return

@@ -60,10 +60,18 @@ def constrain_state(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, by_parameter(mesh, leaf.shape)), state)
 
 
-def each_alone(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`function` of batches, each device computing its own examples: nothing is sent, whatever XLA makes of an FFT."""
+def each_alone(function: Callable[..., Any], mesh: Mesh, whole: int = 0) -> Callable[..., Any]:
+    """`function` of batches, each device computing its own examples: nothing is sent, whatever XLA makes of an FFT.
+
+    The first `whole` of its arguments are the same on every device.
+    """
     split = PartitionSpec(EXAMPLES)
-    return jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+
+    def run(*args: Any) -> Any:
+        places = tuple(PartitionSpec() if place < whole else split for place in range(len(args)))
+        return jax.shard_map(function, mesh=mesh, in_specs=places, out_specs=split, check_vma=False)(*args)
+
+    return run
 
 
 def mean_gradient(function: Callable[..., tuple[jax.Array, Any]], mesh: Mesh) -> Callable[..., tuple[jax.Array, Any]]:

@@ -233,9 +233,13 @@ def predict(
 
     own = OwnSize(batch, sizes, model)
     inputs, scale, images, peak = sharding.each_alone(own.of(make), mesh)(batch)
-    params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
-    image = jax.lax.with_sharding_constraint(inputs.image, sharding.by_row(mesh))
-    prediction = run_network(model, params, inputs._replace(image=image, canvas=own.canvas))
+    inputs = inputs._replace(canvas=own.canvas)
+    if mesh.shape["spatial"] == 1:
+        prediction = sharding.each_alone(functools.partial(run_network, model), mesh, whole=1)(params, inputs)
+    else:
+        params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
+        image = jax.lax.with_sharding_constraint(inputs.image, sharding.by_row(mesh))
+        prediction = run_network(model, params, inputs._replace(image=image))
     images = jax.tree.map(own.cut, images | {"reconstruction": scale.invert(prediction)})
     return images if own.size is None else images | {"size": own.size}, peak
 

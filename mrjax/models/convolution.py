@@ -1,54 +1,77 @@
-"""The 3x3 convolution, with the form that XLA's CPU backend lacks for few channels.
+"""The 3x3 convolution, with the form that XLA's CPU backend lacks.
 
-For two to four channels its library convolution runs at a tenth of its speed for many. There a weighted sum of shifted
-images, which XLA turns into one loop, is several times as fast; for more channels the loop grows long and the gain
-goes. GPUs and TPUs compile the library's convolution and nothing else.
+There its library convolution takes a multiple of the time that the arithmetic needs, its filter gradient most of all.
+On CPUs with a C++ compiler these are our own (`cpu/convolution.cc`); GPUs and TPUs compile the library's convolution
+and nothing else.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-# Not an image of one channel: XLA would make it anew, with all that it is made of, for each term of the sum.
-_NARROW = range(2, 5)
+from mrjax import native
 
 
 def convolve(x: Array, kernel: Array) -> Array:
     """Zero-padded 3x3 convolution, (b, h, w, cin) and (3, 3, cin, cout) to (b, h, w, cout), all of one dtype."""
-    return _narrow(x, kernel) if x.shape[-1] in _NARROW else _library(x, kernel)
+    return _convolve(x, kernel) if _alone() and native.available() else _library(x, kernel)
+
+
+def multiply(x: Array, kernel: Array) -> Array:
+    """The 1x1 convolution, (b, h, w, cin) and (cin, cout) to (b, h, w, cout), all of one dtype.
+
+    A matrix product, whose bfloat16 factors XLA's CPU backend would convert to float32 in copies of their own.
+    """
+    if x.dtype == jnp.bfloat16 and _alone() and native.available():
+        return _convolve(x, kernel[None, None])
+    return x @ kernel
+
+
+def _alone() -> bool:
+    """Whether this is traced for one device of a CPU: XLA cannot divide a call of ours among several."""
+    if jax.default_backend() != "cpu":
+        return False
+    return jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def _library(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _shifted_sum(x: Array, kernel: Array) -> Array:
-    height, width = x.shape[1:3]
-    # In float32 also for bfloat16, as the library sums.
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
-    terms = (
-        padded[:, row : row + height, column : column + width, channel, None] * kernel[row, column, channel]
-        for row in range(3)
-        for column in range(3)
-        for channel in range(x.shape[-1])
-    )
-    return sum(terms, jnp.float32(0)).astype(x.dtype)
+def _native(x: Array, kernel: Array, *, flipped: bool) -> Array:
+    shape = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[2 if flipped else 3]), x.dtype)
+    return jax.ffi.ffi_call("mrjax_convolution", shape)(x, kernel, flipped=flipped)
+
+
+def _native_filter_gradient(x: Array, gradient: Array, *, side: int) -> Array:
+    shape = jax.ShapeDtypeStruct((side, side, x.shape[-1], gradient.shape[-1]), jnp.float32)
+    return jax.ffi.ffi_call("mrjax_filter_gradient", shape)(x, gradient).astype(x.dtype)
 
 
 @jax.custom_vjp
-def _narrow(x: Array, kernel: Array) -> Array:
-    return lax.platform_dependent(x, kernel, cpu=_shifted_sum, default=_library)
+def _convolve(x: Array, kernel: Array) -> Array:
+    return lax.platform_dependent(x, kernel, cpu=functools.partial(_native, flipped=False), default=_library)
 
 
 def _forwards(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _narrow(x, kernel), (x, kernel)
+    return _convolve(x, kernel), (x, kernel)
 
 
 def _backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
-    of_x = convolve(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
-    (of_kernel,) = jax.linear_transpose(lambda kernel: _library(x, kernel), kernel)(gradient)
+
+    def by_input(gradient: Array, kernel: Array) -> Array:
+        return jax.linear_transpose(lambda x: _library(x, kernel), x)(gradient)[0]
+
+    def by_kernel(x: Array, gradient: Array) -> Array:
+        return jax.linear_transpose(lambda kernel: _library(x, kernel), kernel)(gradient)[0]
+
+    of_x = lax.platform_dependent(gradient, kernel, cpu=functools.partial(_native, flipped=True), default=by_input)
+    on_cpu = functools.partial(_native_filter_gradient, side=len(kernel))
+    of_kernel = lax.platform_dependent(x, gradient, cpu=on_cpu, default=by_kernel)
     return of_x, of_kernel
 
 
-_narrow.defvjp(_forwards, _backwards)
+_convolve.defvjp(_forwards, _backwards)

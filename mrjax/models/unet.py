@@ -17,7 +17,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from mrjax.errors import UserError
-from mrjax.models.convolution import convolve
+from mrjax.models.convolution import convolve, multiply
 
 _EPSILON = 1e-5
 _SLOPE = 0.2
@@ -33,7 +33,7 @@ def max_pool(x: Array, fold: int = 1) -> Array:
     Not `reduce_window`, whose gradient takes 5 to 12 times as long on a CPU and moves more memory on a GPU. What is
     kept for it are the places of the maxima, a byte each.
     """
-    return _greatest(*_corners(x, fold))
+    return _greatest(*_corners(x, fold)).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -56,13 +56,17 @@ _greatest.defvjp(_greatest_and_place, _to_the_place)
 
 def avg_pool(x: Array, fold: int = 1) -> Array:
     """2x2 means, (b, h, w, c) to (b, h // 2, w // 2, c)."""
-    a, b, c, d = (corner.astype(jnp.float32) for corner in _corners(x, fold))
+    a, b, c, d = _corners(x, fold)
     return ((a + b + c + d) / 4).astype(x.dtype)
 
 
 def _corners(x: Array, fold: int) -> tuple[Array, ...]:
-    """The four pixels of each 2x2 block."""
+    """The four pixels of each 2x2 block, float32.
+
+    For bfloat16 too: a CPU rounds at each step of the gradient, which joins the four, and takes 10 times as long.
+    """
     b, h, w, c = x.shape
+    x = x.astype(jnp.float32)
     if fold == 1:
         blocks = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
         return tuple(blocks[:, :, row, :, column] for row in range(2) for column in range(2))
@@ -248,7 +252,7 @@ class _Transpose(nn.Module):
         kernel = self.param("kernel", _UP_INIT, (2, 2, c // before, self.channels), jnp.float32).astype(self.dtype)
         x, kernel = _one_backwards((x, kernel))
         if self.fold == 1:
-            dense = x @ kernel.transpose(2, 0, 1, 3).reshape(c, 4 * self.channels)
+            dense = multiply(x, kernel.transpose(2, 0, 1, 3).reshape(c, 4 * self.channels))
             blocks = dense.reshape(b, h, w, 2, 2, self.channels).transpose(0, 1, 3, 2, 4, 5)
             return blocks.reshape(b, 2 * h, 2 * w, self.channels)
         weights = jnp.einsum("rkco,ij->ricjko", kernel, np.eye(before, dtype=self.dtype)).reshape(2, c, -1)
