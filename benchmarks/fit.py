@@ -194,7 +194,7 @@ def compile_step(config: ConfigDict, mesh: Mesh, batch: dict[str, Any], target: 
     """The training step compiled for the mesh, and its FLOPs over all devices; a `UserError` if it cannot fit."""
     fixed = {"model": build.model(config, mesh), "task": build.task(config), "normalise_by": config.normalise}
     fixed |= {"optimizer": build.optimizer(config), "seed": config.seed, "accumulate": config.accumulate}
-    traced = step.compile_train(mesh, **fixed).trace(build.abstract_state(config, mesh), batch)
+    traced = step.compile_train(mesh, **fixed).trace(build.abstract_state(build.initial_state(config), mesh), batch)
     # There is no device to try algorithms on.
     options = {"xla_gpu_autotune_level": 0} if target.kind == "gpu" else {}
     try:
@@ -236,7 +236,7 @@ def main(argv: list[str]) -> None:
     target = parse_target(values.target)
     mesh, config = mesh_and_config(values.config, topology_of(target).devices, values.batch)
     batch = abstract_batch(config, mesh, values.coils)
-    state = build.abstract_state(config, mesh)
+    state = build.abstract_state(build.initial_state(config), mesh)
     compiled, operations = compile_step(config, mesh, batch, target)
 
     device, images = target.device, config.batch_size / mesh.size

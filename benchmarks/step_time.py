@@ -76,7 +76,7 @@ def compile_step(config: ConfigDict, coils: int) -> tuple[Compiled, Callable[[],
     def arguments() -> tuple[Any, Any]:
         return init(), jax.device_put(make_batch(config.batch_size, coils, size[0]), sharding.by_example(mesh))
 
-    return train_step.lower(build.abstract_state(config, mesh), batch).compile(), arguments
+    return train_step.lower(build.abstract_state(build.initial_state(config), mesh), batch).compile(), arguments
 
 
 def parts_of_the_step(config: ConfigDict, coils: int, compiled: Compiled, arguments: tuple[Any, Any]) -> Parts:

@@ -72,17 +72,17 @@ def task(config: ConfigDict) -> step.Task:
     return TASKS[config.task](acquisition, Augment(**config.augment))
 
 
-def abstract_state(config: ConfigDict, mesh: Mesh) -> step.TrainState:
-    """Shapes and shardings of the state, without computing any of it."""
-    shapes = jax.eval_shape(initial_state(config))
+def abstract_state(initial: Callable[[], step.TrainState], mesh: Mesh) -> step.TrainState:
+    """Shapes and shardings of the state that `initial` makes, without computing any of it."""
+    shapes = jax.eval_shape(initial)
     place = functools.partial(sharding.by_parameter, mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x.shape)), shapes)
 
 
 def train_step(
-    config: ConfigDict, mesh: Mesh, spec: Spec, cached: tuple[Any, ...], **closed_over: Any
+    config: ConfigDict, mesh: Mesh, state: step.TrainState, spec: Spec, cached: tuple[Any, ...], **closed_over: Any
 ) -> tuple[Callable[[], UserError], Compiled]:
-    """The training step, compiled for batches of examples of `spec`, and what to say when memory runs out.
+    """The training step, compiled for a state like that and batches of `spec`, and what to say when memory runs out.
 
     Raises:
       UserError: it needs more memory than a device has.
@@ -90,7 +90,7 @@ def train_step(
     given = {"seed": config.seed, "accumulate": config.accumulate, "ema": config.ema}
     loss = losses.weighted_sum(config.loss)
     jitted = step.compile_train(mesh, loss=loss, **given, **closed_over)
-    state, split = abstract_state(config, mesh), sharding.by_example(mesh)
+    split = sharding.by_example(mesh)
     indexed = spec | {"index": ((), np.dtype(np.uint32))}
 
     def compile_for(batch_size: int) -> Compiled:
@@ -110,12 +110,18 @@ def train_step(
 
 
 def train_steps(
-    config: ConfigDict, mesh: Mesh, specs: Sequence[Spec], cached: tuple[Any, ...], **closed_over: Any
+    config: ConfigDict,
+    mesh: Mesh,
+    state: step.TrainState,
+    specs: Sequence[Spec],
+    cached: tuple[Any, ...],
+    **closed_over: Any,
 ) -> tuple[Callable[[], UserError], Callable[..., tuple[step.TrainState, dict[str, jax.Array]]]]:
     """`train_step` for batches of each of the specs, as one function; the answer is that of the largest."""
     found = {}
     for spec in specs:
-        found[tuple(spec[name][0] for name in sorted(spec))] = train_step(config, mesh, spec, cached, **closed_over)
+        shapes = tuple(spec[name][0] for name in sorted(spec))
+        found[shapes] = train_step(config, mesh, state, spec, cached, **closed_over)
     names = sorted(specs[0])
     largest = max(found, key=lambda shapes: sum(map(math.prod, shapes)))
 
@@ -148,7 +154,7 @@ class Inference(NamedTuple):
 def restore(workdir: str, mesh: Mesh) -> Inference:
     """The best checkpoint of a run, restored with nothing but its workdir."""
     manager, config, progress = checkpoint.best(workdir)
-    params = checkpoint.restore_params(manager, abstract_state(config, mesh))
+    params = checkpoint.restore_params(manager, abstract_state(initial_state(config), mesh))
     manager.close()
     fixed = {"model": model(config, mesh), "normalise_by": config.normalise}
     fixed |= {"sizes": None if config.data.image_size else {}}

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from mrjax import build, cli, distributed, figures, metrics, sharding
+from mrjax import build, cli, distributed, metrics, sharding
 from mrjax.data import pipeline, repetitions, resize, t5
 from mrjax.errors import UserError
 from mrjax.mri.fourier import centred_ifft2_host
@@ -90,6 +90,8 @@ def scores(images: dict[str, np.ndarray], volume: t5.Volume) -> dict[str, dict[s
 
 def write(volume: t5.Volume, images: dict[str, np.ndarray], found: dict[str, Any], output: Path, step: int) -> None:
     """Writes <name>.t5, with the attributes of the file it came from, and <name>.png of the middle slice."""
+    from mrjax import figures  # late, as in train.py: this module is a part of training
+
     with t5.open_file(volume.path) as file:
         attributes = dict(file.attrs)
         header = {"ismrmrd_header": file["ismrmrd_header"][()]} if "ismrmrd_header" in file else {}

@@ -17,7 +17,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mrjax import build, checkpoint, device_cache, distributed, figures, memory, sharding, step
+from mrjax import build, checkpoint, device_cache, distributed, memory, sharding, step
 from mrjax import config as configs
 from mrjax.data import buckets, demo, pipeline, t5
 from mrjax.data import cache as data_cache
@@ -60,8 +60,11 @@ def train(config: ConfigDict, workdir: str) -> None:
     predict, score = step.compile_predict(mesh, sizes=val_sizes, **fixed), step.compile_score(mesh)
     cached = cache_on_devices(config, train_sources[0], mesh)
     drawn_from = [pipeline.Numbers(train_sources[0])] if cached else train_sources
+    initial = build.initial_state(config)
+    like = build.abstract_state(initial, mesh)
+    specs = [source.spec for source in drawn_from]
     explain, train_step = build.train_steps(
-        *(config, mesh, [source.spec for source in drawn_from], cached), optimizer=optimizer, sizes=train_sizes, **fixed
+        config, mesh, like, specs, cached, optimizer=optimizer, sizes=train_sizes, **fixed
     )
 
     # 3. The state: restored, or fresh.
@@ -72,15 +75,13 @@ def train(config: ConfigDict, workdir: str) -> None:
             for kind in ("newest", "best")
         )
         files = pipeline.fingerprint(train_set)
-        restored = checkpoint.restore(newest, build.abstract_state(config, mesh))
+        restored = checkpoint.restore(newest, like)
         if restored:
             state, progress = restored
             if progress["files"] != files:
                 raise UserError(f"{workdir} was trained on {progress['files']}, found {files}; expected the same files")
         else:
-            like = build.abstract_state(config, mesh)
-            places = jax.tree.map(lambda leaf: leaf.sharding, like)
-            init = jax.jit(build.initial_state(config), out_shardings=places)
+            init = jax.jit(initial, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))
             state, progress = checkpoint.with_imported(workdir, init(), like), {"step": 0, "examples": 0}
         at = start = progress["step"]
         val_files = pipeline.fingerprint(val_set)
@@ -157,6 +158,8 @@ def train(config: ConfigDict, workdir: str) -> None:
 
     # 5. Everything is written by now.
     if jax.process_index() == 0:
+        from mrjax import figures  # which takes a while to import: the first step need not wait for it
+
         figures.curves(Path(workdir) / "curves.png", read_rows(workdir))
     if at < config.steps:
         logger.info("stopped; step %d of %d is saved, the same command goes on from there", at, config.steps)

@@ -1,5 +1,6 @@
 """Watching a run: a progress bar, metrics.jsonl and TensorBoard files."""
 
+import functools
 import json
 import os
 import sys
@@ -8,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
 
 
@@ -17,16 +17,22 @@ class Watch:
 
     def __init__(self, workdir: str, start: int, steps: int):
         self._file = Path(workdir) / "metrics.jsonl"
+        self._start = start
         self._active = jax.process_index() == 0
         if self._active:
             rows = [row for row in read_rows(workdir) if row["step"] <= start]
             part = self._file.with_name(".metrics.jsonl.part")
             part.write_text("".join(json.dumps(row) + "\n" for row in rows))
             os.replace(part, self._file)
-            self._board = tensorboardX.SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=start + 1)
         # A bar needs a terminal; elsewhere the log's lines say the same.
         visible = self._active and sys.stderr.isatty()
         self.bar = tqdm.tqdm(total=steps, initial=start, unit="step", disable=not visible, dynamic_ncols=True)
+
+    @functools.cached_property
+    def _board(self) -> Any:
+        import tensorboardX  # which imports PyTorch where there is one: the first step need not wait for that
+
+        return tensorboardX.SummaryWriter(str(self._file.with_name("tensorboard")), purge_step=self._start + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """A row of metrics.jsonl and a point of each curve."""

@@ -284,7 +284,7 @@ def test_a_run_on_files_of_several_sizes_ends_in_a_checkpoint_for_any_size(
 ) -> None:
     compiled = []
     compile_one = build.train_step
-    monkeypatch.setattr(build, "train_step", lambda *a, **k: compiled.append(a[2]) or compile_one(*a, **k))
+    monkeypatch.setattr(build, "train_step", lambda *a, **k: compiled.append(a[3]) or compile_one(*a, **k))
     fields = {"schedule": "constant", "data__max_shapes": 2, "eval_every": 3, "model__channels": 8}
     with caplog.at_level("INFO", "mrjax"):
         train.train(tiny(mixed, **fields), str(tmp_path / "whole"))

@@ -106,7 +106,7 @@ def test_a_data_parallel_step_exchanges_its_gradients_and_nothing_else() -> None
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
         fixed = {"model": build.model(cfg), "task": build.task(cfg), "normalise_by": cfg.normalise, "seed": 0}
         train = step.compile_train(mesh, optimizer=build.optimizer(cfg), **fixed)
-        state = build.abstract_state(cfg, mesh)
+        state = build.abstract_state(build.initial_state(cfg), mesh)
         text = train.lower(state, fit.abstract_batch(cfg, mesh, 2)).compile().as_text()
         gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
         sent = hlo.collectives(list(hlo.instructions(text)))
@@ -121,7 +121,7 @@ def test_flops_are_those_published_for_fastmri() -> None:
     mesh = sharding.make_mesh()
     fixed = {"model": build.model(cfg), "task": build.task(cfg), "normalise_by": cfg.normalise, "seed": 0}
     train = step.compile_train(mesh, optimizer=build.optimizer(cfg), **fixed)
-    traced = train.trace(build.abstract_state(cfg, mesh), fit.abstract_batch(cfg, mesh, 4))
+    traced = train.trace(build.abstract_state(build.initial_state(cfg), mesh), fit.abstract_batch(cfg, mesh, 4))
     assert fit.flops(traced.jaxpr.jaxpr) / 8 == pytest.approx(72.2e9, rel=2e-3)
 
 

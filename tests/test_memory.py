@@ -10,9 +10,10 @@ from mrjax.errors import UserError
 
 
 def compiled_for(config, mesh):
+    state = build.abstract_state(build.initial_state(config), mesh)
     spec = {"kspace": ((2, 32, 32), np.dtype(np.complex64)), "maximum": ((), np.dtype(np.float32))}
     fixed = {"model": build.model(config), "task": build.task(config), "normalise_by": "slice"}
-    return build.train_step(config, mesh, spec, (), optimizer=build.optimizer(config), **fixed)
+    return build.train_step(config, mesh, state, spec, (), optimizer=build.optimizer(config), **fixed)
 
 
 def small(**fields):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import coil_images, rss, to_kspace
+from scipy import stats
 
 from mrjax.mri import fourier, noise
 from mrjax.mri.acquire import Acquisition, undersample
@@ -40,6 +41,26 @@ def test_what_was_never_measured_and_empty_coils_do_not_count_as_quiet() -> None
     assert not np.asarray(found[3:]).any()
     assert float(noise.level(found)) == pytest.approx(np.sqrt(np.trace(truth).real / 3 / 2), rel=0.05)
     assert not np.asarray(noise.covariance(jnp.zeros((2, 16, 16), jnp.complex64))).any()
+
+
+def test_the_generator_is_the_published_one_and_that_of_jax() -> None:
+    words = noise.threefry(jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32)), jnp.zeros(1, jnp.uint32))
+    assert [int(word[0]) for word in words] == [0x6B200159, 0x99BA4EFE]  # the authors' first known answer
+    key = jax.random.key(7)
+    left, right = noise.threefry(key, jnp.arange(100, dtype=jnp.uint32))
+    np.testing.assert_array_equal(left ^ right, jax.random.bits(key, (100,)))
+
+
+def test_white_noise_is_normal_and_a_coils_own() -> None:
+    found = np.asarray(noise.white(jax.random.key(3), (4, 250, 300)))
+    for part in (found.real, found.imag):
+        assert stats.kstest(part.ravel() * np.sqrt(2), "norm").pvalue > 0.01
+        assert np.isfinite(part).all()
+        assert 4.5 < abs(part).max() * np.sqrt(2) < 5.5  # the tails of 300,000 numbers are there
+    both = np.concatenate([found.real.reshape(4, -1), found.imag.reshape(4, -1)])
+    assert abs(np.corrcoef(both) - np.eye(8)).max() < 0.02
+    assert abs(np.corrcoef(both[:, 1:].ravel(), both[:, :-1].ravel())[0, 1]) < 0.01
+    np.testing.assert_array_equal(noise.white(jax.random.key(3), (2, 250, 300)), found[:2])
 
 
 def test_correlated_noise_has_the_shape_of_the_covariance() -> None:

@@ -81,7 +81,7 @@ def test_every_mesh_gives_the_loss_and_the_parameters_of_one_device(shape, field
 def test_fully_sharded_parameters_and_moments_take_their_share_of_memory() -> None:
     cfg = config(model__channels=64)
     mesh = sharding.make_mesh((1, 8, 1))
-    state = build.abstract_state(cfg, mesh)
+    state = build.abstract_state(build.initial_state(cfg), mesh)
     whole = sum(np.prod(x.shape) for x in jax.tree.leaves(state))
     kept = sum(np.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state))
     assert whole / 8 <= kept < whole / 7.9
@@ -91,7 +91,7 @@ def test_a_data_parallel_step_sends_its_gradients_once_and_nothing_else_of_size(
     cfg, mesh = config(model__channels=16), sharding.make_mesh()
     fixed = {"model": build.model(cfg), "task": build.task(cfg), "normalise_by": "slice", "seed": 0}
     train_step = step.compile_train(mesh, optimizer=build.optimizer(cfg), **fixed)
-    state = build.abstract_state(cfg, mesh)
+    state = build.abstract_state(build.initial_state(cfg), mesh)
     given = examples() | {"index": np.zeros(8, np.uint32)}
     batch = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.by_example(mesh)) for n, x in given.items()}
     text = train_step.lower(state, batch).compile().as_text()

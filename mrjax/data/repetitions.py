@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from scipy import fft, ndimage
 
 from mrjax.data import resize, t5
 from mrjax.data.files import Files
@@ -108,6 +107,8 @@ def coarse(volume: t5.Volume) -> np.ndarray:
     Raises:
       UserError: it cannot be read, or is not finite.
     """
+    from scipy import fft  # slow to import, and most tasks have no repetitions
+
     size = (min(volume.data_shape[0], SIDE), min(volume.data_shape[1], SIDE))
     # A Hann window: no ringing, and images smooth enough for the gradients to reach over a few pixels.
     window = np.outer(*(np.hanning(n + 2)[1:-1] for n in size)).astype(np.float32)
@@ -135,6 +136,8 @@ def displacement(fixed: np.ndarray, moving: np.ndarray, steps: int) -> tuple[flo
     Returns:
       Root-mean-square displacement of the head, weighted by its intensity: rows, columns, slices.
     """
+    from scipy import ndimage
+
     grid = np.indices(fixed.shape, np.float64)
     centre = (np.array(fixed.shape) - 1) / 2
     reach = np.maximum(centre, 1)
