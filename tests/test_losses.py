@@ -61,7 +61,7 @@ def steps(cfg, count: int) -> list[step.TrainState]:
         "index": np.arange(2, dtype=np.uint32),
         "maximum": np.ones(2, np.float32),
     }
-    states = [build.initial_state(cfg)()]
+    states = [jax.jit(build.initial_state(cfg))()]
     for _ in range(count):
         states.append(jitted(jax.tree.map(jnp.copy, states[-1]), batch)[0])
     return states

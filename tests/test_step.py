@@ -23,7 +23,8 @@ def config(**fields):
 def batch(count: int = 8) -> dict[str, np.ndarray]:
     return {
         "kspace": to_kspace(coil_images(count, 2, 32, 32)),
-        "index": np.arange(count, dtype=np.uint32),
+        # Not from 0 on: there one pixel lies where LeakyReLU bends, and rounding decides its slope.
+        "index": np.arange(100, 100 + count, dtype=np.uint32),
         "maximum": np.ones(count, np.float32),
     }
 
@@ -57,7 +58,7 @@ def test_a_step_follows_the_gradient_of_the_mean_squared_error_of_normalised_ima
     assert losses[0] == pytest.approx(float(loss), rel=1e-5)
     moved = jax.tree.map(lambda before, after: before - after, params, state.params)
     size = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3 * size), moved, gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * size), moved, gradient)
 
 
 def test_the_optimizer_is_adam_with_a_warm_up_and_a_cosine() -> None:
