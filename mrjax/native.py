@@ -3,6 +3,7 @@
 Where there is no C++ compiler, XLA's own operations are used.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -23,8 +24,15 @@ _TARGETS = {"mrjax_convolution": "Convolution", "mrjax_filter_gradient": "Filter
 
 
 def private_folder(name: str) -> Path:
-    """A folder for what is compiled: such files are trusted code, so nobody else may write there."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mrjax" / name
+    """A folder for what is compiled: such files are trusted code, so nobody else may write there.
+
+    Raises:
+      OSError: there is none, as for a user without a home.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mrjax" / name
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
@@ -32,12 +40,12 @@ def private_folder(name: str) -> Path:
 @functools.cache
 def available() -> bool:
     """Whether the operations are there for `jax.ffi.ffi_call` on CPUs; compiles them (ten seconds) the first time."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(shutil.which, ("c++", "g++", "clang++")))[:1]
     try:
+        compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(shutil.which, ("c++", "g++", "clang++")))[:1]
         if not compiler:
             raise OSError("no C++ compiler found")
         library = ctypes.cdll.LoadLibrary(str(_built(compiler)))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", "").strip().splitlines()
         reason = next((line for line in said if "error" in line), error)
         logging.getLogger(__name__).warning("convolutions are XLA's own, slower ones on this CPU: %s", reason)
@@ -59,7 +67,9 @@ def _built(compiler: list[str]) -> Path:
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
             _run(*compiler, *_FLAGS, "-I", jax.ffi.include_dir(), str(_SOURCES / "convolution.cc"), "-o", str(made))
-            made.replace(library)
+            # Never in place of one that another machine of the same home has loaded.
+            with contextlib.suppress(FileExistsError):
+                os.link(made, library)
     return library
 
 

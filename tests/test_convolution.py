@@ -98,6 +98,23 @@ def test_accelerators_see_the_librarys_convolution_alone(platform: str, convolut
     assert text.count("mrjax_") == 3 - convolutions
 
 
+@pytest.mark.parametrize(
+    ("dtype", "batch", "side"), [("float16", 2, 3), ("float32", 2, 5), ("float32", 0, 3), ("bfloat16", 0, 1)]
+)
+def test_what_the_operations_do_not_know_is_xlas(dtype: str, batch: int, side: int) -> None:
+    x, kernel = jnp.ones((batch, 6, 6, 2), dtype), jnp.ones((side, side, 2, 4), dtype)
+    result, pullback = jax.vjp(alone(convolve), x, kernel)
+    assert result.shape == (batch, 6, 6, 4)
+    assert (result[:, 3, 3] == 2 * side**2).all()
+    assert pullback(result)[1].shape == kernel.shape
+
+
+def test_it_can_be_mapped_over() -> None:
+    x, kernel = (jnp.asarray(images(*shape, seed=0), jnp.float32) for shape in ((3, 1, 6, 7, 2), (3, 3, 2, 4)))
+    mapped = alone(jax.vmap(convolve, (0, None)))(x, kernel)
+    np.testing.assert_allclose(mapped, alone(convolve)(x[:, 0], kernel)[:, None], rtol=1e-6)
+
+
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "CXX")}
     return subprocess.run(
@@ -123,11 +140,14 @@ def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
 import os
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(os.environ["CORES"])])
 import hashlib, jax, numpy as np
-from mrjax.models.convolution import convolve, multiply
+from mrjax import native
+from mrjax.models.convolution import convolve
+assert native.available()
 shapes = (3, 64, 50, 24), (3, 3, 24, 40), (3, 64, 50, 40)
-x, kernel, gradient = (np.random.default_rng(0).normal(size=shape).astype("f") for shape in shapes)
-result, pullback = jax.vjp(convolve, x, kernel)
-print(*(hashlib.sha256(np.asarray(a).tobytes()).hexdigest() for a in (result, *pullback(gradient))))
+for dtype in ("float32", "bfloat16"):
+    x, kernel, gradient = (jax.numpy.asarray(np.random.default_rng(0).normal(size=shape), dtype) for shape in shapes)
+    result, pullback = jax.vjp(convolve, x, kernel)
+    print(*(hashlib.sha256(np.asarray(a).tobytes()).hexdigest() for a in (result, *pullback(gradient))))
 """
     one, all_ = (run(program, CORES=cores).stdout for cores in ("1", "1000"))
     assert one == all_

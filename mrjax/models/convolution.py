@@ -15,8 +15,8 @@ from mrjax import native
 
 
 def convolve(x: Array, kernel: Array) -> Array:
-    """Zero-padded 3x3 convolution, (b, h, w, cin) and (3, 3, cin, cout) to (b, h, w, cout), all of one dtype."""
-    return _convolve(x, kernel) if _alone() and native.available() else _library(x, kernel)
+    """Zero-padded convolution, (b, h, w, cin) and (3, 3, cin, cout) to (b, h, w, cout), all of one dtype."""
+    return _convolve(x, kernel) if _ours(x, kernel) else _library(x, kernel)
 
 
 def multiply(x: Array, kernel: Array) -> Array:
@@ -24,9 +24,14 @@ def multiply(x: Array, kernel: Array) -> Array:
 
     A matrix product, whose bfloat16 factors XLA's CPU backend would convert to float32 in copies of their own.
     """
-    if x.dtype == jnp.bfloat16 and _alone() and native.available():
-        return _convolve(x, kernel[None, None])
-    return x @ kernel
+    return convolve(x, kernel[None, None])
+
+
+def _ours(x: Array, kernel: Array) -> bool:
+    """Whether the operations in C++ are there and compute this: they check nothing themselves."""
+    sides = {"float32": (3,), "bfloat16": (3, 1)}.get(x.dtype.name, ())
+    known = kernel.dtype == x.dtype and kernel.shape[:3] in [(side, side, x.shape[-1]) for side in sides]
+    return bool(known and x.size and kernel.size and _alone() and native.available())
 
 
 def _alone() -> bool:
@@ -37,17 +42,20 @@ def _alone() -> bool:
 
 
 def _library(x: Array, kernel: Array) -> Array:
+    if kernel.shape[:2] == (1, 1):
+        return x @ kernel[0, 0]
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _native(x: Array, kernel: Array, *, flipped: bool) -> Array:
     shape = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[2 if flipped else 3]), x.dtype)
-    return jax.ffi.ffi_call("mrjax_convolution", shape)(x, kernel, flipped=flipped)
+    return jax.ffi.ffi_call("mrjax_convolution", shape, vmap_method="sequential")(x, kernel, flipped=flipped)
 
 
 def _native_filter_gradient(x: Array, gradient: Array, *, side: int) -> Array:
     shape = jax.ShapeDtypeStruct((side, side, x.shape[-1], gradient.shape[-1]), jnp.float32)
-    return jax.ffi.ffi_call("mrjax_filter_gradient", shape)(x, gradient).astype(x.dtype)
+    call = jax.ffi.ffi_call("mrjax_filter_gradient", shape, vmap_method="sequential")
+    return call(x, gradient).astype(x.dtype)
 
 
 @jax.custom_vjp

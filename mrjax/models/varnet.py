@@ -1,7 +1,7 @@
 """The end-to-end variational network: an unrolled reconstruction whose regulariser and coil sensitivities are learned.
 
 Sriram et al., "End-to-End Variational Networks for Accelerated MRI Reconstruction", MICCAI 2020, arXiv:2004.06688.
-Given the same weights, `VarNet` computes what `fastmri.models.VarNet` computes, for odd sizes too.
+Given the same weights, `VarNet` computes what `fastmri.models.VarNet` computes, for odd sizes too, unless `residual`.
 """
 
 import functools

@@ -44,7 +44,7 @@ template <int side>
 int pitch(int width) {
   return width + side / 2;
 }
-constexpr int kSlack = 3 * kBlock;
+constexpr int kSlack = 4 * kBlock;
 
 // Rows [begin, end) of an image, those outside it zero.
 template <int which, int side>
@@ -80,6 +80,12 @@ inline void interleave(const T* from, Pair* to, size_t pairs, size_t channels, s
   }
 }
 
+#if defined(__clang__)
+#define MRJAX_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else  // GCC has that from 12 on.
+#define MRJAX_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Row{__VA_ARGS__})
+#endif
+
 // 16 x 16 pairs, by four perfect shuffles of the rows.
 inline void transpose(const Pair* from, size_t from_stride, Pair* to, size_t to_stride) {
   typedef Pair Row __attribute__((vector_size(64)));
@@ -87,10 +93,9 @@ inline void transpose(const Pair* from, size_t from_stride, Pair* to, size_t to_
   for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], from + i * from_stride, sizeof(Row));
   for (int stage = 0; stage < 4; ++stage) {
     for (int i = 0; i < 8; ++i) {
-      next[2 * i] =
-          __builtin_shufflevector(rows[i], rows[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-      next[2 * i + 1] =
-          __builtin_shufflevector(rows[i], rows[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+      const Row a = rows[i], b = rows[i + 8];
+      next[2 * i] = MRJAX_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      next[2 * i + 1] = MRJAX_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     }
     std::copy_n(next, 16, rows);
   }

@@ -14,7 +14,6 @@
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <new>
 
 #include "bfloat16.h"
 #include "float32.h"
@@ -26,7 +25,6 @@ namespace {
 
 constexpr size_t CACHED = 512 << 10;     // bytes of an image that a thread works on at a time
 constexpr size_t PARTIAL = 16 << 20;     // bytes of filter gradients waiting to be added up
-constexpr size_t SMALL = 4 << 20;        // multiplications that are not worth waking a thread for
 
 // Tasks 0 to count - 1, each done once by this thread or one of the pool. This thread does those that are not begun, so
 // it does not matter whether the pool has threads to spare.
@@ -79,11 +77,9 @@ struct Free {
 };
 using Memory = std::unique_ptr<void, Free>;
 
-Memory allocate(size_t bytes) {
-  Memory memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-  if (!memory) throw std::bad_alloc();
-  return memory;
-}
+Memory allocate(size_t bytes) { return Memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64)); }
+
+ffi::Error no_memory() { return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a convolution"); }
 
 // Rows of an image with all its channels that stay in the cache.
 int rows_cached(size_t item, int height, int width, int channels) {
@@ -97,6 +93,7 @@ ffi::Error convolve(ffi::ThreadPool& pool, bool flipped, ffi::AnyBuffer x, ffi::
   const auto in = x.dimensions(), taps = kernel.dimensions();
   int batch = in[0], height = in[1], width = in[2], cin = in[3], cout = y->dimensions()[3];
   Memory packed = allocate(Kernels::packed_bytes(cin, cout));
+  if (!packed) return no_memory();
   share(pool, Kernels::side * Kernels::side, [&](int tap) {
     Kernels::pack(static_cast<const Item*>(kernel.untyped_data()), packed.get(), taps[2], taps[3], flipped, tap);
   });
@@ -124,6 +121,7 @@ ffi::Error filter_gradient(ffi::ThreadPool& pool, ffi::AnyBuffer x, ffi::AnyBuff
   int rows = rows_cached(sizeof(Item), height, width, cin + cout);
   int parts = std::clamp<size_t>(PARTIAL / (sizeof(float) * size * batch), 1, (height + rows - 1) / rows);
   Memory partial = allocate(sizeof(float) * size * batch * parts);
+  if (!partial) return no_memory();
   float* sums = static_cast<float*>(partial.get());
   share(pool, batch * parts, [&](int task) {
     size_t image = size_t(task / parts) * height * width;

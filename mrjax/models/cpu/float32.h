@@ -10,7 +10,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
+#include <new>
 
 namespace mrjax::float32 {
 
@@ -44,6 +44,7 @@ inline float* scratch(int which, size_t count) {
     std::free(buffer.data);
     size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
     buffer.data = static_cast<float*>(std::aligned_alloc(64, bytes));
+    if (!buffer.data) throw std::bad_alloc();
     buffer.count = count;
   }
   return buffer.data;
