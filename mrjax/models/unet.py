@@ -75,22 +75,6 @@ def _as_it_is(x: Array, fold: int) -> Array:
     return x
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
-def _weigh(x: Array, fold: int, kernel: Array, bias: Array) -> Array:
-    """Weighted sums of the channels: (b, h, w, c), (c, out) and (out,) to (b, h, w, out) float32.
-
-    Not in bfloat16: its 8 bits would be the precision of the image. Not a matrix product, whose operand in float32
-    would be an array of its own.
-    """
-    out = kernel.shape[1]
-    if fold == 1:
-        wide = x.astype(jnp.float32)
-        return jnp.concatenate([(wide * kernel[:, o]).sum(-1, keepdims=True) for o in range(out)], -1) + bias
-    weights = jnp.einsum("co,ij->icjo", kernel, np.eye(fold, dtype=np.float32)).reshape(-1, fold * out)
-    b, h, w, _ = x.shape
-    return jnp.dot(x.astype(jnp.float32), weights, precision="highest").reshape(b, h, w * fold, out) + bias
-
-
 def _max_pooled(x: Array, fold: int) -> tuple[Array, Array]:
     return x, max_pool(x, fold)
 
@@ -183,7 +167,7 @@ class UNet(nn.Module):
         # A correction starts at nothing: the first steps improve on the input instead of finding it again.
         initial = nn.initializers.zeros if self.residual or self.zero_head else _INIT
         head = _Head(self.channels, self.out_channels, initial, name="head")()
-        output = up(self.channels, self.dtype, _weigh, folds[0], name="up_0")(x, skips[0], inside[0], *head)
+        output = up(self.channels, self.dtype, fold=folds[0], name="up_0")(x, skips[0], inside[0], *head)
         return image[..., :1] + output if self.residual else output
 
 
@@ -210,24 +194,30 @@ class _Down(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, inside: Array | None = None) -> Any:
-        return _convolve_twice((x,), self.channels, self.dtype, self.then, self.fold, inside)
+        x = _convolve_twice((x,), self.channels, self.dtype, self.fold, inside)
+        return _normalise_and_activate(self.then, self.fold, x, inside)
 
 
 class _Up(nn.Module):
-    """Upsamples, joins the skip and convolves: (b, h // 2, w // 2, 2c) and (b, h, w, c) to `then` of (b, h, w, c)."""
+    """Upsamples, joins the skip and convolves: (b, h // 2, w // 2, 2c) and (b, h, w, c) to (b, h, w, c).
+
+    With weights of the channels' sums and their offsets, to these sums, (b, h, w, out) float32.
+    """
 
     channels: int
     dtype: DTypeLike
-    then: Callable[..., Any] = _as_it_is
     fold: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, skip: Array, inside: Array | None = None, *weights: Array) -> Any:
+    def __call__(self, x: Array, skip: Array, inside: Array | None = None, *weights: Array) -> Array:
         x = _Transpose(self.channels, self.dtype, self.fold, name="transpose")(x)
         x = normalise_and_activate(x, self.fold, inside)
         if x.shape != skip.shape:
             x = jnp.pad(x, [(0, s - u) for s, u in zip(skip.shape, x.shape, strict=True)], mode="reflect")
-        return _convolve_twice((x, skip), self.channels, self.dtype, self.then, self.fold, inside, *weights)
+        x = _convolve_twice((x, skip), self.channels, self.dtype, self.fold, inside)
+        if weights:
+            return _normalise_activate_and_weigh(self.fold, x, inside, *weights)
+        return normalise_and_activate(x, self.fold, inside)
 
 
 class _Transpose(nn.Module):
@@ -256,17 +246,15 @@ class _Transpose(nn.Module):
 
 
 def _convolve_twice(
-    parts: tuple[Array, ...],
-    channels: int,
-    dtype: DTypeLike,
-    then: Callable[..., Any],
-    fold: int,
-    inside: Array | None,
-    *weights: Array,
-) -> Any:
-    """Two 3x3 convolutions of the calling module, each normalised and activated; the first sees all channels."""
-    x = normalise_and_activate(_Convolution(channels, dtype, fold, name="conv_0")(*parts), fold, inside)
-    return _normalise_and_activate(then, fold, _Convolution(channels, dtype, fold, name="conv_1")(x), inside, *weights)
+    parts: tuple[Array, ...], channels: int, dtype: DTypeLike, fold: int, inside: Array | None
+) -> Array:
+    """Two 3x3 convolutions of the calling module, the first normalised and activated; it sees all channels."""
+    first = _Convolution(channels, dtype, fold, name="conv_0")
+    if parts[0].shape[-1] == 1:
+        x = _convolve_image(parts[0], first.kernel_of(1), inside)
+    else:
+        x = normalise_and_activate(first(*parts), fold, inside)
+    return _Convolution(channels, dtype, fold, name="conv_1")(x)
 
 
 class _Convolution(nn.Module):
@@ -277,10 +265,13 @@ class _Convolution(nn.Module):
     fold: int = 1
 
     @nn.compact
+    def kernel_of(self, channels: int) -> Array:
+        """The kernel (3, 3, channels, self.channels)."""
+        return self.param("kernel", _INIT, (3, 3, channels, self.channels), jnp.float32).astype(self.dtype)
+
     def __call__(self, *parts: Array) -> Array:
         counts = [part.shape[-1] // self.fold for part in parts]
-        kernel = self.param("kernel", _INIT, (3, 3, sum(counts), self.channels), jnp.float32).astype(self.dtype)
-        parts, kernel = _one_backwards((parts, kernel))
+        parts, kernel = _one_backwards((parts, self.kernel_of(sum(counts))))
         kernels = [_folded(part, self.fold) for part in jnp.split(kernel, np.cumsum(counts)[:-1], axis=2)]
         return sum(map(convolve, parts[1:], kernels[1:]), convolve(parts[0], kernels[0]))
 
@@ -325,44 +316,190 @@ def normalise_and_activate(x: Array, fold: int = 1, inside: Array | None = None)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _normalise_and_activate(
-    then: Callable[..., Any], fold: int, x: Array, inside: Array | None, *weights: Array
-) -> Any:
-    """`then(normalise_and_activate(x), *weights)`.
+def _normalise_and_activate(then: Callable[..., Any], fold: int, x: Array, inside: Array | None) -> Any:
+    """`then(normalise_and_activate(x), fold)`.
 
     It takes `then` in because its gradient is needed twice, for the statistics and with them: computing it twice moves
     less memory than storing it.
     """
-    return _forwards(then, fold, x, inside, *weights)[0]
+    return _forwards(then, fold, x, inside)[0]
 
 
-def _forwards(then: Callable[..., Any], fold: int, x: Array, inside: Array | None, *weights: Array) -> tuple[Any, Any]:
-    wide = _kept(x.astype(jnp.float32), inside)
-    mean, square = _means(fold, inside, wide, wide * wide)
-    scale = lax.rsqrt(jnp.maximum(square - mean * mean, 0) + _EPSILON)
-    normal = (wide - mean) * scale
+def _forwards(then: Callable[..., Any], fold: int, x: Array, inside: Array | None) -> tuple[Any, Any]:
+    mean, scale = _statistics(fold, x, inside)
     # Kept apart: what is read later is this array, not its float32 form that XLA would rather store.
-    result = _apart(_kept(jnp.where(normal >= 0, normal, _SLOPE * normal), inside).astype(x.dtype))
-    output, pullback = jax.vjp(lambda result, *weights: then(result, fold, *weights), result, *weights)
+    result = _apart(_activated(x, mean, scale, inside).astype(x.dtype))
+    output, pullback = jax.vjp(lambda result: then(result, fold), result)
     return output, (result, scale, inside, pullback)
 
 
 def _backwards(
     then: Callable[..., Any], fold: int, kept: tuple[Array, Array, Array | None, Any], later: Any
-) -> tuple[Array | None, ...]:
+) -> tuple[Array, None]:
     result, scale, inside, pullback = kept
-    gradient, *of_weights = pullback(later)
-    y, g = result.astype(jnp.float32), _kept(gradient.astype(jnp.float32), inside)
-    # LeakyReLU's slope cancels from (slope g) (y / slope).
-    means = _means(fold, inside, jnp.where(y >= 0, g, _SLOPE * g), g * y)
+    means = _means_for_gradient(fold, result.astype(jnp.float32), pullback(later)[0].astype(jnp.float32), inside)
     # Kept apart: the same once more, and not what XLA would store of the above.
-    (result, pullback, later), (mean, product), of_weights = _apart(((result, pullback, later), means, of_weights))
-    y, g = result.astype(jnp.float32), pullback(later)[0].astype(jnp.float32)
-    gradient = jnp.where(y >= 0, g - y * product, _SLOPE * g - y / _SLOPE * product) - mean
-    return _kept(scale * gradient, inside).astype(result.dtype), None, *of_weights
+    (result, pullback, later), means = _apart(((result, pullback, later), means))
+    g = pullback(later)[0].astype(jnp.float32)
+    return _through(result.astype(jnp.float32), g, *means, scale, inside).astype(result.dtype), None
 
 
 _normalise_and_activate.defvjp(_forwards, _backwards)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalise_activate_and_weigh(fold: int, x: Array, inside: Array | None, kernel: Array, bias: Array) -> Array:
+    """Sums of the channels of `normalise_and_activate(x)`, whose weights are `kernel`: to (b, h, w, out) float32.
+
+    Not in bfloat16: its 8 bits would be the precision of the image. Nothing else needs the activations, which are made
+    anew from x for the gradient, and those of the weights are sums that the gradient needs anyway.
+    """
+    return _weigh_forwards(fold, x, inside, kernel, bias)[0]
+
+
+def _weigh_forwards(
+    fold: int, x: Array, inside: Array | None, kernel: Array, bias: Array
+) -> tuple[Array, tuple[Array, Array, Array, Array | None, Array]]:
+    mean, scale = _statistics(fold, x, inside)
+    y, (b, h, w, _), out = _activated(x, mean, scale, inside), x.shape, len(bias)
+    if fold == 1:
+        # Not a matrix product, whose operand in float32 would be an array of its own.
+        sums = jnp.concatenate([(y * kernel[:, o]).sum(-1, keepdims=True) for o in range(out)], -1)
+    else:
+        weights = jnp.einsum("co,ij->icjo", kernel, np.eye(fold, dtype=np.float32)).reshape(-1, fold * out)
+        sums = jnp.dot(y, weights, precision="highest").reshape(b, h, w * fold, out)
+    return sums + bias, (x, mean, scale, inside, kernel)
+
+
+def _weigh_backwards(
+    fold: int, kept: tuple[Array, Array, Array, Array | None, Array], later: Array
+) -> tuple[Array, None, Array, Array]:
+    x, mean, scale, inside, kernel = kept
+    of_bias, (channels, out) = later.sum((0, 1, 2)), kernel.shape
+
+    def parts(x: Array, later: Array) -> tuple[Array, Array, list[Array]]:
+        """The activations, their gradient, and the gradient of each sum at every channel."""
+        sums = later.reshape(*x.shape[:3], fold, out)
+        ones = np.repeat(np.eye(fold, dtype=np.float32), channels, 1)
+        each = [sums[..., o] if fold == 1 else jnp.dot(sums[..., o], ones, precision="highest") for o in range(out)]
+        gradient = sum(one * jnp.tile(kernel[:, o], fold) for o, one in enumerate(each))
+        return _activated(x, mean, scale, inside), gradient, each
+
+    y, g, each = parts(x, later)
+    of_mean, *products = _means(fold, inside, _leaky(y, _kept(g, inside)), *(y * one for one in each))
+    count = x.shape[1] * x.shape[2] * fold if inside is None else inside.sum((1, 2, 3))[:, None, None, None]
+    of_kernel = jnp.stack([(product * count).sum((0, 1, 2))[:channels] for product in products], -1)
+    product = sum(one * jnp.tile(kernel[:, o], fold) for o, one in enumerate(products))
+    (x, later), of_mean, product = _apart(((x, later), of_mean, product))
+    y, g, _ = parts(x, later)
+    return _through(y, g, of_mean, product, scale, inside).astype(x.dtype), None, of_kernel, of_bias
+
+
+_normalise_activate_and_weigh.defvjp(_weigh_forwards, _weigh_backwards)
+
+
+def _statistics(fold: int, x: Array, inside: Array | None) -> tuple[Array, Array]:
+    """Mean and 1 / deviation of each channel of each image, (b, 1, 1, c) float32."""
+    wide = _kept(x.astype(jnp.float32), inside)
+    mean, square = _means(fold, inside, wide, wide * wide)
+    return mean, _inverse_deviation(mean, square)
+
+
+def _inverse_deviation(mean: Array, square: Array) -> Array:
+    return lax.rsqrt(jnp.maximum(square - mean * mean, 0) + _EPSILON)
+
+
+def _activated(x: Array, mean: Array, scale: Array, inside: Array | None) -> Array:
+    """Normalised and activated, float32."""
+    normal = (x.astype(jnp.float32) - mean) * scale
+    return _kept(jnp.where(normal >= 0, normal, _SLOPE * normal), inside)
+
+
+def _leaky(y: Array, g: Array) -> Array:
+    """The gradient of what LeakyReLU made y from."""
+    return jnp.where(y >= 0, g, _SLOPE * g)
+
+
+def _means_for_gradient(fold: int, y: Array, g: Array, inside: Array | None) -> tuple[Array, ...]:
+    """Of the gradient of the normalised values, and of it times these: the slope cancels from (slope g) (y / slope)."""
+    g = _kept(g, inside)
+    return _means(fold, inside, _leaky(y, g), g * y)
+
+
+def _through(y: Array, g: Array, mean: Array, product: Array, scale: Array, inside: Array | None) -> Array:
+    """The gradient g of the activations y, back through activation and normalisation, float32."""
+    gradient = jnp.where(y >= 0, g - y * product, _SLOPE * g - y / _SLOPE * product) - mean
+    return _kept(scale * gradient, inside)
+
+
+@jax.custom_vjp
+def _convolve_image(x: Array, kernel: Array, inside: Array | None) -> Array:
+    """`normalise_and_activate(convolve(x, kernel))` of one channel: (b, h, w, 1), (3, 3, 1, c) to (b, h, w, c).
+
+    Nine products of a small image cost less than to store and read their sum, so they are made anew for statistics and
+    result, and the gradient of the kernel is made of sums over the image, beside those of the normalisation. That is 3
+    passes over arrays of c channels instead of 10. CPUs compute the library's convolution.
+    """
+    return _image_forwards(x, kernel, inside)[0]
+
+
+def _image_forwards(x: Array, kernel: Array, inside: Array | None) -> tuple[Array, tuple[Any, ...]]:
+    def by_convolution(x: Array, kernel: Array) -> tuple[Array, Array, Array, Array]:
+        sums = convolve(x, kernel)
+        mean, scale = _statistics(1, sums, inside)
+        unused = jnp.zeros((9, *mean.shape), jnp.float32)
+        return _activated(sums, mean, scale, inside).astype(x.dtype), mean, scale, unused
+
+    def in_one_loop(x: Array, kernel: Array) -> tuple[Array, Array, Array, Array]:
+        def sums(x: Array) -> Array:
+            weights = kernel.astype(jnp.float32).reshape(9, -1)
+            return sum(map(jnp.multiply, _neighbours(x), weights), jnp.float32(0))
+
+        wide = _kept(sums(x), inside)
+        mean, square, *products = _means(1, inside, wide, wide * wide, *(wide * one for one in _neighbours(x)))
+        scale = _inverse_deviation(mean, square)
+        x, mean, scale = _apart((x, mean, scale))
+        return _activated(sums(x), mean, scale, inside).astype(x.dtype), mean, scale, jnp.stack(products)
+
+    x = _apart(x)
+    result, mean, scale, products = lax.platform_dependent(x, kernel, cpu=by_convolution, default=in_one_loop)
+    return result, (x, kernel, inside, _apart(result), mean, scale, products)
+
+
+def _image_backwards(kept: tuple[Any, ...], later: Array) -> tuple[Array, Array, None]:
+    x, kernel, inside, result, mean, scale, products = kept
+
+    def gradients(y: Array, g: Array, *means: Array) -> tuple[Array, Array]:
+        of_sums = _through(y.astype(jnp.float32), g.astype(jnp.float32), *means, scale, inside).astype(x.dtype)
+        return jax.vjp(convolve, x, kernel)[1](of_sums)
+
+    def by_convolution(result: Array, later: Array) -> tuple[Array, Array]:
+        means = _means_for_gradient(1, result.astype(jnp.float32), later.astype(jnp.float32), inside)
+        return gradients(result, later, *means)
+
+    def by_sums(result: Array, later: Array) -> tuple[Array, Array]:
+        y, g, near = result.astype(jnp.float32), _kept(later.astype(jnp.float32), inside), _neighbours(x)
+        of_normal = _leaky(y, g)
+        of_mean, product, *sums = _means(1, inside, of_normal, g * y, *(of_normal * one for one in near))
+        # Of the image alone, and of it times the normalised sums.
+        own = jnp.stack(_means(1, inside, *(_kept(one, inside) for one in near)))
+        normal = scale * (products - mean * own)
+        of_kernel = scale * (jnp.stack(sums) - of_mean * own - product * normal)
+        count = x.shape[1] * x.shape[2] if inside is None else inside.sum((1, 2, 3))[:, None, None, None]
+        of_x, _ = gradients(*_apart((result, later)), of_mean, product)
+        return of_x, (count * of_kernel).sum((1, 2, 3)).reshape(kernel.shape).astype(kernel.dtype)
+
+    return *lax.platform_dependent(result, later, cpu=by_convolution, default=by_sums), None
+
+
+_convolve_image.defvjp(_image_forwards, _image_backwards)
+
+
+def _neighbours(x: Array) -> list[Array]:
+    """What the nine weights of a 3x3 convolution see, (b, h, w, c) float32 each, in their order."""
+    h, w = x.shape[1:3]
+    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return [padded[:, row : row + h, column : column + w] for row in range(3) for column in range(3)]
 
 
 @jax.custom_vjp
