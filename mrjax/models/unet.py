@@ -32,8 +32,11 @@ def max_pool(x: Array, fold: int = 1) -> Array:
 
     Not `reduce_window`, whose gradient takes 5 to 12 times as long on a CPU and moves more memory on a GPU. What is
     kept for it are the places of the maxima, a byte each.
+
+    With `fold` pixels as one, (b, h, w, fold c) to (b, h // 2, w, fold c): the maxima are where the first of each two
+    pixels was, and beside them is what means nothing. So no pixel leaves its lanes.
     """
-    return _greatest(*_corners(x, fold))
+    return _greatest(*_corners(x, fold)) if fold == 1 else _greatest_folded(fold, x)
 
 
 @jax.custom_vjp
@@ -54,21 +57,37 @@ def _to_the_place(place: Array, gradient: Array) -> tuple[Array, ...]:
 _greatest.defvjp(_greatest_and_place, _to_the_place)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _greatest_folded(fold: int, x: Array) -> Array:
+    return _greatest_and_place(*_corners(x, fold))[0]
+
+
+def _to_the_place_folded(fold: int, place: Array, gradient: Array) -> tuple[Array]:
+    b, h, w, lanes = gradient.shape
+    second = np.arange(lanes) // (lanes // fold) % 2
+    place, gradient = (jnp.where(second, jnp.roll(x, lanes // fold, -1), x)[:, :, None] for x in (place, gradient))
+    corner = 2 * np.arange(2, dtype=np.uint8)[:, None, None] + second.astype(np.uint8)
+    return (jnp.where(place == corner, gradient, 0).reshape(b, 2 * h, w, lanes),)
+
+
+_greatest_folded.defvjp(lambda fold, x: _greatest_and_place(*_corners(x, fold)), _to_the_place_folded)
+
+
 def avg_pool(x: Array, fold: int = 1) -> Array:
-    """2x2 means, (b, h, w, c) to (b, h // 2, w // 2, c)."""
+    """2x2 means, (b, h, w, c) to (b, h // 2, w // 2, c); of pixels as one as `max_pool` has it."""
     a, b, c, d = (corner.astype(jnp.float32) for corner in _corners(x, fold))
     return ((a + b + c + d) / 4).astype(x.dtype)
 
 
 def _corners(x: Array, fold: int) -> tuple[Array, ...]:
-    """The four pixels of each 2x2 block."""
+    """The four pixels of each 2x2 block; with `fold` of them as one, at the first of each two and nowhere else."""
     b, h, w, c = x.shape
     if fold == 1:
         blocks = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
         return tuple(blocks[:, :, row, :, column] for row in range(2) for column in range(2))
     rows = x.reshape(b, h // 2, 2, w, c)
-    pixels = jnp.split(rows, fold, -1)
-    return tuple(jnp.concatenate(pixels[column::2], -1)[:, :, row] for row in range(2) for column in range(2))
+    pixels = (rows, jnp.roll(rows, -c // fold, -1))
+    return tuple(pixels[column][:, :, row] for row in range(2) for column in range(2))
 
 
 def _as_it_is(x: Array, fold: int) -> Array:
@@ -156,11 +175,12 @@ class UNet(nn.Module):
         x = image.astype(self.dtype).reshape(b, h, w // folds[0], folds[0] * c)
         skips = []
         for level in range(self.levels):
-            skip, x = down(self.channels << level, self.dtype, _POOLED[self.pool], folds[level], name=f"down_{level}")(
-                x, inside[level]
-            )
+            place = (folds[level], level > 0 and folds[level - 1] > 1)
+            one = down(self.channels << level, self.dtype, _POOLED[self.pool], *place, name=f"down_{level}")
+            skip, x = one(x, inside[level])
             skips.append(skip)
-        x = down(self.channels << self.levels, self.dtype, fold=folds[-1], name="bottleneck")(x, inside[-1])
+        place = (folds[-1], folds[self.levels - 1] > 1)
+        x = down(self.channels << self.levels, self.dtype, _as_it_is, *place, name="bottleneck")(x, inside[-1])
         for level in range(self.levels - 1, 0, -1):
             one = up(self.channels << level, self.dtype, fold=folds[level], name=f"up_{level}")
             x = one(x, skips[level], inside[level])
@@ -185,16 +205,20 @@ class _Head(nn.Module):
 
 
 class _Down(nn.Module):
-    """Two convolutions, and what is made `then` of their result: (b, h, w, in) to `then` of (b, h, w, channels)."""
+    """Two convolutions, and what is made `then` of their result: (b, h, w, in) to `then` of (b, h, w, channels).
+
+    `spaced` says that beside the channels of each pixel are as many that mean nothing, as `max_pool` leaves them.
+    """
 
     channels: int
     dtype: DTypeLike
     then: Callable[..., Any] = _as_it_is
     fold: int = 1
+    spaced: bool = False
 
     @nn.compact
     def __call__(self, x: Array, inside: Array | None = None) -> Any:
-        x = _convolve_twice((x,), self.channels, self.dtype, self.fold, inside)
+        x = _convolve_twice((x,), self.channels, self.dtype, self.fold, inside, self.spaced)
         return _normalise_and_activate(self.then, self.fold, x, inside)
 
 
@@ -241,15 +265,21 @@ class _Transpose(nn.Module):
             dense = x @ kernel.transpose(2, 0, 1, 3).reshape(c, 4 * self.channels)
             blocks = dense.reshape(b, h, w, 2, 2, self.channels).transpose(0, 1, 3, 2, 4, 5)
             return blocks.reshape(b, 2 * h, 2 * w, self.channels)
-        weights = jnp.einsum("rkco,ij->ricjko", kernel, np.eye(before, dtype=self.dtype)).reshape(2, c, -1)
-        return jnp.stack([x @ weights[0], x @ weights[1]], 2).reshape(b, 2 * h, w, -1)
+        weights = jnp.einsum("rkco,ij->ricjko", kernel, np.eye(before, dtype=self.dtype)).reshape(2, 1, c, -1)
+        # Between the rows a convolution sees zeros, which a TPU skips, and no row is moved to its place.
+        return lax.conv_transpose(x, weights, (2, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _convolve_twice(
-    parts: tuple[Array, ...], channels: int, dtype: DTypeLike, fold: int, inside: Array | None
+    parts: tuple[Array, ...],
+    channels: int,
+    dtype: DTypeLike,
+    fold: int,
+    inside: Array | None,
+    spaced: bool = False,
 ) -> Array:
     """Two 3x3 convolutions of the calling module, the first normalised and activated; it sees all channels."""
-    first = _Convolution(channels, dtype, fold, name="conv_0")
+    first = _Convolution(channels, dtype, fold, spaced, name="conv_0")
     if parts[0].shape[-1] == 1:
         x = _convolve_image(parts[0], first.kernel_of(1), inside)
     else:
@@ -263,6 +293,7 @@ class _Convolution(nn.Module):
     channels: int
     dtype: DTypeLike
     fold: int = 1
+    spaced: bool = False
 
     @nn.compact
     def kernel_of(self, channels: int) -> Array:
@@ -270,14 +301,19 @@ class _Convolution(nn.Module):
         return self.param("kernel", _INIT, (3, 3, channels, self.channels), jnp.float32).astype(self.dtype)
 
     def __call__(self, *parts: Array) -> Array:
-        counts = [part.shape[-1] // self.fold for part in parts]
+        counts = [part.shape[-1] // self.fold // (1 + self.spaced) for part in parts]
         parts, kernel = _one_backwards((parts, self.kernel_of(sum(counts))))
-        kernels = [_folded(part, self.fold) for part in jnp.split(kernel, np.cumsum(counts)[:-1], axis=2)]
+        kernels = [_folded(part, self.fold, self.spaced) for part in jnp.split(kernel, np.cumsum(counts)[:-1], axis=2)]
         return sum(map(convolve, parts[1:], kernels[1:]), convolve(parts[0], kernels[0]))
 
 
-def _folded(kernel: Array, fold: int) -> Array:
-    """(3, 3, in, out) to (3, 3, fold in, fold out): the same, of images with `fold` pixels as one."""
+def _folded(kernel: Array, fold: int, spaced: bool) -> Array:
+    """(3, 3, in, out) to (3, 3, fold in, fold out): the same, of images with `fold` pixels as one.
+
+    Of `spaced` pixels (3, 3, fold 2 in, fold out), whose weights for what means nothing are zero.
+    """
+    if spaced:
+        kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, kernel.shape[2]), (0, 0)))
     if fold == 1:
         return kernel
     block, source, target = np.ogrid[-1:2, :fold, :fold]
