@@ -65,9 +65,16 @@ def _greatest_folded(fold: int, x: Array) -> Array:
 def _to_the_place_folded(fold: int, place: Array, gradient: Array) -> tuple[Array]:
     b, h, w, lanes = gradient.shape
     second = np.arange(lanes) // (lanes // fold) % 2
-    place, gradient = (jnp.where(second, jnp.roll(x, lanes // fold, -1), x)[:, :, None] for x in (place, gradient))
-    corner = 2 * np.arange(2, dtype=np.uint8)[:, None, None] + second.astype(np.uint8)
-    return (jnp.where(place == corner, gradient, 0).reshape(b, 2 * h, w, lanes),)
+    from_first = np.arange(lanes) - lanes // fold * second
+    place, gradient = (_lanes(x, from_first)[:, :, None] for x in (place.astype(gradient.dtype), gradient))
+    here = place == 2 * np.arange(2)[:, None, None] + second
+    return (jnp.where(here, gradient, 0).reshape(b, 2 * h, w, lanes),)
+
+
+def _lanes(x: Array, order: np.ndarray) -> Array:
+    """`x[..., order]` as a product with ones and zeros, exact: a TPU moves lanes much faster by that."""
+    matrix = np.arange(x.shape[-1])[:, None] == order
+    return jnp.dot(x, matrix.astype(x.dtype), precision="highest")
 
 
 _greatest_folded.defvjp(lambda fold, x: _greatest_and_place(*_corners(x, fold)), _to_the_place_folded)
@@ -86,8 +93,8 @@ def _corners(x: Array, fold: int) -> tuple[Array, ...]:
         blocks = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
         return tuple(blocks[:, :, row, :, column] for row in range(2) for column in range(2))
     rows = x.reshape(b, h // 2, 2, w, c)
-    pixels = (rows, jnp.roll(rows, -c // fold, -1))
-    return tuple(pixels[column][:, :, row] for row in range(2) for column in range(2))
+    next_one = np.roll(np.arange(c), -c // fold)
+    return tuple(pixel for row in range(2) for pixel in (rows[:, :, row], _lanes(rows[:, :, row], next_one)))
 
 
 def _as_it_is(x: Array, fold: int) -> Array:
@@ -267,7 +274,7 @@ class _Transpose(nn.Module):
             return blocks.reshape(b, 2 * h, 2 * w, self.channels)
         weights = jnp.einsum("rkco,ij->ricjko", kernel, np.eye(before, dtype=self.dtype)).reshape(2, 1, c, -1)
         # Between the rows a convolution sees zeros, which a TPU skips, and no row is moved to its place.
-        return lax.conv_transpose(x, weights, (2, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return lax.conv_transpose(x, weights[::-1], (2, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _convolve_twice(
