@@ -540,11 +540,20 @@ def _apart(values: Any) -> Any:
 def _means(fold: int, inside: Array | None, *arrays: Array) -> tuple[Array, ...]:
     """Over the height and width inside, (b, h, w, c) float32, zero elsewhere, to (b, 1, 1, c): all arrays in one pass.
 
-    Rows first: into a sum as short as that XLA fuses what makes its terms, for all levels of the network.
+    Rows first: into a sum as short as that XLA fuses what makes its terms, for all levels of the network. On a TPU
+    it adds up what a convolution makes while it makes it, where the sums are plain.
     """
-    zeros = (jnp.float32(0),) * len(arrays)
-    rows = lax.reduce(arrays, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (2,))
-    b, _, w, c = arrays[0].shape
-    pixels = ((row.mean(1) / w).reshape(b, fold, c // fold).mean(1) for row in rows)
+
+    def rows_first(*arrays: Array) -> tuple[Array, ...]:
+        zeros = (jnp.float32(0),) * len(arrays)
+        rows = lax.reduce(arrays, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (2,))
+        return tuple(row.mean(1) / arrays[0].shape[2] for row in rows)
+
+    def plain(*arrays: Array) -> tuple[Array, ...]:
+        return tuple(x.mean((1, 2)) for x in arrays)
+
+    b, _, _, c = arrays[0].shape
+    means = lax.platform_dependent(*arrays, tpu=plain, default=rows_first)
+    pixels = (mean.reshape(b, fold, c // fold).mean(1) for mean in means)
     means = tuple(jnp.tile(pixel, fold)[:, None, None] for pixel in pixels)
     return means if inside is None else tuple(mean / inside.mean((1, 2, 3), keepdims=True) for mean in means)
