@@ -424,7 +424,7 @@ def _weigh_backwards(
         """The activations, their gradient, and the gradient of each sum at every channel."""
         sums = later.reshape(*x.shape[:3], fold, out)
         ones = np.repeat(np.eye(fold, dtype=np.float32), channels, 1)
-        each = [sums[..., o] if fold == 1 else jnp.dot(sums[..., o], ones, precision="highest") for o in range(out)]
+        each = [sums[..., o] if fold == 1 else jnp.dot(sums[..., o], ones, precision="high") for o in range(out)]
         gradient = sum(one * jnp.tile(kernel[:, o], fold) for o, one in enumerate(each))
         return _activated(x, mean, scale, inside), gradient, each
 
@@ -521,12 +521,16 @@ def _one_backwards(values: Any) -> Any:
     """The same values, whose gradients are all computed before one of them is used.
 
     Or XLA would put off those of the kernels, which nothing waits for, to where they are exchanged between devices, and
-    keep what they are made of until then.
+    keep what they are made of until then. Not on TPUs, where it would keep what is made of the others, statistics of a
+    normalisation, from being made with them.
     """
     return values
 
 
-_one_backwards.defvjp(lambda values: (values, None), lambda _, gradients: (_apart(gradients),))
+_one_backwards.defvjp(
+    lambda values: (values, None),
+    lambda _, gradients: (lax.platform_dependent(gradients, tpu=lambda x: x, default=_apart),),
+)
 
 
 def _apart(values: Any) -> Any:
