@@ -183,8 +183,8 @@ class UNet(nn.Module):
         skips = []
         for level in range(self.levels):
             place = (folds[level], level > 0 and folds[level - 1] > 1)
-            one = down(self.channels << level, self.dtype, _POOLED[self.pool], *place, name=f"down_{level}")
-            skip, x = one(x, inside[level])
+            block = down(self.channels << level, self.dtype, _POOLED[self.pool], *place, name=f"down_{level}")
+            skip, x = block(x, inside[level])
             skips.append(skip)
         place = (folds[-1], folds[self.levels - 1] > 1)
         x = down(self.channels << self.levels, self.dtype, _as_it_is, *place, name="bottleneck")(x, inside[-1])
@@ -382,9 +382,9 @@ def _backwards(
     result, scale, inside, pullback = kept
     means = _means_for_gradient(fold, result.astype(jnp.float32), pullback(later)[0].astype(jnp.float32), inside)
     # Kept apart: the same once more, and not what XLA would store of the above.
-    (result, pullback, later), means = _apart(((result, pullback, later), means))
+    (result, pullback, later), (mean, product) = _apart(((result, pullback, later), means))
     g = pullback(later)[0].astype(jnp.float32)
-    return _through(result.astype(jnp.float32), g, *means, scale, inside).astype(result.dtype), None
+    return _through(result.astype(jnp.float32), g, mean, product, scale, inside).astype(result.dtype), None
 
 
 _normalise_and_activate.defvjp(_forwards, _backwards)
@@ -425,14 +425,14 @@ def _weigh_backwards(
         sums = later.reshape(*x.shape[:3], fold, out)
         ones = np.repeat(np.eye(fold, dtype=np.float32), channels, 1)
         each = [sums[..., o] if fold == 1 else jnp.dot(sums[..., o], ones, precision="high") for o in range(out)]
-        gradient = sum(one * jnp.tile(kernel[:, o], fold) for o, one in enumerate(each))
+        gradient = sum((one * jnp.tile(kernel[:, o], fold) for o, one in enumerate(each)), jnp.float32(0))
         return _activated(x, mean, scale, inside), gradient, each
 
     y, g, each = parts(x, later)
     of_mean, *products = _means(fold, inside, _leaky(y, _kept(g, inside)), *(y * one for one in each))
     count = x.shape[1] * x.shape[2] * fold if inside is None else inside.sum((1, 2, 3))[:, None, None, None]
     of_kernel = jnp.stack([(product * count).sum((0, 1, 2))[:channels] for product in products], -1)
-    product = sum(one * jnp.tile(kernel[:, o], fold) for o, one in enumerate(products))
+    product = sum((one * jnp.tile(kernel[:, o], fold) for o, one in enumerate(products)), jnp.float32(0))
     (x, later), of_mean, product = _apart(((x, later), of_mean, product))
     y, g, _ = parts(x, later)
     return _through(y, g, of_mean, product, scale, inside).astype(x.dtype), None, of_kernel, of_bias

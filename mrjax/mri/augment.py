@@ -141,7 +141,8 @@ def read_by_rows(images: Array, y: Array, x: Array) -> Array:
     # Nothing from further away than a pixel: the corners of places beyond the grid are not theirs.
     of_rows = [jnp.maximum(1 - abs(y - above - row), 0) for row in range(2)]
     of_columns = [jnp.maximum(1 - abs(x - left - column), 0) for column in range(2)]
-    result = sum(of_rows[i] * of_columns[j] * corners[j, :, i] for i in range(2) for j in range(2))
+    terms = (of_rows[i] * of_columns[j] * corners[j, :, i] for i in range(2) for j in range(2))
+    result = sum(terms, jnp.float32(0))
     if not jnp.iscomplexobj(images):
         return result.astype(images.dtype)
     return jax.lax.complex(*jnp.split(result, 2))
