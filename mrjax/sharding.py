@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 AXES = ("data", "model", "spatial")
 EXAMPLES = ("data", "model")
@@ -74,7 +76,20 @@ def each_alone(function: Callable[..., Any], mesh: Mesh, whole: int = 0) -> Call
     return run
 
 
-def mean_gradient(function: Callable[..., tuple[jax.Array, Any]], mesh: Mesh) -> Callable[..., tuple[jax.Array, Any]]:
+def as_it_lies(state: Any, mesh: Mesh) -> Any:
+    """Inside a jitted function: every leaf, laid out by `by_parameter`, in row-major order in each device's memory."""
+    places = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, state)
+
+    def of_device(state: Any) -> Any:
+        return jax.tree.map(lambda leaf: with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim)))), state)
+
+    # Each device its own part: XLA would gather the whole for it.
+    return jax.shard_map(of_device, mesh=mesh, in_specs=(places,), out_specs=places, check_vma=False)(state)
+
+
+def mean_gradient(
+    function: Callable[..., tuple[jax.Array, Any]], mesh: Mesh, dtype: DTypeLike
+) -> Callable[..., tuple[jax.Array, Any]]:
     """The mean over devices of `function(params, parts, cache)`, each computing that of its own examples.
 
     Each runs the program of one device: what it keeps and moves does not grow with their number, and what it sends are
@@ -83,11 +98,17 @@ def mean_gradient(function: Callable[..., tuple[jax.Array, Any]], mesh: Mesh) ->
     Args:
       function: gives a scalar and gradients, from whole parameters, parts of a batch (parts, batch, ...), and a cache.
       mesh: whose `spatial` axis is 1: images must not be split.
+      dtype: in which the function uses kernels of convolutions (of four axes), and in which these are gathered.
 
     Returns:
       A function of the same arguments, whose gradients are laid out by `by_parameter`.
     """
-    here = (PartitionSpec(), PartitionSpec(None, EXAMPLES), PartitionSpec(EXAMPLES))
+
+    def whole(leaf: jax.Array, place: PartitionSpec) -> jax.Array:
+        if "model" not in place:
+            return leaf
+        sent = leaf.astype(dtype) if leaf.ndim == 4 else leaf
+        return jax.lax.all_gather(sent, "model", axis=place.index("model"), tiled=True).astype(leaf.dtype)
 
     def mean(gradient: jax.Array, place: PartitionSpec) -> jax.Array:
         if "model" not in place:
@@ -98,14 +119,15 @@ def mean_gradient(function: Callable[..., tuple[jax.Array, Any]], mesh: Mesh) ->
     def run(params: Any, *others: Any) -> tuple[jax.Array, Any]:
         places = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, params)
 
-        def of_device(*args: Any) -> tuple[jax.Array, Any]:
-            value, gradients = function(*args)
+        def of_device(params: Any, *others: Any) -> tuple[jax.Array, Any]:
+            value, gradients = function(jax.tree.map(whole, params, places), *others)
             if mesh.size == 1:
                 return value, gradients
             return jax.lax.pmean(value, EXAMPLES), jax.tree.map(mean, gradients, places)
 
+        inputs = (places, PartitionSpec(None, EXAMPLES), PartitionSpec(EXAMPLES))
         outputs = (PartitionSpec(), places)
-        return jax.shard_map(of_device, mesh=mesh, in_specs=here, out_specs=outputs, check_vma=False)(params, *others)
+        return jax.shard_map(of_device, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)(params, *others)
 
     return run
 

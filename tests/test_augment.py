@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from mrjax.errors import UserError
-from mrjax.mri.augment import Augment, draw, warp
+from mrjax.mri.augment import Augment, draw, read_by_pixels, read_by_rows, warp
 
 EVERYTHING = Augment(rotation_p=0.5, scale_p=0.5, anisotropy_p=0.5, translation_p=0.5, flip_p=0.5, flip_vertical_p=0.5)
 IDENTITY = np.eye(2, 3, dtype=np.float32)
@@ -35,6 +35,20 @@ def test_warp_is_scipys_bilinear_interpolation_in_every_coil(shape):
     assert (warped.shape, warped.dtype) == (images.shape, images.dtype)
     expected = [[by_scipy(coil, affine) for coil in coils] for coils, affine in zip(images, affines, strict=True)]
     np.testing.assert_allclose(warped, expected, atol=1e-4)  # coordinates of float32 in noise of 1
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.float32, jnp.bfloat16])
+def test_the_form_for_tpus_reads_the_same(dtype):
+    """Within, across and beyond every edge, and exactly on pixels."""
+    images = jnp.asarray(noise(3, 17, 24) if dtype == np.complex64 else noise(3, 17, 24).real, dtype)
+    rng = np.random.default_rng(1)
+    y, x = (rng.uniform(-3, side + 2, (17, 24)).astype(np.float32) for side in (17, 24))
+    y[:5], x[:, :5] = y[:5].round(), x[:, :5].round()
+    ours, others = (np.asarray(jax.jit(read)(images, y, x)) for read in (read_by_rows, read_by_pixels))
+    assert ours.dtype == others.dtype == dtype
+    np.testing.assert_allclose(ours.astype(np.complex64), others.astype(np.complex64), atol=1e-6)
+    assert (others != 0).any()
+    assert (others == 0).any()
 
 
 def test_rotation_is_about_the_centre_and_keeps_pixels_square():
