@@ -11,7 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mrjax.errors import UserError
 from mrjax.fastmri_weights import from_fastmri
 from mrjax.models import build
-from mrjax.models.unet import UNet, max_pool, normalise_and_activate
+from mrjax.models.normalisation import normalise_and_activate
+from mrjax.models.pooling import max_pool
+from mrjax.models.unet import UNet
 from mrjax.models.unet_dc import ConsistentUNet
 from mrjax.mri.fourier import centred_ifft2_host as from_kspace
 
