@@ -233,6 +233,7 @@ def main(argv: list[str]) -> None:
     cli.expect_no_arguments(argv)
     values = flags.FLAGS
     jax.config.update("jax_platforms", "cpu")  # what there is of accelerators here is not looked at
+    jax.config.update("jax_enable_compilation_cache", False)  # without the device, what was kept cannot be loaded
     target = parse_target(values.target)
     mesh, config = mesh_and_config(values.config, topology_of(target).devices, values.batch)
     batch = abstract_batch(config, mesh, values.coils)
