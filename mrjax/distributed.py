@@ -164,6 +164,7 @@ class _Watch:
             for handler in logger.handlers:
                 handler.setFormatter(logging.Formatter(f"process {self._number} of {self._count}: %(message)s"))
         self._witness = self._call_witness() if self._number else None
+        self._client.wait_at_barrier("mrjax/watched", DAY)  # no process is lost before all have a witness
         for watch in (self._hear, self._count_the_living):
             threading.Thread(target=watch, daemon=True).start()
 
