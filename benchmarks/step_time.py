@@ -3,9 +3,10 @@
     python -m benchmarks.step_time [--precision=float32,bfloat16] [--size=256] [--channels=32] [--batch=4,8]
 
 Flags take lists; every combination is measured. The parts are compiled and timed by themselves, in turn with the whole
-step, several rounds after a warm-up. FLOP/s are set against the fastest matrix product that the same device does in the
-same precision, and on an accelerator bytes against the fastest copy: the roofline. `--largest` also finds the largest
-batch that fits, by the compiled step's own account of its memory, and runs it.
+step, several rounds after a warm-up. FLOP/s, of convolutions and matrix products, are set against the fastest matrix
+product that the same device does in the same precision, and on an accelerator bytes against the fastest copy: the
+roofline. `--largest` also finds the largest batch that fits, by the compiled step's own account of its memory, and runs
+it.
 """
 
 import itertools
@@ -20,6 +21,7 @@ from absl import flags
 from jax.stages import Compiled
 from ml_collections import ConfigDict
 
+from benchmarks.fit import flops
 from benchmarks.report import Table, interleaved, publish, spread
 from mrjax import build, cli, losses, memory, sharding, step
 from mrjax.config import check, defaults, mesh_shape
@@ -58,8 +60,8 @@ def make_batch(batch: int, coils: int, size: int) -> dict[str, np.ndarray]:
     return {"kspace": kspace, "index": np.arange(batch, dtype=np.uint32), "maximum": np.ones(batch, np.float32)}
 
 
-def compile_step(config: ConfigDict, coils: int) -> tuple[Compiled, Callable[[], tuple[Any, Any]]]:
-    """The compiled step, and what makes a (state, batch) for it."""
+def compile_step(config: ConfigDict, coils: int) -> tuple[Compiled, int, Callable[[], tuple[Any, Any]]]:
+    """The compiled step, the FLOPs of its convolutions and products, and what makes a (state, batch) for it."""
     mesh = sharding.make_mesh()
     model, optimizer = build.model(config), build.optimizer(config)
     fixed = {"seed": 0, "normalise_by": config.normalise, "accumulate": config.accumulate}
@@ -76,7 +78,8 @@ def compile_step(config: ConfigDict, coils: int) -> tuple[Compiled, Callable[[],
     def arguments() -> tuple[Any, Any]:
         return init(), jax.device_put(make_batch(config.batch_size, coils, size[0]), sharding.by_example(mesh))
 
-    return train_step.lower(build.abstract_state(build.initial_state(config), mesh), batch).compile(), arguments
+    traced = train_step.trace(build.abstract_state(build.initial_state(config), mesh), batch)
+    return traced.lower().compile(), flops(traced.jaxpr.jaxpr), arguments
 
 
 def parts_of_the_step(config: ConfigDict, coils: int, compiled: Compiled, arguments: tuple[Any, Any]) -> Parts:
@@ -127,11 +130,11 @@ def peaks(precision: str) -> tuple[float, float]:
 def measure(case: Case, levels: int, coils: int, rounds: int) -> dict[str, Any]:
     """Everything about one combination."""
     config = make_config(case, levels)
-    compiled, arguments = compile_step(config, coils)
+    compiled, operations, arguments = compile_step(config, coils)
     times = interleaved(parts_of_the_step(config, coils, compiled, arguments()), rounds)
     cost, devices = compiled.cost_analysis() or {}, jax.device_count()
     median = {name: statistics.median(of_part) for name, of_part in times.items()}
-    total, flops, moved = median["whole step"], cost.get("flops"), cost.get("bytes accessed")
+    total, moved, needed = median["whole step"], cost.get("bytes accessed"), operations / devices
     product, copy = peaks(case.precision)
     parts = {
         "whole step": total,
@@ -148,12 +151,13 @@ def measure(case: Case, levels: int, coils: int, rounds: int) -> dict[str, Any]:
         "parts": parts,
         "corruption_and_augmentation_share": median["corruption + augmentation"] / total,
         "images_per_second": case.batch / total,
-        "flops_by_xla": flops,  # of one device, like the next
+        "flops": needed,  # of one device, like the next two
+        "flops_by_xla": cost.get("flops"),  # without what our own operations on CPUs do, like the next
         "bytes_by_xla": moved,
         "product_flops_per_second": product,
         "copy_bytes_per_second": copy,
-        "mfu": flops / total / product if flops else None,
-        "roofline_share": max(flops / product, moved / copy) / total if accelerator and flops and moved else None,
+        "mfu": needed / total / product,
+        "roofline_share": max(needed / product, moved / copy) / total if accelerator and moved else None,
         "needed_bytes": memory.needed(compiled),
         "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "devices": devices,
@@ -177,7 +181,7 @@ def largest_batch(case: Case, levels: int, coils: int) -> dict[str, Any]:
         fits, too_large = (middle, too_large) if needs(middle) <= limit else (fits, middle)
     while fits:
         try:
-            compiled, arguments = compile_step(make_config(case._replace(batch=fits), levels), coils)
+            compiled, _, arguments = compile_step(make_config(case._replace(batch=fits), levels), coils)
             jax.block_until_ready(compiled(*arguments()))
             break
         except jax.errors.JaxRuntimeError as error:
@@ -197,14 +201,12 @@ def main(argv: list[str]) -> None:
     columns = ("precision", "size", "channels", "batch")
     of_step, of_parts = [], []
     for case, one in zip(cases, results, strict=True):
-        total, flops, moved = one["parts"]["whole step"], one["flops_by_xla"], one["bytes_by_xla"]
+        total = one["parts"]["whole step"]
         of_step.append(
             [
                 *(*case, one["images_per_second"], spread(one["seconds"]["whole step"], 1e3)),
-                *(
-                    x and x * scale
-                    for x, scale in ((flops, 1e-9 / total), (one["mfu"], 100), (flops, 1e-9), (moved, 1e-9))
-                ),
+                *(1e-9 * one["flops"] / total, 100 * one["mfu"], 1e-9 * one["flops"]),
+                *(one[name] and 1e-9 * one[name] for name in ("flops_by_xla", "bytes_by_xla")),
                 *(one["needed_bytes"] / 1e9, one["peak_bytes"] and one["peak_bytes"] / 1e9),
                 one["roofline_share"] and 100 * one["roofline_share"],
             ]
@@ -214,8 +216,8 @@ def main(argv: list[str]) -> None:
         Table(
             "The whole training step (bytes, FLOPs and memory: of each device)",
             [
-                *(*columns, "images/s", "ms (quartiles)", "GFLOP/s", "% of a matrix product (MFU)", "GFLOP by XLA"),
-                *("GB accessed by XLA", "GB needed by XLA", "GB peak", "% of the roofline"),
+                *(*columns, "images/s", "ms (quartiles)", "GFLOP/s", "% of a matrix product (MFU)", "GFLOP"),
+                *("GFLOP by XLA", "GB accessed by XLA", "GB needed by XLA", "GB peak", "% of the roofline"),
             ],
             of_step,
         ),

@@ -23,7 +23,7 @@ from benchmarks.step_time import Case, compile_step, make_config
 
 config = make_config(Case(sys.argv[1], 128, 16, 8), 3)
 config.accumulate = int(sys.argv[2])
-compiled, arguments = compile_step(config, coils=4)
+compiled, _, arguments = compile_step(config, coils=4)
 state, batch = arguments()
 for _ in range({STEPS}):
     state, metrics = compiled(state, batch)
