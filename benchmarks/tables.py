@@ -42,7 +42,7 @@ Each script runs by itself, too, and has `--help` and `--json=FILE`:
 its own, where `make bench` finds it from then on. Times are medians, with the first and third quartile in brackets;
 what is compared takes turns in one run, so that a drift of the machine's speed meets all alike. CPUs differ from one
 machine to the next: only ratios within one run mean anything. On a CPU with a C++ compiler mrjax's convolutions are its
-own, compiled on first use as PyTorch's compiled forms are; without one they are XLA's, and a step takes twice the time.
+own, compiled on first use as PyTorch's compiled forms are; without one they are XLA's, which are slower.
 """
 LIMIT_S = 900  # of one script: a hanging one must not keep the others' tables
 
