@@ -119,6 +119,7 @@ def train_step(
     loss: losses.Loss = MSE,
     accumulate: int = 1,
     ema: float = 0.0,
+    learning_rate: optax.Schedule | None = None,
     sizes: Sizes | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Augment, acquire, normalise, predict, compare, update.
@@ -138,10 +139,12 @@ def train_step(
       accumulate: parts in which a batch is worked through one after the other, for less memory.
       ema: decay of the average of the parameters a step, if the state has one; less over the first steps, so that
         the average forgets where it started: min(ema, (1 + step) / (10 + step)).
+      learning_rate: what the optimizer follows, if it is to be told: the host would wait for the device to compute it.
       sizes: of the slices in each bucket, if they differ in size and keep it.
 
     Returns:
-      The next state, and float32 scalars: loss (normalised units), grad_norm, and param_norm of the next state.
+      The next state, and float32 scalars: loss (normalised units), grad_norm, param_norm of the next state, and
+        learning_rate.
     """
     parts = sharding.micro_batches(batch, accumulate, mesh)
 
@@ -179,14 +182,16 @@ def train_step(
     gradients = sharding.as_it_lies(gradients, mesh)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    norms = {"grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
+    told = {"loss": value, "grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
+    done = optax.tree.get_all_with_path(state.opt_state, "count")[0][1]
+    if learning_rate is not None:
+        told["learning_rate"] = jnp.asarray(learning_rate(done), jnp.float32)
     average = None
     if state.ema is not None:
-        count = optax.tree.get_all_with_path(opt_state, "count")[0][1]
-        decay = jnp.minimum(ema, (1 + count) / (10 + count))
+        decay = jnp.minimum(ema, (2 + done) / (11 + done))
         average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
     state = sharding.constrain_state(TrainState(params=params, opt_state=opt_state, ema=average), mesh)
-    return state, {"loss": value} | norms
+    return state, told
 
 
 def _gradient(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import optax
 from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -53,7 +52,6 @@ def train(config: ConfigDict, workdir: str) -> None:
     # 2. Pure functions, jitted over the mesh; the step itself is compiled here, to know that it fits.
     model, optimizer, task = build.model(config, mesh), build.optimizer(config), build.task(config)
     fixed = {"model": model, "task": task, "normalise_by": config.normalise}
-    learning_rate = build.schedule(config)
     (train_sources, train_sizes), (val_sources, val_sizes) = (
         sources(config, *split) for split in (("training", train_set), ("validation", val_set))
     )
@@ -63,9 +61,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     initial = build.initial_state(config)
     like = build.abstract_state(initial, mesh)
     specs = [source.spec for source in drawn_from]
-    explain, train_step = build.train_steps(
-        config, mesh, like, specs, cached, optimizer=optimizer, sizes=train_sizes, **fixed
-    )
+    rules = {"optimizer": optimizer, "learning_rate": build.schedule(config)}
+    explain, train_step = build.train_steps(config, mesh, like, specs, cached, sizes=train_sizes, **rules, **fixed)
 
     # 3. The state: restored, or fresh.
     with contextlib.ExitStack() as stack:
@@ -129,7 +126,8 @@ def train(config: ConfigDict, workdir: str) -> None:
             if at == start + 1:
                 jax.block_until_ready(values)
                 logger.info(FIRST_STEP)
-                timed_from, clock, waited = at, time.perf_counter(), 0.0  # the first one also fills the pipeline
+                watch.open_board()
+                timed_from, clock, waited = at, time.perf_counter(), 0.0  # all this is only once
             watch.bar.update()
 
             stopping = stop_after(at)
@@ -138,13 +136,13 @@ def train(config: ConfigDict, workdir: str) -> None:
             assess = at == config.steps or at % config.eval_every == 0
             if last or (at % config.log_every == 0 and at > timed_from):
                 if unreported:
-                    report(watch, unreported, config, learning_rate)
+                    report(watch, unreported, config)
                 now = time.perf_counter()
                 rate, share = (at - timed_from) * config.batch_size / (now - clock), waited / (now - clock)
                 unreported, interval, timed_from, clock, waited = Interval(at, interval, rate, share), [], at, now, 0.0
             if save or assess:
                 if unreported:
-                    report(watch, unreported, config, learning_rate)
+                    report(watch, unreported, config)
                     unreported = None
                 require_finite(at, jax.device_get(values), config)
                 ssim = validate() if assess else -1.0
@@ -226,12 +224,12 @@ class Interval(NamedTuple):
     data_wait: float
 
 
-def report(watch: Watch, interval: Interval, config: ConfigDict, learning_rate: optax.Schedule) -> None:
+def report(watch: Watch, interval: Interval, config: ConfigDict) -> None:
     """Logs the means of an interval; a loss that is not finite is a `UserError`."""
     values = jax.device_get(interval.values)
     row = {name: statistics.fmean(float(v[name]) for v in values) for name in values[0]}
     require_finite(interval.step, row, config)
-    row["learning_rate"] = float(learning_rate(interval.step - 1))
+    row["learning_rate"] = float(values[-1]["learning_rate"])
     row["images_per_second"], row["data_wait"] = interval.images_per_second, interval.data_wait
     watch.scalars(interval.step, row)
     left = (config.steps - interval.step) * config.batch_size / max(interval.images_per_second, 1e-9)

@@ -34,6 +34,11 @@ class Watch:
 
         return tensorboardX.SummaryWriter(str(self._file.with_name("tensorboard")), purge_step=self._start + 1)
 
+    def open_board(self) -> None:
+        """Opens the TensorBoard file now, which takes seconds, rather than in the middle of a timed interval."""
+        if self._active:
+            _ = self._board
+
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """A row of metrics.jsonl and a point of each curve."""
         if self._active:

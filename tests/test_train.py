@@ -85,11 +85,12 @@ def test_a_run_that_waits_for_its_data_says_so_with_the_fields_to_change(scans: 
         def scalars(self, step: int, values: dict[str, float]) -> None:
             self.values = values
 
-    watch, values = Silent(), [{"loss": np.float32(1), "grad_norm": np.float32(1), "param_norm": np.float32(1)}]
+    watch = Silent()
+    values = [dict.fromkeys(("loss", "grad_norm", "param_norm", "learning_rate"), np.float32(1))]
     for share, said in ((0.04, False), (0.12, True)):
         caplog.clear()
         with caplog.at_level("INFO", "mrjax"):
-            train.report(watch, train.Interval(1, values, 10.0, share), tiny(scans), lambda step: 0.1)
+            train.report(watch, train.Interval(1, values, 10.0, share), tiny(scans))
         assert watch.values["data_wait"] == share
         assert (
             any("waited for data 12 %" in text and "config.data.cache='host'" in text for text in caplog.messages)
