@@ -11,6 +11,7 @@ every repetition. All are scored against it on subjects that none has seen.
 
 import functools
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from benchmarks.quality import evaluated, page_section, put
+from benchmarks.quality import evaluated, flips_alone, page_section, put
 from benchmarks.report import Table, publish
 from mrjax import build, cli, sharding, step
 from mrjax.config import defaults
@@ -67,18 +68,17 @@ def expected_scan(clean: np.ndarray, maps: np.ndarray, key: tuple[int, int, int]
     return (total / SCANS).astype(np.float32)
 
 
-def make_config(task: str, seed: int, folder: Path) -> ConfigDict:
+def make_config(task: str, seed: int, data: Path) -> ConfigDict:
     """The same training for every kind of target."""
     config = defaults()
     config.task, config.seed, config.steps, config.batch_size = task, seed, flags.FLAGS.steps, BATCH
     config.log_every = config.eval_every = config.checkpoint_every = config.steps
-    config.data.dir = str(folder / ("truth" if task == "paired" else "scans"))
+    config.data.dir = str(data / ("truth" if task == "paired" else "scans"))
     config.data.cache = "device"
     config.learning_rate, config.ema = 2e-3, 0.99
     config.model.channels, config.model.levels, config.model.residual = CHANNELS, LEVELS, True
     config.acquisition.accelerations, config.acquisition.noise = (1.0,), (0.0, 0.0)
-    for name in ("rotation_p", "scale_p", "anisotropy_p", "translation_p"):
-        config.augment[name] = 0.0
+    flips_alone(config)
     return config
 
 
@@ -88,18 +88,22 @@ def main(argv: list[str]) -> None:
     logging.getLogger("mrjax").setLevel(logging.WARNING)
     values = flags.FLAGS
     folder, mesh = Path(values.folder), sharding.make_mesh()
-    if not (folder / "mean").exists():
-        make_data(folder)
+    data = folder / "data"
+    if not data.exists():
+        part = folder / ".data.part"
+        shutil.rmtree(part, ignore_errors=True)
+        make_data(part)
+        part.rename(data)
     read = functools.partial(pipeline.volumes, task="paired", on_bad_file="error", read_all=True)
-    truth, mean = (read(t5.find(str(folder / kind / "test"))) for kind in ("truth", "mean"))
+    truth, mean = (read(t5.find(str(data / kind / "test"))) for kind in ("truth", "mean"))
     found: dict[str, list[Any]] = {}
     for task, name in WAYS.items():
         for seed in range(values.seeds):
             workdir = str(folder / f"{task}-{seed}")
-            train(make_config(task, seed, folder), workdir)
+            train(make_config(task, seed, data), workdir)
             restored = build.restore(workdir, mesh)
             # Whatever it learnt from, it is asked about the pairs of a repetition and its truth.
-            config = make_config("paired", seed, folder)
+            config = make_config("paired", seed, data)
             fixed = {"model": build.model(config, mesh), "task": build.task(config), "normalise_by": "slice"}
             predict = functools.partial(step.compile_predict(mesh, **fixed), restored.params)
             scores, _ = evaluated(predict, truth, SIZE, BATCH)

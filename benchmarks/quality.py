@@ -6,7 +6,7 @@ Demo data of 128x128 pixels and 4 coils are made in the folder, and each network
 run that was cut off goes on. All networks have about as many parameters, train for as many steps of as many slices, on
 masks of 4x and 8x (random columns, centre 8 % and 4 %). PyTorch's is fastMRI's `Unet` with fastMRI's `SliceDataset`,
 `RandomMaskFunc` and `UnetDataTransform`, L1 and Adam; "same recipe" is the same U-Net, loss and optimizer in mrjax;
-"our recipe" adds a residual connection, warm-up and cosine, augmentation, an average of the parameters, and minimises
+"our recipe" adds a residual connection, warm-up and cosine, random flips, an average of the parameters, and minimises
 the squared error with a little SSIM; so does VarNet. Every method
 is scored by mrjax on the same zero-filled slices, over volumes as fastMRI's `evaluate.py` does. The real individuals
 are the T1-weighted slice and the ten b = 0 slices that the package dipy carries: magnitudes, taken for a single coil's
@@ -93,12 +93,20 @@ def ours(config: ConfigDict) -> None:
     """How we would train any network here."""
     config.model.residual = True
     config.learning_rate, config.ema, config.loss.ssim = 3e-3, 0.99, 0.02
+    flips_alone(config)
+
+
+def flips_alone(config: ConfigDict) -> None:
+    """Augments by flips and nothing else: a few hundred steps are too few to learn from images that are resampled."""
+    for name in ("rotation_p", "scale_p", "anisotropy_p", "translation_p"):
+        config.augment[name] = 0.0
 
 
 def variational(config: ConfigDict) -> None:
     """A VarNet with as many parameters, as we would train it."""
-    config.model.name, config.model.channels, config.model.levels = "varnet", CHANNELS // 2, LEVELS
-    config.model.cascades, config.model.sens_channels = 4, 2
+    config.model.name, config.model.pool, config.model.levels = "varnet", "avg", LEVELS
+    config.model.channels, config.model.cascades, config.model.sens_channels = 6, 7, 2
+    config.clip_norm = 1.0
     ours(config)
 
 
