@@ -104,7 +104,7 @@ def flips_alone(config: ConfigDict) -> None:
 
 def variational(config: ConfigDict) -> None:
     """A VarNet with as many parameters, as we would train it."""
-    config.model.name, config.model.pool, config.model.levels = "varnet", "avg", LEVELS
+    config.model.name, config.model.levels = "varnet", LEVELS
     config.model.channels, config.model.cascades, config.model.sens_channels = 6, 7, 2
     config.clip_norm = 1.0
     ours(config)
