@@ -27,13 +27,16 @@ def private_folder(name: str) -> Path:
     """A folder for what is compiled: such files are trusted code, so nobody else may write there.
 
     Raises:
-      OSError: there is none, as for a user without a home.
+      OSError: there is none, as for a user without a home, or somebody else may write there.
     """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mrjax" / name
     except RuntimeError as error:
         raise OSError(str(error)) from error
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise OSError(f"{folder} is a folder that others may write to, expected one of this user alone (chmod 700)")
     return folder
 
 

@@ -17,6 +17,8 @@ from mrjax.models.convolution import convolve
 
 _EPSILON = 1e-5
 _SLOPE = 0.2
+# Python runs them once for all arrays of one shape, which shows in how long a run takes to start.
+_once = functools.partial(jax.jit, inline=True)
 
 
 def as_it_is(x: Array, fold: int) -> Array:
@@ -129,6 +131,7 @@ def _weigh_backwards(
 normalise_activate_and_weigh.defvjp(_weigh_forwards, _weigh_backwards)
 
 
+@functools.partial(_once, static_argnums=0)
 def _statistics(fold: int, x: Array, inside: Array | None) -> tuple[Array, Array]:
     """Mean and 1 / deviation of each channel of each image, (b, 1, 1, c) float32."""
     wide = _kept(x.astype(jnp.float32), inside)
@@ -136,6 +139,7 @@ def _statistics(fold: int, x: Array, inside: Array | None) -> tuple[Array, Array
     return mean, lax.rsqrt(jnp.maximum(square - mean * mean, 0) + _EPSILON)
 
 
+@_once
 def _activated(x: Array, mean: Array, scale: Array, inside: Array | None) -> Array:
     """Normalised and activated, float32."""
     normal = (x.astype(jnp.float32) - mean) * scale
@@ -147,12 +151,14 @@ def _leaky(y: Array, g: Array) -> Array:
     return jnp.where(y >= 0, g, _SLOPE * g)
 
 
+@functools.partial(_once, static_argnums=0)
 def _means_for_gradient(fold: int, y: Array, g: Array, inside: Array | None) -> tuple[Array, ...]:
     """Of the gradient of the normalised values, and of it times these: the slope cancels from (slope g) (y / slope)."""
     g = _kept(g, inside)
     return _means(fold, inside, _leaky(y, g), g * y)
 
 
+@_once
 def _through(y: Array, g: Array, mean: Array, product: Array, scale: Array, inside: Array | None) -> Array:
     """The gradient g of the activations y, back through activation and normalisation, float32."""
     gradient = jnp.where(y >= 0, g - y * product, _SLOPE * g - y / _SLOPE * product) - mean
