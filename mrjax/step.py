@@ -183,15 +183,20 @@ def train_step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     told = {"loss": value, "grad_norm": optax.tree.norm(gradients), "param_norm": optax.tree.norm(params)}
-    done = optax.tree.get_all_with_path(state.opt_state, "count")[0][1]
     if learning_rate is not None:
-        told["learning_rate"] = jnp.asarray(learning_rate(done), jnp.float32)
+        told["learning_rate"] = jnp.asarray(learning_rate(_steps_done(state)), jnp.float32)
     average = None
     if state.ema is not None:
-        decay = jnp.minimum(ema, (2 + done) / (11 + done))
+        number = _steps_done(state) + 1
+        decay = jnp.minimum(ema, (1 + number) / (10 + number))
         average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
     state = sharding.constrain_state(TrainState(params=params, opt_state=opt_state, ema=average), mesh)
     return state, told
+
+
+def _steps_done(state: TrainState) -> jax.Array:
+    """As an optimizer counts them that has a schedule."""
+    return optax.tree.get_all_with_path(state.opt_state, "count")[0][1]
 
 
 def _gradient(
