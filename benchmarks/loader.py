@@ -121,7 +121,7 @@ def draw(batches: Iterator[Any], count: int) -> float:
 
 
 class Timing(NamedTuple):
-    """Seconds to the first batch, and slices a second in the first epoch and in each round after it."""
+    """Seconds to the first batch and slices a second in the first epoch, medians, and in each round after it."""
 
     start: float
     first: float
@@ -129,17 +129,24 @@ class Timing(NamedTuple):
 
 
 def timings(loaders: list[Loader], workers: int, batch: int, rounds: int) -> dict[str, Timing]:
-    """One after the other through their first epoch, then in turn."""
+    """One after the other through their first epoch, each time anew, then in turn."""
     counts = {loader.name: loader.slices // batch for loader in loaders}
     with contextlib.ExitStack() as stack:
         streams, starts, firsts = {}, {}, {}
         for loader in loaders:
-            begin = time.perf_counter()
-            streams[loader.name] = stack.enter_context(loader.stream(workers))
-            next(streams[loader.name])
-            starts[loader.name] = time.perf_counter() - begin
             count = counts[loader.name] - 1
-            firsts[loader.name] = count * batch / draw(streams[loader.name], count)
+            begun: list[tuple[float, float]] = []
+            while len(begun) < rounds:
+                with contextlib.ExitStack() as fresh:
+                    begin = time.perf_counter()
+                    batches = fresh.enter_context(loader.stream(workers))
+                    next(batches)
+                    start = time.perf_counter() - begin
+                    begun.append((start, count * batch / draw(batches, count)))
+                    if len(begun) == rounds:
+                        streams[loader.name] = batches
+                        stack.push(fresh.pop_all())
+            starts[loader.name], firsts[loader.name] = map(statistics.median, zip(*begun, strict=True))
         later: dict[str, list[float]] = {name: [] for name in streams}
         for _ in range(rounds):
             for name, batches in streams.items():
@@ -298,6 +305,6 @@ def _first(timing: Timing) -> tuple[float, float, float, float]:
 if __name__ == "__main__":
     flags.DEFINE_integer("files", 16, "how many plain files of 18 slices, and as many small ones", lower_bound=2)
     flags.DEFINE_integer("batch", 4, "slices in a batch", lower_bound=1, upper_bound=36)
-    flags.DEFINE_integer("rounds", 3, "how often each loader is timed after its first epoch", lower_bound=1)
+    flags.DEFINE_integer("rounds", 3, "how often each loader is timed in its first epoch, and after it", lower_bound=1)
     flags.DEFINE_string("json", None, "file to write everything measured to")
     cli.run(main)

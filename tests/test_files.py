@@ -8,6 +8,7 @@ import pytest
 from conftest import coil_images, to_kspace, write_scan
 
 from mrjax.data import files, t5
+from mrjax.data.layout import layout_of
 from mrjax.errors import UserError
 
 KSPACE = to_kspace(coil_images(5, 2, 24, 17))
@@ -29,7 +30,7 @@ def test_every_layout_reads_as_h5py_reads_it(tmp_path: Path, layout: str) -> Non
     with h5py.File(path, "w") as file:
         file.create_dataset("before", data=np.arange(7, dtype=np.int8))
         file.create_dataset("kspace", data=KSPACE, **LAYOUTS[layout])
-        direct = files._layout(file["kspace"]) is not None
+        direct = layout_of(file["kspace"]) is not None
     assert direct == (layout in ("contiguous", "chunk a slice", "double"))
     reader = files.Files()
     for i in (3, 0, 4):
@@ -72,6 +73,14 @@ def test_threads_read_alike_through_few_handles_that_do_not_travel(tmp_path: Pat
     assert len(reader._open) == 2
     copy = pickle.loads(pickle.dumps(reader))
     assert np.array_equal(copy.read(paths[1], "kspace", 0), KSPACE[0])
+
+
+def test_what_a_description_knows_of_a_file_is_read_without_hdf5(tmp_path: Path) -> None:
+    path = str(write_scan(tmp_path / "a.t5", slices=4))
+    reader = pickle.loads(pickle.dumps(files.Files({(path, name): lie for name, lie in t5.describe(path).layouts})))
+    for name in ("kspace", "reconstruction_rss"):
+        assert np.array_equal(reader.read(path, name, 2), t5.read(path, name)[2])
+    assert not reader._open
 
 
 def test_a_file_cut_short_while_training_is_named(tmp_path: Path) -> None:

@@ -3,21 +3,15 @@
 import collections
 import os
 import threading
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import h5py
 import numpy as np
 
+from mrjax.data.layout import Layout, layout_of
 from mrjax.data.t5 import open_file
 from mrjax.errors import UserError
-
-
-class _Layout(NamedTuple):
-    """Where the slices of a data set lie in its file: for each the offset of its first byte."""
-
-    offsets: tuple[int, ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype
 
 
 class Files:
@@ -25,23 +19,27 @@ class Files:
 
     HDF5 has one lock for all of a process. Uncompressed slices in one piece (contiguous data sets, or one chunk
     a slice: fastMRI's, M4Raw's and our own files) are therefore read by their offset, past the library. Others go
-    through a bounded number of open handles. A copy sent to another process carries neither.
+    through a bounded number of open handles, of which a copy sent to another process carries none.
+
+    Args:
+      known: where the slices of a data set lie, by file and data set; found out at the first reading of any other.
+      most: handles open at a time.
     """
 
-    def __init__(self, most: int = 64):
+    def __init__(self, known: Mapping[tuple[str, str], Layout | None] | None = None, most: int = 64):
         self._most = most
+        self._layouts = dict(known or {})
         self._forget()
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._open: collections.OrderedDict[str, h5py.File] = collections.OrderedDict()
-        self._layouts: dict[tuple[str, str], _Layout | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_most": self._most}
+        return {"_most": self._most, "_layouts": self._layouts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._most = state["_most"]
+        vars(self).update(state)
         self._forget()
 
     def read(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -59,7 +57,7 @@ class Files:
         try:
             if (path, name) not in self._layouts:
                 with self._lock:
-                    self._layouts[path, name] = _layout(self._handle(path)[name])
+                    self._layouts[path, name] = layout_of(self._handle(path)[name])
             layout = self._layouts[path, name]
             if layout is None:
                 with self._lock:
@@ -95,21 +93,3 @@ def read_at(number: int, out: np.ndarray, offset: int) -> None:
         if not count:
             raise OSError("the file ends before the slice does")
         left, offset = left[count:], offset + count
-
-
-def _layout(data: h5py.Dataset) -> _Layout | None:
-    """Where the slices lie, or None where HDF5 has to find or decode them."""
-    shape, dtype = data.shape[1:], data.dtype
-    size = int(np.prod(shape)) * dtype.itemsize
-    plain = data.id.get_create_plist().get_nfilters() == 0 and not data.external and not data.is_virtual
-    # A compound type may be padded in the file and not in memory: then the sizes differ.
-    whole = data.id.get_storage_size() == size * data.shape[0]
-    if not (plain and whole and dtype.isnative) or data.file.userblock_size:
-        return None
-    if data.chunks is None:
-        first = data.id.get_offset()
-        return None if first is None else _Layout(tuple(first + i * size for i in range(data.shape[0])), shape, dtype)
-    if data.chunks != (1, *shape) or data.id.get_num_chunks() != data.shape[0]:
-        return None
-    chunks = [data.id.get_chunk_info_by_coord((i, *(0,) * len(shape))) for i in range(data.shape[0])]
-    return _Layout(tuple(chunk.byte_offset for chunk in chunks), shape, dtype)

@@ -189,7 +189,7 @@ class Slices(Source):
         self._beside = [0, *range(-neighbours, 0), *range(1, neighbours + 1)]
         self._size = (image_size[0], image_size[1])
         self._rule = rule
-        self._files = Files()
+        self._files = Files({(volume.path, name): lie for volume in volumes for name, lie in volume.layouts})
         self._names = [zlib.crc32(volume.name.encode()) for volume in volumes]
         self.where = [(v, i) for v, volume in enumerate(volumes) for i in range(volume.slices) if i not in volume.empty]
         several = (len(self._beside),) if neighbours else ()

@@ -20,6 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from mrjax.data.layout import Layout, layout_of
 from mrjax.errors import UserError
 from mrjax.mri.fourier import centred_ifft2_host
 
@@ -43,6 +44,8 @@ class Volume:
       maximum: the attribute `max` in the file's units; else, once checked, that of its true image; else None.
       stored_mask: the sampled columns, (width,) of bool, where the file stores a `mask`.
       undersampled: whether it does, or `check` found columns left out.
+      layouts: where the slices of its data and of its true image lie in the file, by name of the data set; None where
+        HDF5 has to find or decode them.
       empty: slices whose samples are all zero; only `check` finds them.
       others: files of the other repetitions of this scan, where a task asks for them (see `repetitions`).
     """
@@ -57,6 +60,7 @@ class Volume:
     maximum: float | None
     stored_mask: tuple[bool, ...] | None
     undersampled: bool
+    layouts: tuple[tuple[str, Layout | None], ...] = ()
     empty: tuple[int, ...] = ()
     others: tuple[str, ...] = ()
 
@@ -212,6 +216,7 @@ def _describe(path: str, file: h5py.File, layout: str | None) -> Volume:
         maximum=None if maximum is None else float(np.asarray(maximum).reshape(-1)[0]),
         stored_mask=stored_mask,
         undersampled=undersampled,
+        layouts=tuple((name, layout_of(file[name])) for name in (layouts[layout], target) if name),
     )
 
 
