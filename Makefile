@@ -35,7 +35,7 @@ check: $(VENV)/.test
 bench: bench-packages
 	$(RUN) -m benchmarks.tables --aot_python=$(AOT_VENV)/bin/python
 
-# How good the reconstructions are: trains every network three times, an hour and a half on 2 cores.
+# How good the reconstructions are: trains every network three times, an hour and a quarter on 2 cores.
 bench-quality: bench-packages
 	$(RUN) -m benchmarks.quality
 	$(RUN) -m benchmarks.denoising

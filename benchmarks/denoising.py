@@ -1,6 +1,6 @@
 """What is lost by learning to remove noise without ever seeing an image that has none.
 
-    python -m benchmarks.denoising [--steps=1000] [--seeds=3] [--folder=runs/denoising] [--json=FILE]
+    python -m benchmarks.denoising [--steps=1500] [--seeds=3] [--folder=runs/denoising] [--json=FILE]
 
 Demo data of 128x128 pixels, 4 coils and 4 repetitions of every scan are made in the folder. One U-Net learns the mean
 of the other repetitions (`denoise`), one another repetition (`noise2noise`), one the truth (`paired`), with the same
@@ -128,7 +128,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("steps", 1000, "of every training")
+    flags.DEFINE_integer("steps", 1500, "of every training")
     flags.DEFINE_integer("seeds", 3, "trainings of every network")
     flags.DEFINE_string("folder", "runs/denoising", "for the data and the trained networks")
     flags.DEFINE_string("readme", "benchmarks/README.md", "page whose section of this is written anew")

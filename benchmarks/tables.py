@@ -35,7 +35,7 @@ Each script runs by itself, too, and has `--help` and `--json=FILE`:
     python -m benchmarks.peers        # the same U-Net in PyTorch: eager, compiled, channels_last, bf16
     python -m benchmarks.start_up     # time to the first step, with a cold and a warm compilation cache
     python -m benchmarks.fit --config=configs/unet.py --target=h100    # compiled for devices that are not here
-    python -m benchmarks.quality      # how good: beside zero-filled, compressed sensing and fastMRI's U-Net; an hour
+    python -m benchmarks.quality      # how good: beside zero-filled, compressed sensing and fastMRI's U-Net; 40 minutes
     python -m benchmarks.denoising    # what is lost by learning without clean images; half an hour
 
 `make bench-packages` installs the peer. `fit` needs the extra `aot`: `make bench-fit` installs it in an environment of
