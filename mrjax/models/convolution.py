@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from mrjax import native
+from mrjax.platforms import by_platform
 
 
 def convolve(x: Array, kernel: Array) -> Array:
@@ -60,7 +61,7 @@ def _native_filter_gradient(x: Array, gradient: Array, *, side: int) -> Array:
 
 @jax.custom_vjp
 def _convolve(x: Array, kernel: Array) -> Array:
-    return lax.platform_dependent(x, kernel, cpu=functools.partial(_native, flipped=False), default=_library)
+    return by_platform(x, kernel, cpu=functools.partial(_native, flipped=False), default=_library)
 
 
 def _forwards(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -76,9 +77,9 @@ def _backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
     def by_kernel(x: Array, gradient: Array) -> Array:
         return jax.linear_transpose(lambda kernel: _library(x, kernel), kernel)(gradient)[0]
 
-    of_x = lax.platform_dependent(gradient, kernel, cpu=functools.partial(_native, flipped=True), default=by_input)
+    of_x = by_platform(gradient, kernel, cpu=functools.partial(_native, flipped=True), default=by_input)
     on_cpu = functools.partial(_native_filter_gradient, side=len(kernel))
-    of_kernel = lax.platform_dependent(x, gradient, cpu=on_cpu, default=by_kernel)
+    of_kernel = by_platform(x, gradient, cpu=on_cpu, default=by_kernel)
     return of_x, of_kernel
 
 

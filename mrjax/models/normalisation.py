@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from mrjax.models.convolution import convolve
+from mrjax.platforms import by_platform
 
 _EPSILON = 1e-5
 _SLOPE = 0.2
@@ -187,7 +188,7 @@ def _image_forwards(x: Array, kernel: Array, inside: Array | None) -> tuple[Arra
         return _activated(_sum_of_neighbours(x, kernel), mean, scale, inside).astype(x.dtype), scale
 
     x = _apart(x)
-    result, scale = lax.platform_dependent(x, cpu=by_convolution, default=in_one_loop)
+    result, scale = by_platform(x, cpu=by_convolution, default=in_one_loop)
     return result, (x, kernel, inside, _apart(result), scale)
 
 
@@ -223,7 +224,7 @@ def one_backwards(values: Any) -> Any:
 
 one_backwards.defvjp(
     lambda values: (values, None),
-    lambda _, gradients: (lax.platform_dependent(gradients, tpu=lambda x: x, default=_apart),),
+    lambda _, gradients: (by_platform(gradients, tpu=lambda x: x, default=_apart),),
 )
 
 
@@ -232,7 +233,7 @@ def _apart(values: Any) -> Any:
 
     Not on CPUs, where it gains nothing and XLA (JAX 0.10) computes other gradients inside a `lax.scan` for it.
     """
-    return lax.platform_dependent(values, cpu=lambda x: x, default=lax.optimization_barrier)
+    return by_platform(values, cpu=lambda x: x, default=lax.optimization_barrier)
 
 
 def _means(fold: int, inside: Array | None, *arrays: Array) -> tuple[Array, ...]:
@@ -251,7 +252,7 @@ def _means(fold: int, inside: Array | None, *arrays: Array) -> tuple[Array, ...]
         return tuple(x.mean((1, 2)) for x in arrays)
 
     b, _, _, c = arrays[0].shape
-    means = lax.platform_dependent(*arrays, tpu=plain, default=rows_first)
+    means = by_platform(*arrays, tpu=plain, default=rows_first)
     pixels = (mean.reshape(b, fold, c // fold).mean(1) for mean in means)
     means = tuple(jnp.tile(pixel, fold)[:, None, None] for pixel in pixels)
     return means if inside is None else tuple(mean / inside.mean((1, 2, 3), keepdims=True) for mean in means)

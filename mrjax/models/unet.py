@@ -4,9 +4,11 @@ Ronneberger, Fischer, Brox, "U-Net", MICCAI 2015; Zbontar et al., "fastMRI", arX
 `UNet(pool="avg")` computes what `fastmri.models.Unet` computes, for odd sizes too.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -27,9 +29,10 @@ from mrjax.models.normalisation import (
 from mrjax.models.pooling import avg_pool, max_pool
 
 # Bounds of 1 / sqrt(fan in), PyTorch's default for convolutions, so that fastMRI's hyper-parameters carry over.
-# PyTorch counts the fan-in of a transposed convolution over its output channels.
-_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-_UP_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2)
+# PyTorch counts the fan-in of a transposed convolution over its output channels. Kernels of one shape share their code.
+_shared = functools.partial(jax.jit, static_argnums=(1, 2))
+_INIT = _shared(nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"))
+_UP_INIT = _shared(nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2))
 
 
 def _max_pooled(x: Array, fold: int) -> tuple[Array, Array]:
@@ -138,7 +141,7 @@ class _Head(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[Array, Array]:
-        kernel = self.param("kernel", self.kernel_init, (self.channels, self.out), jnp.float32)
+        kernel = _kernel(self, self.kernel_init, (self.channels, self.out))
         return kernel, self.param("bias", nn.initializers.zeros, (self.out,), jnp.float32)
 
 
@@ -197,7 +200,7 @@ class _Transpose(nn.Module):
     def __call__(self, x: Array) -> Array:
         b, h, w, c = x.shape
         before = max(self.fold // 2, 1)
-        kernel = self.param("kernel", _UP_INIT, (2, 2, c // before, self.channels), jnp.float32).astype(self.dtype)
+        kernel = _kernel(self, _UP_INIT, (2, 2, c // before, self.channels)).astype(self.dtype)
         x, kernel = one_backwards((x, kernel))
         if self.fold == 1:
             dense = multiply(x, kernel.transpose(2, 0, 1, 3).reshape(c, 4 * self.channels))
@@ -236,13 +239,23 @@ class _Convolution(nn.Module):
     @nn.compact
     def kernel_of(self, channels: int) -> Array:
         """The kernel (3, 3, channels, self.channels)."""
-        return self.param("kernel", _INIT, (3, 3, channels, self.channels), jnp.float32).astype(self.dtype)
+        return _kernel(self, _INIT, (3, 3, channels, self.channels)).astype(self.dtype)
 
     def __call__(self, *parts: Array) -> Array:
         counts = [part.shape[-1] // self.fold // (1 + self.spaced) for part in parts]
         parts, kernel = one_backwards((parts, self.kernel_of(sum(counts))))
         kernels = [_folded(part, self.fold, self.spaced) for part in jnp.split(kernel, np.cumsum(counts)[:-1], axis=2)]
         return sum(map(convolve, parts[1:], kernels[1:]), convolve(parts[0], kernels[0]))
+
+
+def _kernel(module: nn.Module, initial: Initializer, shape: tuple[int, ...]) -> Array:
+    """The parameter `kernel` of the calling module, float32.
+
+    Not by `param` where there is one: that traces once more how it was drawn, to compare shapes, and a run starts later.
+    """
+    if module.has_variable("params", "kernel"):
+        return module.get_variable("params", "kernel")
+    return module.param("kernel", initial, shape, jnp.float32)
 
 
 def _folded(kernel: Array, fold: int, spaced: bool) -> Array:

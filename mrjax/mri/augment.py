@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mrjax.errors import UserError
+from mrjax.platforms import by_platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ def warp(images: Array, affine: Array) -> Array:
     height, width = images.shape[1:]
     row, column = jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width, dtype=jnp.float32)
     y, x = (a * row + b * column + c for a, b, c in affine)
-    return jax.lax.platform_dependent(images, y, x, tpu=read_by_rows, default=read_by_pixels)
+    return by_platform(images, y, x, tpu=read_by_rows, default=read_by_pixels)
 
 
 def read_by_pixels(images: Array, y: Array, x: Array) -> Array:
