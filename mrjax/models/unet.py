@@ -251,7 +251,7 @@ class _Convolution(nn.Module):
 def _kernel(module: nn.Module, initial: Initializer, shape: tuple[int, ...]) -> Array:
     """The parameter `kernel` of the calling module, float32.
 
-    Not by `param` where there is one: that traces once more how it was drawn, to compare shapes, and a run starts later.
+    Not by `param` where there is one, which traces once more how it was drawn, to compare shapes: a run starts later.
     """
     if module.has_variable("params", "kernel"):
         return module.get_variable("params", "kernel")
