@@ -184,6 +184,9 @@ def flops(jaxpr: Any) -> int:
         elif name == "conv_general_dilated":
             kernel, out = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
             total += 2 * equation.outvars[0].aval.size * math.prod(kernel) // kernel[out]
+        elif name == "ffi_call" and params["target_name"].startswith("mrjax_"):
+            kernel = (equation.outvars if params["target_name"] == "mrjax_filter_gradient" else equation.invars[1:])[0]
+            total += 2 * math.prod(equation.invars[0].aval.shape[:3]) * kernel.aval.size
         inside = [flops(getattr(inner, "jaxpr", inner)) for inner in jaxprs_in_params(params)]
         times = params["mesh"].size if name == "shard_map" else params.get("length", 1)
         total += max(inside, default=0) if name == "cond" else sum(inside) * times

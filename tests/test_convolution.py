@@ -37,9 +37,9 @@ def reference_gradient(x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     return np.einsum("yxbhwi,bhwo->yxio", np.array(shifts), gradient)
 
 
-def alone(function):
+def alone(function, mesh=None):
     """As a device of a mesh computes it, the only place where the operations are our own."""
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     return jax.jit(lambda *args: sharding.each_alone(function, mesh, whole=len(args))(*args))
 
 
@@ -93,7 +93,9 @@ def test_products_and_gradients_equal_float64(batch: int, height: int, width: in
 @pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 3), ("tpu", 3)])
 def test_accelerators_see_the_librarys_convolution_alone(platform: str, convolutions: int) -> None:
     x, kernel = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32), jax.ShapeDtypeStruct((3, 3, 4, 4), jnp.float32)
-    text = alone(with_gradients).trace(x, kernel, x).lower(lowering_platforms=(platform,)).as_text()
+    mesh = sharding.make_mesh(devices=jax.devices()[:1]).abstract_mesh
+    there = mesh.update(abstract_device=jax.sharding.AbstractDevice(platform, None, platform))
+    text = alone(with_gradients, there).trace(x, kernel, x).lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.convolution") == convolutions
     assert text.count("mrjax_") == 3 - convolutions
 
