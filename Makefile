@@ -24,7 +24,7 @@ docs: demo
 	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test > docs/demo.txt
 
 test: $(VENV)/.test
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(VENV)/.test
 	$(RUN) -m ruff check .

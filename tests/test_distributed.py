@@ -1,6 +1,7 @@
 """Several processes on this machine, connected by gloo: they train as one does, stop as one, and go on as one."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -127,9 +128,12 @@ def test_one_of_four_killed_ends_the_others_and_the_restart_goes_on(
     wait_for_step(3, processes, workdir)
     processes[2].kill()
     logs = finish(processes, workdir, timeout=60)
-    assert [process.returncode for process in processes] == [1, 1, -signal.SIGKILL, 1], "\n".join(logs)
-    for log in logs[:2] + logs[3:]:
-        assert f"process 2 of 4 (on {socket.gethostname()}) was lost" in log
+    # Gloo, which CPUs exchange by, may abort one that hears from the others what the lost one should have said first.
+    status = [process.returncode for process in processes]
+    assert status[2] == -signal.SIGKILL and status[0] == 1, "\n".join(logs)
+    assert set(status[1::2]) <= {1, -signal.SIGABRT}, "\n".join(logs)
+    for log in (log for log, code in zip(logs, status, strict=True) if code == 1):
+        assert re.search(rf"process 2 of 4 \(on {socket.gethostname()}\).* was lost", log)
     step = newest_step(workdir)
     logs = run(4, 1, scans, workdir, small_config, *FLAGS, f"--config.steps={step + 2}")
     assert f"going on after step {step} of {step + 2}" in logs[0]
