@@ -299,6 +299,7 @@ def main(argv: list[str]) -> None:
         "traffic_per_image": traffic / images,
         "main_memory_per_image": in_main_memory / images,
         "flops_per_image": operations / config.batch_size,
+        "gradients": bytes_of(state.params),
         "collectives": {kind: {"count": count, "bytes": size} for kind, (count, size) in sent.items()},
         "estimated_seconds": times,
         "estimated_images_per_second": speed,

@@ -94,6 +94,7 @@ def runs(backend: str) -> list[Run]:
         _fit("wide", "h100", channels=256, batch=1),
         _fit("wide, split", "h100:2x8", "--config.mesh=1,16,1", channels=256, batch=1),
         _fit("v5e", "v5e:1x1"),
+        _fit("256 v5e", "v5e:16x16"),
     ]
 
 
@@ -202,6 +203,14 @@ SUMMARY = [
     Row(
         *("memory a device, 64 H100 over one, data parallel", "1.02", "", "64 h100"),
         lambda raw: raw["64 h100"]["memory"]["needed"] / raw["h100"]["memory"]["needed"],
+    ),
+    Row(
+        *("the same, 256 chips of TPU v5e over one", "1.02", "", "256 v5e"),
+        lambda raw: raw["256 v5e"]["memory"]["needed"] / raw["v5e"]["memory"]["needed"],
+    ),
+    Row(
+        *("the same: bytes that collectives send in a step over those of the gradients", "1.00", "", "256 v5e"),
+        lambda raw: sum(c["bytes"] for c in raw["256 v5e"]["collectives"].values()) / raw["256 v5e"]["gradients"],
     ),
     Row(
         "parameters + optimizer a device, 256 channels, FSDP over 16, over one",
