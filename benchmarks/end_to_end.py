@@ -52,7 +52,7 @@ class Speed(NamedTuple):
     waiting: float | None
 
 
-CASES = {"full": Case(256, 32, 4, True, 6), "small": Case(128, 4, 2, False, 480)}
+CASES = {"full": Case(256, 32, 4, True, 6), "small": Case(128, 4, 2, False, 240)}
 
 
 def make_config(case: Case, data: Path) -> ConfigDict:

@@ -86,7 +86,7 @@ def runs(backend: str) -> list[Run]:
         Run("step_time", "step_time", step),
         Run("loader", "loader"),
         Run("end_to_end", "end_to_end"),
-        Run("inference", "inference"),
+        Run("inference", "inference", ["--rounds=3"]),
         Run("peers", "peers", ["--precision=float32,bfloat16", *([] if backend == "cpu" else ["--batch=32"])]),
         Run("start_up", "start_up", ["--rounds=2"]),
         _fit("h100", "h100"),
