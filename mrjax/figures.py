@@ -162,8 +162,7 @@ def curves(path: str | os.PathLike[str], rows: Iterable[Mapping[str, float]]) ->
         if len(points) and key != "loss":
             step, value = points[points[:, 1].argmax()]
             axes.plot(step, value, "o", color=LINE, markersize=6, clip_on=False)
-            best = f"best {value:.4g} at step {step:,.0f}"
-            axes.text(0.98, 0.05, best, transform=axes.transAxes, ha="right", fontsize=9, color=INK)
+            name += f": best {value:.4g} at step {step:,.0f}"
         axes.set_xlim(0, last)
         axes.set_title(name, loc="left", fontsize=9.5, color=INK)
         axes.set_xlabel("step", fontsize=9, color=INK)
