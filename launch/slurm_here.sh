@@ -8,6 +8,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHON=${1:-python}
+for command in slurmctld slurmd munged; do
+    command -v "$command" >/dev/null || { echo "$command is not installed: apt-get install slurm-wlm munge"; exit 1; }
+done
 folder=$(mktemp -d /tmp/mrjax-slurm.XXXXXX)
 chmod 755 "$folder"
 host=$(hostname -s)
