@@ -24,7 +24,7 @@ from benchmarks.quality import evaluated, flips_alone, page_section, put
 from benchmarks.report import Table, publish
 from mrjax import build, cli, sharding, step
 from mrjax.config import defaults
-from mrjax.data import demo, pipeline, t5
+from mrjax.data import demo, splits, t5
 from mrjax.train import train
 
 BATCH, CHANNELS, LEVELS, SIZE, COILS, REPETITIONS, SCANS = 8, 8, 3, 128, 4, 4, 32
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
         shutil.rmtree(part, ignore_errors=True)
         make_data(part)
         part.rename(data)
-    read = functools.partial(pipeline.volumes, task="paired", on_bad_file="error", read_all=True)
+    read = functools.partial(splits.volumes, task="paired", on_bad_file="error", read_all=True)
     truth, mean = (read(t5.find(str(data / kind / "test"))) for kind in ("truth", "mean"))
     found: dict[str, list[Any]] = {}
     for task, name in WAYS.items():

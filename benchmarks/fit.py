@@ -28,7 +28,7 @@ from ml_collections import ConfigDict, config_flags
 from benchmarks import hlo, report
 from mrjax import build, cli, memory, sharding, step
 from mrjax import config as configs
-from mrjax.data import pipeline
+from mrjax.data import splits
 from mrjax.errors import UserError
 
 GB = 1e9
@@ -158,7 +158,7 @@ def abstract_batch(config: ConfigDict, mesh: Mesh, coils: int) -> dict[str, jax.
     images: dict[str, Any] = {"kspace": ((*several, coils, *size), jnp.complex64)}
     if config.task == "paired":
         images = {"input": ((*several, *size), jnp.float32), "target": (size, jnp.float32)}
-    elif config.task in pipeline.REPEATED:
+    elif config.task in splits.REPEATED:
         images["others"] = ((2, coils, *size), jnp.complex64)  # as M4Raw's T1 and T2 have them
     shapes = images | {"index": ((), jnp.uint32), "maximum": ((), jnp.float32)}
     return {

@@ -31,7 +31,7 @@ from absl import flags
 
 from benchmarks import report
 from mrjax import cli
-from mrjax.data import cache, ismrmrd, pipeline, t5
+from mrjax.data import cache, ismrmrd, pipeline, splits, t5
 
 AHEAD = 20  # more batches than any of the loaders reads ahead
 EPOCHS = 20
@@ -67,7 +67,7 @@ def make(folder: Path, files: int, coils: int, size: int, gzip: bool = False) ->
 
 def ours(name: str, folder: str, batch: int, cached: bool = False) -> Loader:
     """This package's training stream."""
-    volumes = pipeline.volumes(t5.find(folder), "kspace", on_bad_file="error", read_all=False)
+    volumes = splits.volumes(t5.find(folder), "kspace", on_bad_file="error", read_all=False)
     slices = pipeline.Slices(volumes, volumes[0].data_shape, "kspace")
 
     def stream(workers: int) -> Stream:

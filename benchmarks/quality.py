@@ -40,7 +40,7 @@ from benchmarks.tables import write
 from mrjax import build, cli, figures, sharding, step
 from mrjax.checkpoint import write_json
 from mrjax.config import defaults
-from mrjax.data import demo, pipeline, resize, t5
+from mrjax.data import demo, pipeline, resize, splits, t5
 from mrjax.evaluate import evaluate, summarise
 from mrjax.models.compressed_sensing import CompressedSensing
 from mrjax.mri.augment import Augment
@@ -270,7 +270,7 @@ def main(argv: list[str]) -> None:
     if not (folder() / "data").exists():
         demo.make(folder() / "data", size=SIZE, coils=4)
     real_individuals(folder() / "real")
-    described = functools.partial(pipeline.volumes, task="kspace", on_bad_file="error", read_all=True)
+    described = functools.partial(splits.volumes, task="kspace", on_bad_file="error", read_all=True)
     sets = {"unseen subjects": described(t5.find(str(folder() / "data" / "test")))}
     sets["real individuals"] = described(t5.find(str(folder() / "real")))
     ways: dict[str, Callable[[int], Method]] = {

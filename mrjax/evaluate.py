@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped
 
 from mrjax import build, checkpoint, cli, distributed, metrics, sharding, step
-from mrjax.data import pipeline, t5
+from mrjax.data import splits, t5
 from mrjax.reconstruct import METHODS, reconstruct, scores
 
 logger = logging.getLogger("mrjax.evaluate")
@@ -149,16 +149,16 @@ def main(argv: list[str]) -> None:
     workdir, split, data = flags.FLAGS.workdir, flags.FLAGS.split, flags.FLAGS.data
     inference = build.restore(workdir, sharding.make_mesh())
     config = inference.config
-    volumes = pipeline.volumes(
-        t5.find(data) if data else pipeline.locate(config.data, split),
+    volumes = splits.volumes(
+        t5.find(data) if data else splits.locate(config.data, split),
         config.task,
         on_bad_file=config.data.on_bad_file,
         read_all=config.data.check == "samples",
         mask=config.acquisition.mask,
     )
     if config.normalise == "volume":
-        pipeline.needs_maximum(volumes)
-    logger.info("%s: step %d, %s", workdir, inference.progress["step"], pipeline.fingerprint(volumes))
+        splits.needs_maximum(volumes)
+    logger.info("%s: step %d, %s", workdir, inference.progress["step"], splits.fingerprint(volumes))
     rows = []
     for volume in tqdm.tqdm(volumes, unit="volume", disable=None):
         found = scores(reconstruct(inference, volume), volume)

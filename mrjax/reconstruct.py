@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from mrjax import build, cli, distributed, metrics, sharding
-from mrjax.data import pipeline, repetitions, resize, t5
+from mrjax.data import pipeline, repetitions, resize, splits, t5
 from mrjax.errors import UserError
 from mrjax.mri.fourier import centred_ifft2_host
 
@@ -38,7 +38,7 @@ def reconstruct(inference: build.Inference, volume: t5.Volume) -> dict[str, np.n
     config, mesh = inference.config, inference.mesh
     size, rule = tuple(config.data.image_size) or volume.data_shape, config.data.resize
     simulate = volume.layout == "kspace" and not volume.undersampled
-    if repeated := config.task in pipeline.REPEATED:
+    if repeated := config.task in splits.REPEATED:
         simulate = bool(volume.others)
     predict = inference.predict if simulate else inference.reconstruct
     # One batch size for files of any length: the network is compiled once.
@@ -127,12 +127,12 @@ def main(argv: list[str]) -> int:
     failed = 0
     for path in paths:
         try:
-            volume, faults = t5.check(t5.describe(path, pipeline.layout(config.task)))
+            volume, faults = t5.check(t5.describe(path, splits.layout(config.task)))
             if faults:
                 raise UserError(faults[0])
             if config.normalise == "volume":
-                pipeline.needs_maximum([volume])
-            if config.task in pipeline.REPEATED:
+                splits.needs_maximum([volume])
+            if config.task in splits.REPEATED:
                 volume = repetitions.beside(volume)
             images = reconstruct(inference, volume)
             found = scores(images, volume)

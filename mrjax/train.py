@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from mrjax import build, checkpoint, device_cache, distributed, memory, sharding, step
 from mrjax import config as configs
-from mrjax.data import buckets, demo, pipeline, t5
+from mrjax.data import buckets, demo, pipeline, splits, t5
 from mrjax.data import cache as data_cache
 from mrjax.errors import UserError
 from mrjax.evaluate import Scores, evaluate, summarise
@@ -71,7 +71,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(workdir, kind)))
             for kind in ("newest", "best")
         )
-        files = pipeline.fingerprint(train_set)
+        files = splits.fingerprint(train_set)
         restored = checkpoint.restore(newest, like)
         if restored:
             state, progress = restored
@@ -81,7 +81,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             init = jax.jit(initial, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))
             state, progress = checkpoint.with_imported(workdir, init(), like), {"step": 0, "examples": 0}
         at = start = progress["step"]
-        val_files = pipeline.fingerprint(val_set)
+        val_files = splits.fingerprint(val_set)
         best_ssim = checkpoint.best_ssim(best, val_files)
         introduce(config, workdir, mesh, state, start, files, val_files)
 
@@ -273,7 +273,7 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[t5.Volume], list[
     """
     config = config.copy_and_resolve_references()
     if not (config.data.dir or config.data.train):
-        repeated = config.task in pipeline.REPEATED
+        repeated = config.task in splits.REPEATED
         config.data.dir = f"{DEMO}-repeated" if repeated else DEMO
         with distributed.first_process_first():
             if jax.process_index() == 0 and not os.path.isdir(config.data.dir):
@@ -281,8 +281,8 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[t5.Volume], list[
                 demo.make(config.data.dir, **(demo.REPEATED if repeated else {}))
     started = time.perf_counter()
     train_set, val_set = (
-        pipeline.volumes(
-            pipeline.locate(config.data, split),
+        splits.volumes(
+            splits.locate(config.data, split),
             config.task,
             on_bad_file=config.data.on_bad_file,
             read_all=config.data.check == "samples",
@@ -295,5 +295,5 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[t5.Volume], list[
     if not config.data.image_size and len(sizes) == 1:
         config.data.image_size = sizes.pop()
     if config.normalise == "volume":
-        pipeline.needs_maximum(train_set + val_set)
+        splits.needs_maximum(train_set + val_set)
     return config, train_set, val_set

@@ -14,7 +14,7 @@ from conftest import coil_images, to_kspace, write_pair, write_scan
 
 from mrjax import build, losses, metrics, reconstruct, sharding, step, train
 from mrjax.config import defaults
-from mrjax.data import buckets, pipeline, t5
+from mrjax.data import buckets, pipeline, splits, t5
 from mrjax.data.turns import Turns
 from mrjax.errors import UserError
 from mrjax.models.unet import UNet
@@ -35,7 +35,7 @@ def mixed(tmp_path: Path) -> Path:
 
 
 def volumes(folder: Path, layout: str = "kspace") -> list[t5.Volume]:
-    return pipeline.volumes(t5.find(str(folder)), layout, on_bad_file="error", read_all=False)
+    return splits.volumes(t5.find(str(folder)), layout, on_bad_file="error", read_all=False)
 
 
 def padding(groups: list[list[buckets.Shape]], counts: dict[buckets.Shape, int]) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import coil_images, rss, to_kspace
 
-from mrjax.data import pipeline, t5
+from mrjax.data import pipeline, splits, t5
 from mrjax.errors import UserError
 from mrjax.mri import fourier, masks, tasks
 from mrjax.mri.acquire import Acquisition, find_echo, undersample
@@ -215,7 +215,7 @@ def test_a_mask_stored_beside_the_truth_comes_along_with_it(tmp_path: Path) -> N
 
     def read() -> list[t5.Volume]:
         paths = [str(tmp_path / "a.t5")]
-        return pipeline.volumes(paths, "kspace", on_bad_file="error", read_all=True, mask="stored")
+        return splits.volumes(paths, "kspace", on_bad_file="error", read_all=True, mask="stored")
 
     found = read()
     example = pipeline.Slices(found, (16, 16), "kspace")[1]

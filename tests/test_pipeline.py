@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from conftest import coil_images, to_kspace, write_pair, write_scan
 
-from mrjax.data import pipeline, resize, t5
+from mrjax.data import pipeline, resize, splits, t5
 from mrjax.errors import UserError
 
 
 def read(folder: Path, layout: str = "kspace", **options) -> list[t5.Volume]:
-    return pipeline.volumes(t5.find(str(folder)), layout, **{"on_bad_file": "error", "read_all": True} | options)
+    return splits.volumes(t5.find(str(folder)), layout, **{"on_bad_file": "error", "read_all": True} | options)
 
 
 def source(folder: Path, size: tuple[int, int] = (32, 32), **options) -> pipeline.Slices:
@@ -163,18 +163,18 @@ def test_undersampled_files_with_an_empty_slice_are_not_taken_for_the_truth(scan
 
 def test_split_folders_are_found_by_our_names_and_by_fastmris(scans: Path, tiny) -> None:
     config = tiny(scans)
-    assert len(pipeline.locate(config.data, "train")) == 3
+    assert len(splits.locate(config.data, "train")) == 3
     (scans / "train").rename(scans / "multicoil_train")
-    assert len(pipeline.locate(config.data, "train")) == 3
+    assert len(splits.locate(config.data, "train")) == 3
     config.data.val = [str(scans / "test")]
-    assert pipeline.locate(config.data, "val") == [str(scans / "test" / "9_FLAIR01.hdf5")]
+    assert splits.locate(config.data, "val") == [str(scans / "test" / "9_FLAIR01.hdf5")]
     (scans / "multicoil_train").rename(scans / "other")
     with pytest.raises(UserError, match=r"config\.data\.dir is .* no folder train/"):
-        pipeline.locate(config.data, "train")
+        splits.locate(config.data, "train")
 
 
 def test_the_fingerprint_changes_with_the_examples(scans: Path) -> None:
-    before = pipeline.fingerprint(read(scans / "train"))
-    assert before == pipeline.fingerprint(read(scans / "train"))
+    before = splits.fingerprint(read(scans / "train"))
+    assert before == splits.fingerprint(read(scans / "train"))
     (scans / "train" / "0_T101.t5").rename(scans / "train" / "7_T101.t5")
-    assert before != pipeline.fingerprint(read(scans / "train"))
+    assert before != splits.fingerprint(read(scans / "train"))

@@ -7,7 +7,7 @@ import pytest
 from conftest import rss, write_repetitions, write_scan
 from scipy import ndimage
 
-from mrjax.data import cache, pipeline, repetitions, t5
+from mrjax.data import cache, pipeline, repetitions, splits, t5
 from mrjax.errors import UserError
 
 
@@ -58,7 +58,7 @@ def test_noise_alone_displaces_nothing_and_one_slice_is_enough() -> None:
 
 
 def read(folder: Path, task: str = "denoise", **options) -> list[t5.Volume]:
-    return pipeline.volumes(t5.find(str(folder)), task, **{"on_bad_file": "error", "read_all": True} | options)
+    return splits.volumes(t5.find(str(folder)), task, **{"on_bad_file": "error", "read_all": True} | options)
 
 
 def test_a_repetition_that_moved_is_left_out_and_listed_and_noisy_ones_are_kept(tmp_path: Path, caplog) -> None:
@@ -112,7 +112,7 @@ def test_examples_hold_the_other_repetitions_and_a_slice_that_any_lacks_is_left_
         assert volumes[number].path not in volumes[number].others
         assert np.array_equal(example["others"][: len(others)], others)
         assert not example["others"][len(others) :].any()
-    assert pipeline.fingerprint(volumes) != pipeline.fingerprint(read(tmp_path, "kspace", on_bad_file="skip"))
+    assert splits.fingerprint(volumes) != splits.fingerprint(read(tmp_path, "kspace", on_bad_file="skip"))
 
 
 def test_a_file_finds_the_repetitions_beside_it(tmp_path: Path) -> None:

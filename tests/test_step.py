@@ -104,11 +104,11 @@ class Identity:
 
 
 def test_evaluation_in_batches_gives_the_metrics_of_whole_volumes(scans) -> None:
-    from mrjax.data import pipeline, t5
+    from mrjax.data import pipeline, splits, t5
 
     cfg, mesh = config(), sharding.make_mesh()
     paths = t5.find(str(scans))
-    volumes = pipeline.volumes(paths, "kspace", on_bad_file="error", read_all=True)
+    volumes = splits.volumes(paths, "kspace", on_bad_file="error", read_all=True)
     fixed = {"model": build.model(cfg), "task": build.task(cfg), "normalise_by": "slice"}
     params = step.init_state(fixed["model"], build.optimizer(cfg), (32, 32), 0).params
     predict, score = step.compile_predict(mesh, **fixed), step.compile_score(mesh)

@@ -186,7 +186,7 @@ def test_denoising_end_to_end(repeated: Path, tiny, tmp_path: Path, caplog) -> N
     assert any("training on 4 files, 12 slices" in message for message in caplog.messages)
     inference = build.restore(str(workdir), sharding.make_mesh())
     paths = [str(repeated / "test" / f"4_T10{i}.h5") for i in (1, 2, 3)]
-    volume = train.pipeline.volumes(paths, "denoise", on_bad_file="error", read_all=True)[0]
+    volume = train.splits.volumes(paths, "denoise", on_bad_file="error", read_all=True)[0]
     images = reconstruct.reconstruct(inference, volume)
     first, second, third = (image(t5.read(path, "kspace")) for path in paths)
     np.testing.assert_allclose(images["corrupted"], first, atol=1e-5)
@@ -220,6 +220,6 @@ def test_neighbours_end_to_end(tiny, tmp_path: Path, task) -> None:
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     inference = build.restore(str(tmp_path / "run"), sharding.make_mesh())
     path = str(tmp_path / "data" / "val" / "1_T101.h5")
-    volume = train.pipeline.volumes([path], task, on_bad_file="error", read_all=True)[0]
+    volume = train.splits.volumes([path], task, on_bad_file="error", read_all=True)[0]
     found = reconstruct.scores(reconstruct.reconstruct(inference, volume), volume)["reconstruction"]
     assert found["psnr"] == pytest.approx(next(row["val/psnr"] for row in rows if "val/psnr" in row), abs=0.01)
