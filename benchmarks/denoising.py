@@ -22,9 +22,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.quality import evaluated, flips_alone, page_section, put
 from benchmarks.report import Table, publish
-from mrjax import build, cli, sharding, step
+from mrjax import cli, experiment, train_step
 from mrjax.config import defaults
-from mrjax.data import demo, splits, t5
+from mrjax.data import hdf5, splits
+from mrjax.demo import acquisition
+from mrjax.parallel import sharding
 from mrjax.train import train
 
 BATCH, CHANNELS, LEVELS, SIZE, COILS, REPETITIONS, SCANS = 8, 8, 3, 128, 4, 4, 32
@@ -38,21 +40,21 @@ WAYS = {
 
 def make_data(folder: Path) -> None:
     """The repetitions; and pairs whose target is the truth: of a repetition, and of the mean of the others."""
-    demo.make(folder / "scans", size=SIZE, coils=COILS, subjects=SUBJECTS, repetitions=REPETITIONS)
-    template = demo.load_template()
+    acquisition.make(folder / "scans", size=SIZE, coils=COILS, subjects=SUBJECTS, repetitions=REPETITIONS)
+    template = acquisition.load_template()
     for index, (split, count) in enumerate(SUBJECTS.items()):
         for number in range(count):
             key = (0, index, number)
-            anatomy = demo.subject(template, key, size=SIZE, slices=18)
-            maps = demo.sensitivities(key, size=SIZE, coils=COILS, slices=18)
-            for contrast in demo.PROTOCOLS:
-                truth = expected_scan(demo.image(anatomy, key, contrast), maps, key)
+            anatomy = acquisition.subject(template, key, size=SIZE, slices=18)
+            maps = acquisition.sensitivities(key, size=SIZE, coils=COILS, slices=18)
+            for contrast in acquisition.PROTOCOLS:
+                truth = expected_scan(acquisition.image(anatomy, key, contrast), maps, key)
                 paths = sorted((folder / "scans" / split).glob(f"*{number + 1:04d}_{contrast}*.t5"))
-                images = [t5.read(str(path), "reconstruction_rss") for path in paths]
+                images = [hdf5.read(str(path), "reconstruction_rss") for path in paths]
                 for i, path in enumerate(paths):
                     others = np.mean([image for j, image in enumerate(images) if j != i], 0)
                     for kind, image in (("truth", images[i]), ("mean", others)):
-                        t5.write(
+                        hdf5.write(
                             folder / kind / split / path.name,
                             {"input": image, "target": truth},
                             {"acquisition": contrast, "max": float(truth.max())},
@@ -64,7 +66,7 @@ def expected_scan(clean: np.ndarray, maps: np.ndarray, key: tuple[int, int, int]
     total = np.zeros(clean.shape, np.float64)
     for scan in range(SCANS):
         rng = np.random.default_rng((*key, 9, scan))
-        total += demo.root_sum_of_squares(demo.measure(clean, maps, rng, noise=0.4 / rng.uniform(24, 34)))
+        total += acquisition.root_sum_of_squares(acquisition.measure(clean, maps, rng, noise=0.4 / rng.uniform(24, 34)))
     return (total / SCANS).astype(np.float32)
 
 
@@ -95,21 +97,23 @@ def main(argv: list[str]) -> None:
         make_data(part)
         part.rename(data)
     read = functools.partial(splits.volumes, task="paired", on_bad_file="error", read_all=True)
-    truth, mean = (read(t5.find(str(data / kind / "test"))) for kind in ("truth", "mean"))
+    truth, mean = (read(hdf5.find(str(data / kind / "test"))) for kind in ("truth", "mean"))
     found: dict[str, list[Any]] = {}
     for task, name in WAYS.items():
         for seed in range(values.seeds):
             workdir = str(folder / f"{task}-{seed}")
             train(make_config(task, seed, data), workdir)
-            restored = build.restore(workdir, mesh)
+            restored = experiment.restore(workdir, mesh)
             # Whatever it learnt from, it is asked about the pairs of a repetition and its truth.
             config = make_config("paired", seed, data)
-            fixed = {"model": build.model(config, mesh), "task": build.task(config), "normalise_by": "slice"}
-            predict = functools.partial(step.compile_predict(mesh, **fixed), restored.params)
+            fixed = {"model": experiment.model(config, mesh), "task": experiment.task(config), "normalise_by": "slice"}
+            predict = functools.partial(train_step.compile_predict(mesh, **fixed), restored.params)
             scores, _ = evaluated(predict, truth, SIZE, BATCH)
             found.setdefault(name, []).append(scores["reconstruction"])
             found["one repetition"] = [scores["corrupted"]]
-    scores, _ = evaluated(functools.partial(step.compile_predict(mesh, **fixed), restored.params), mean, SIZE, BATCH)
+    scores, _ = evaluated(
+        functools.partial(train_step.compile_predict(mesh, **fixed), restored.params), mean, SIZE, BATCH
+    )
     found["mean of the three others, which `denoise` learns from"] = [scores["corrupted"]]
     psnr = {name: float(np.mean([one["psnr"]["mean"] for one in seeds])) for name, seeds in found.items()}
     ssim = {name: float(np.mean([one["ssim"]["mean"] for one in seeds])) for name, seeds in found.items()}

@@ -29,8 +29,8 @@ from benchmarks.report import Table, publish, spread
 from mrjax import cli
 from mrjax.config import defaults
 from mrjax.mri.augment import Augment
+from mrjax.report.run_log import read_rows
 from mrjax.train import train
-from mrjax.watch import read_rows
 
 BATCH, WORKERS = 4, 2
 

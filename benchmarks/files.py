@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mrjax.data import ismrmrd, t5
+from mrjax.data import hdf5, ismrmrd
 from mrjax.mri.fourier import centred_fft2_host, centred_ifft2_host
 
 
@@ -23,4 +23,4 @@ def make_files(folder: Path, size: int, volumes: int, slices: int = 18, coils: i
         truth = np.sqrt((np.abs(centred_ifft2_host(kspace)) ** 2).sum(1)).astype(np.float32)
         header = ismrmrd.header((size, size), (size, size))
         arrays = {"kspace": kspace, "reconstruction_rss": truth, "ismrmrd_header": header}
-        t5.write(folder / f"{number}_T101.h5", arrays, {"max": truth.max(), "norm": np.linalg.norm(truth)})
+        hdf5.write(folder / f"{number}_T101.h5", arrays, {"max": truth.max(), "norm": np.linalg.norm(truth)})

@@ -26,10 +26,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from benchmarks import hlo, report
-from mrjax import build, cli, memory, sharding, step
+from mrjax import cli, experiment, train_step
 from mrjax import config as configs
 from mrjax.data import splits
 from mrjax.errors import UserError
+from mrjax.parallel import memory, sharding
 
 GB = 1e9
 
@@ -195,9 +196,11 @@ def flops(jaxpr: Any) -> int:
 
 def compile_step(config: ConfigDict, mesh: Mesh, batch: dict[str, Any], target: Target) -> tuple[Any, int]:
     """The training step compiled for the mesh, and its FLOPs over all devices; a `UserError` if it cannot fit."""
-    fixed = {"model": build.model(config, mesh), "task": build.task(config), "normalise_by": config.normalise}
-    fixed |= {"optimizer": build.optimizer(config), "seed": config.seed, "accumulate": config.accumulate}
-    traced = step.compile_train(mesh, **fixed).trace(build.abstract_state(build.initial_state(config), mesh), batch)
+    fixed = {"model": experiment.model(config, mesh), "task": experiment.task(config), "normalise_by": config.normalise}
+    fixed |= {"optimizer": experiment.optimizer(config), "seed": config.seed, "accumulate": config.accumulate}
+    traced = train_step.compile_train(mesh, **fixed).trace(
+        experiment.abstract_state(experiment.initial_state(config), mesh), batch
+    )
     # There is no device to try algorithms on.
     options = {"xla_gpu_autotune_level": 0} if target.kind == "gpu" else {}
     try:
@@ -240,7 +243,7 @@ def main(argv: list[str]) -> None:
     target = parse_target(values.target)
     mesh, config = mesh_and_config(values.config, topology_of(target).devices, values.batch)
     batch = abstract_batch(config, mesh, values.coils)
-    state = build.abstract_state(build.initial_state(config), mesh)
+    state = experiment.abstract_state(experiment.initial_state(config), mesh)
     compiled, operations = compile_step(config, mesh, batch, target)
 
     device, images = target.device, config.batch_size / mesh.size

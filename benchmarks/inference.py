@@ -3,7 +3,7 @@
     python -m benchmarks.inference --size=256 --channels=32 --precision=float32 --batches=1,2,4,8 [--json=FILE]
 
 A slice and a volume go the way that `mrjax.reconstruct` takes: k-space on the host to images on the host, through
-`step.predict`, in batches of 8. By batch, both sides start from images that are on the device: mrjax runs `predict`,
+`predict`, in batches of 8. By batch, both sides start from images that are on the device: mrjax runs `predict`,
 normalisation and its inverse included; PyTorch runs the network of fastMRI alone, under `inference_mode`, in its forms
 of `benchmarks.peers`. Rounds take turns; the fastest form is the peer.
 """
@@ -21,9 +21,10 @@ from absl import flags
 
 from benchmarks import peers
 from benchmarks.report import Table, interleaved, publish, spread
-from mrjax import build, cli, sharding, step
+from mrjax import cli, experiment, train_step
 from mrjax.config import check, defaults
 from mrjax.mri.tasks import as_given
+from mrjax.parallel import sharding
 
 _BATCH = 8
 
@@ -109,12 +110,12 @@ def main(argv: list[str]) -> None:
     mesh = sharding.make_mesh()
     for config.batch_size in sizes:
         check(config)
-    model, optimizer = build.model(config), build.optimizer(config)
+    model, optimizer = experiment.model(config), experiment.optimizer(config)
     init = jax.jit(
-        lambda: step.init_state(model, optimizer, config.data.image_size, 0).params,
+        lambda: train_step.init_state(model, optimizer, config.data.image_size, 0).params,
         out_shardings=sharding.replicated(mesh),
     )
-    compiled = step.compile_predict(mesh, model=model, task=as_given, normalise_by=config.normalise)
+    compiled = train_step.compile_predict(mesh, model=model, task=as_given, normalise_by=config.normalise)
     predict = functools.partial(compiled, init())
     latency, latency_times = latencies(predict, mesh)
     by_batch, batch_times = throughput(predict, mesh, sizes)

@@ -31,7 +31,7 @@ from absl import flags
 
 from benchmarks import report
 from mrjax import cli
-from mrjax.data import cache, ismrmrd, pipeline, splits, t5
+from mrjax.data import cache, hdf5, ismrmrd, loader, splits
 
 AHEAD = 20  # more batches than any of the loaders reads ahead
 EPOCHS = 20
@@ -57,7 +57,7 @@ def make(folder: Path, files: int, coils: int, size: int, gzip: bool = False) ->
         path = folder / f"{number}_T101.h5"
         header = ismrmrd.header((size, size), (size, size))
         arrays = {"kspace": kspace, "reconstruction_rss": truth, "ismrmrd_header": header}
-        t5.write(path, arrays, {"max": truth.max(), "acquisition": "T1"})
+        hdf5.write(path, arrays, {"max": truth.max(), "acquisition": "T1"})
         if gzip:
             with h5py.File(path, "r+") as file:
                 del file["kspace"]
@@ -67,12 +67,12 @@ def make(folder: Path, files: int, coils: int, size: int, gzip: bool = False) ->
 
 def ours(name: str, folder: str, batch: int, cached: bool = False) -> Loader:
     """This package's training stream."""
-    volumes = splits.volumes(t5.find(folder), "kspace", on_bad_file="error", read_all=False)
-    slices = pipeline.Slices(volumes, volumes[0].data_shape, "kspace")
+    volumes = splits.volumes(hdf5.find(folder), "kspace", on_bad_file="error", read_all=False)
+    slices = loader.Slices(volumes, volumes[0].data_shape, "kspace")
 
     def stream(workers: int) -> Stream:
         source = cache.HostCache(slices) if cached else slices
-        return pipeline.training_batches(source, batch_size=batch, seed=0, start=0, workers=workers, prefetch=2)
+        return loader.training_batches(source, batch_size=batch, seed=0, start=0, workers=workers, prefetch=2)
 
     return Loader(name, stream, len(slices))
 
@@ -171,7 +171,7 @@ def copies(slices: int, size: int, batch: int, rounds: int) -> list[float]:
 def forget_pages(folder: str) -> None:
     """Asks the kernel to drop the files from its cache."""
     os.sync()
-    for path in t5.find(folder):
+    for path in hdf5.find(folder):
         number = os.open(path, os.O_RDONLY)
         os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(number)

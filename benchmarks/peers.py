@@ -21,9 +21,11 @@ from absl import flags
 from fastmri.models import Unet
 
 from benchmarks.report import Table, interleaved, publish, spread
-from mrjax import build, cli, sharding, step
+from mrjax import cli, experiment
+from mrjax import train_step as step
 from mrjax.config import check, defaults
 from mrjax.mri.augment import Augment
+from mrjax.parallel import sharding
 
 # (compiled, channels_last)
 FORMS = {
@@ -103,7 +105,11 @@ def mrjax_step(
     config.augment.update({name: 0.0 for name in vars(Augment()) if name.endswith("_p")})
     check(config)
     mesh = sharding.make_mesh()
-    parts = {"model": build.model(config), "optimizer": build.optimizer(config), "task": build.task(config)}
+    parts = {
+        "model": experiment.model(config),
+        "optimizer": experiment.optimizer(config),
+        "task": experiment.task(config),
+    }
     train_step = step.compile_train(mesh, seed=0, normalise_by=config.normalise, **parts)
     corrupted, target = images
     number = np.arange(len(corrupted), dtype=np.uint32)

@@ -37,14 +37,17 @@ from ml_collections import ConfigDict
 
 from benchmarks.report import Table, environment, markdown, publish
 from benchmarks.tables import write
-from mrjax import build, cli, figures, sharding, step
+from mrjax import cli, experiment, train_step
+from mrjax.baselines.compressed_sensing import CompressedSensing
 from mrjax.checkpoint import write_json
 from mrjax.config import defaults
-from mrjax.data import demo, pipeline, resize, splits, t5
+from mrjax.data import hdf5, loader, resize, splits
+from mrjax.demo import acquisition
 from mrjax.evaluate import evaluate, summarise
-from mrjax.models.compressed_sensing import CompressedSensing
 from mrjax.mri.augment import Augment
 from mrjax.mri.fourier import centred_fft2_host
+from mrjax.parallel import sharding
+from mrjax.report import figures
 from mrjax.train import train
 
 BATCH, CHANNELS, LEVELS, SIZE = 8, 16, 4, 128
@@ -122,12 +125,12 @@ def folder() -> Path:
     return Path(flags.FLAGS.folder)
 
 
-def conditions(config: ConfigDict, acceleration: float) -> step.Task:
+def conditions(config: ConfigDict, acceleration: float) -> train_step.Task:
     """The task of a config at one acceleration."""
     config = config.copy_and_resolve_references()
     config.acquisition.accelerations = (acceleration,)
     config.acquisition.centre_fractions = (ACCELERATIONS[acceleration],)
-    return build.task(config)
+    return experiment.task(config)
 
 
 def network(name: str, seed: int) -> Method:
@@ -139,8 +142,8 @@ def network(name: str, seed: int) -> Method:
     train(config, str(workdir))
     seconds = once(workdir / "seconds.json", time.perf_counter() - started)
     mesh = sharding.make_mesh()
-    restored = build.restore(str(workdir), mesh)
-    return of_model(build.model(config, mesh), restored.params, config, seconds)
+    restored = experiment.restore(str(workdir), mesh)
+    return of_model(experiment.model(config, mesh), restored.params, config, seconds)
 
 
 def of_model(model: Any, params: Any, config: ConfigDict, seconds: float) -> Method:
@@ -148,7 +151,7 @@ def of_model(model: Any, params: Any, config: ConfigDict, seconds: float) -> Met
 
     def predict(acceleration: float) -> Predict:
         task = conditions(config, acceleration)
-        return step.compile_predict(sharding.make_mesh(), model=model, task=task, normalise_by=config.normalise)
+        return train_step.compile_predict(sharding.make_mesh(), model=model, task=task, normalise_by=config.normalise)
 
     return Method(predict, params, sum(leaf.size for leaf in jax.tree.leaves(params)), seconds)
 
@@ -244,21 +247,21 @@ def real_individuals(where: Path) -> None:
         fitted = np.stack([resize.scale_to(resize.fit(image, (square, square)), (SIZE, SIZE)) for image in images])
         kspace = centred_fft2_host(fitted).astype(np.complex64)[:, None]
         attributes = {"max": float(fitted.max()), "norm": float(np.linalg.norm(fitted)), "acquisition": name}
-        t5.write(where / f"{name}.t5", {"kspace": kspace, "reconstruction_rss": fitted}, attributes)
+        hdf5.write(where / f"{name}.t5", {"kspace": kspace, "reconstruction_rss": fitted}, attributes)
 
 
 def evaluated(
-    predict: Callable[..., Any], volumes: list[t5.Volume], size: int, batch_size: int
+    predict: Callable[..., Any], volumes: list[hdf5.Volume], size: int, batch_size: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Mean PSNR and SSIM over volumes, before and after `predict(batch)`; images of the first ones' middle slices."""
     mesh = sharding.make_mesh()
-    source = pipeline.Slices(volumes, (size, size), "kspace")
+    source = loader.Slices(volumes, (size, size), "kspace")
 
     def of_batch(params: Any, batch: dict[str, jax.Array]) -> Any:
         return predict(batch)
 
-    with pipeline.evaluation_batches(source, batch_size=batch_size, workers=0, prefetch=2) as batches:
-        rows, previews = evaluate(of_batch, step.compile_score(mesh), {}, batches, volumes, mesh)  # type: ignore[arg-type]
+    with loader.evaluation_batches(source, batch_size=batch_size, workers=0, prefetch=2) as batches:
+        rows, previews = evaluate(of_batch, train_step.compile_score(mesh), {}, batches, volumes, mesh)  # type: ignore[arg-type]
     return summarise(rows)["all"], previews
 
 
@@ -268,11 +271,11 @@ def main(argv: list[str]) -> None:
     logging.getLogger("mrjax").setLevel(logging.WARNING)
     values = flags.FLAGS
     if not (folder() / "data").exists():
-        demo.make(folder() / "data", size=SIZE, coils=4)
+        acquisition.make(folder() / "data", size=SIZE, coils=4)
     real_individuals(folder() / "real")
     described = functools.partial(splits.volumes, task="kspace", on_bad_file="error", read_all=True)
-    sets = {"unseen subjects": described(t5.find(str(folder() / "data" / "test")))}
-    sets["real individuals"] = described(t5.find(str(folder() / "real")))
+    sets = {"unseen subjects": described(hdf5.find(str(folder() / "data" / "test")))}
+    sets["real individuals"] = described(hdf5.find(str(folder() / "real")))
     ways: dict[str, Callable[[int], Method]] = {
         "compressed sensing (total variation)": compressed_sensing,
         PYTORCH: pytorch,

@@ -23,11 +23,14 @@ from ml_collections import ConfigDict
 
 from benchmarks.fit import flops
 from benchmarks.report import Table, interleaved, publish, spread
-from mrjax import build, cli, losses, memory, sharding, step
+from mrjax import cli, experiment
+from mrjax import train_step as step
 from mrjax.config import check, defaults, mesh_shape
 from mrjax.errors import UserError
+from mrjax.measures import losses
 from mrjax.mri.augment import Augment
 from mrjax.mri.tasks import Example, training_keys
+from mrjax.parallel import memory, sharding
 
 Parts = dict[str, Callable[[], Any]]
 
@@ -63,9 +66,9 @@ def make_batch(batch: int, coils: int, size: int) -> dict[str, np.ndarray]:
 def compile_step(config: ConfigDict, coils: int) -> tuple[Compiled, int, Callable[[], tuple[Any, Any]]]:
     """The compiled step, the FLOPs of its convolutions and products, and what makes a (state, batch) for it."""
     mesh = sharding.make_mesh()
-    model, optimizer = build.model(config), build.optimizer(config)
+    model, optimizer = experiment.model(config), experiment.optimizer(config)
     fixed = {"seed": 0, "normalise_by": config.normalise, "accumulate": config.accumulate}
-    train_step = step.compile_train(mesh, model=model, optimizer=optimizer, task=build.task(config), **fixed)
+    train_step = step.compile_train(mesh, model=model, optimizer=optimizer, task=experiment.task(config), **fixed)
     size = config.data.image_size
     shape = (config.batch_size, coils, *size)
     dtypes = {"kspace": jnp.complex64, "index": jnp.uint32, "maximum": jnp.float32}
@@ -78,14 +81,14 @@ def compile_step(config: ConfigDict, coils: int) -> tuple[Compiled, int, Callabl
     def arguments() -> tuple[Any, Any]:
         return init(), jax.device_put(make_batch(config.batch_size, coils, size[0]), sharding.by_example(mesh))
 
-    traced = train_step.trace(build.abstract_state(build.initial_state(config), mesh), batch)
+    traced = train_step.trace(experiment.abstract_state(experiment.initial_state(config), mesh), batch)
     return traced.lower().compile(), flops(traced.jaxpr.jaxpr), arguments
 
 
 def parts_of_the_step(config: ConfigDict, coils: int, compiled: Compiled, arguments: tuple[Any, Any]) -> Parts:
     """The whole step and its parts, each compiled by itself, as functions to be timed."""
     state, batch = arguments
-    model, optimizer = build.model(config), build.optimizer(config)
+    model, optimizer = experiment.model(config), experiment.optimizer(config)
     params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
     holder = {"state": state}
 
@@ -105,12 +108,12 @@ def parts_of_the_step(config: ConfigDict, coils: int, compiled: Compiled, argume
         inputs = step.network_inputs(example, scale)
         return losses.mean_squared_error(step.run_network(model, params, inputs), scale.apply(example.target))
 
-    corrupted = corrupt(build.task(config))
+    corrupted = corrupt(experiment.task(config))
     example, forward, both = corrupted(), jax.jit(loss), jax.jit(jax.value_and_grad(loss))
     gradients, update = both(params, example)[1], jax.jit(optimizer.update)
     return {
         "whole step": whole,
-        "corruption": corrupt(build.task(plain)),
+        "corruption": corrupt(experiment.task(plain)),
         "corruption + augmentation": corrupted,
         "forward": lambda: forward(params, example),
         "forward + backward": lambda: both(params, example),

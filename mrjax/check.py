@@ -4,17 +4,17 @@ python -m mrjax.check PATH...      files, folders or globs; exit status 1 if any
 """
 
 from mrjax import cli
-from mrjax.data import t5
+from mrjax.data import hdf5
 from mrjax.errors import UserError
 
 
-def check(paths: list[str]) -> tuple[list[t5.Volume], list[str]]:
+def check(paths: list[str]) -> tuple[list[hdf5.Volume], list[str]]:
     """The volumes that could be described, and a sentence for every fault."""
     volumes, faults = [], []
     for path in paths:
         try:
-            volume, found = t5.check(t5.describe(path))
-            found += t5.empty_slices(volume)
+            volume, found = hdf5.check(hdf5.describe(path))
+            found += hdf5.empty_slices(volume)
         except UserError as error:
             faults.append(str(error))
             continue
@@ -25,7 +25,7 @@ def check(paths: list[str]) -> tuple[list[t5.Volume], list[str]]:
     return volumes, faults
 
 
-def table(volumes: list[t5.Volume]) -> str:
+def table(volumes: list[hdf5.Volume]) -> str:
     """One line a volume: file, layout, shape, dtype, contrast, slices, true image, maximum."""
     rows = [("file", "layout", "shape", "dtype", "contrast", "slices", "true image", "maximum")]
     for v in volumes:
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     paths, faults = [], []
     for where in argv[1:]:
         try:
-            paths += t5.find(where)
+            paths += hdf5.find(where)
         except UserError as error:
             faults.append(str(error))
     volumes, found = check(paths)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from mrjax import config as configs
 from mrjax.errors import UserError
-from mrjax.step import TrainState
+from mrjax.train_step import TrainState
 
 
 def claim(workdir: str, config: ConfigDict) -> None:

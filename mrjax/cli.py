@@ -12,8 +12,8 @@ import tqdm
 from absl import app, flags
 from absl import logging as absl_logging
 
-from mrjax import native
 from mrjax.errors import UserError
+from mrjax.ops.cpu import library
 
 # Imports and tracing make objects that stay: to look for garbage every 700 of them is a fifth of the time they take.
 gc.set_threshold(50_000, 20, 20)
@@ -74,7 +74,7 @@ def keep_compiled_programs() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         try:
-            folder = native.private_folder("compiled")
+            folder = library.private_folder("compiled")
         except OSError as error:
             logging.getLogger(__name__).warning("compiled programs are not kept: %s", error)
             return

@@ -21,8 +21,10 @@ from absl import flags
 from jax.sharding import Mesh
 from jax.stages import Wrapped
 
-from mrjax import build, checkpoint, cli, distributed, metrics, sharding, step
-from mrjax.data import splits, t5
+from mrjax import checkpoint, cli, experiment, train_step
+from mrjax.data import hdf5, splits
+from mrjax.measures import metrics
+from mrjax.parallel import processes, sharding
 from mrjax.reconstruct import METHODS, reconstruct, scores
 
 logger = logging.getLogger("mrjax.evaluate")
@@ -37,7 +39,7 @@ def evaluate(
     score: Wrapped,
     params: Any,
     batches: Iterator[dict[str, np.ndarray]],
-    volumes: list[t5.Volume],
+    volumes: list[hdf5.Volume],
     mesh: Mesh,
 ) -> tuple[list[Row], dict[str, dict[str, np.ndarray]]]:
     """Metrics of every volume.
@@ -46,8 +48,8 @@ def evaluate(
     volume in it has been seen; slices come in order, so that is a volume's worth at most.
 
     Args:
-      predict: from `step.compile_predict`.
-      score: from `step.compile_score`.
+      predict: from `train_step.compile_predict`.
+      score: from `train_step.compile_score`.
       params: of the network.
       batches: this process's part of each, in order, with `valid`.
       volumes: what the batches' `volume` counts.
@@ -62,7 +64,7 @@ def evaluate(
     middle = {v: volume.slices // 2 for v, volume in enumerate(volumes[:PREVIEWS])}
     sums: list[dict[str, list[Any]]] = [{method: [] for method in METHODS} for _ in volumes]
     previews = {}
-    waiting: list[tuple[np.ndarray, np.ndarray, step.Batch]] = []
+    waiting: list[tuple[np.ndarray, np.ndarray, train_step.Batch]] = []
     pixels = [0] * len(volumes)
     for batch in sharding.to_devices(batches, mesh):
         images, peaks = predict(params, batch)
@@ -96,7 +98,7 @@ def evaluate(
     return rows, previews
 
 
-def describe(volume: t5.Volume) -> Row:
+def describe(volume: hdf5.Volume) -> Row:
     """What a row says of its volume: name, contrast, and how many slices count."""
     return {"volume": volume.name, "contrast": volume.contrast, "slices": volume.slices - len(volume.empty)}
 
@@ -145,12 +147,12 @@ def labels(task: str, model: str) -> tuple[str, str]:
 def main(argv: list[str]) -> None:
     """Restores, evaluates, prints, writes."""
     cli.expect_no_arguments(argv)
-    distributed.require_one_process("mrjax.evaluate")
+    processes.require_one_process("mrjax.evaluate")
     workdir, split, data = flags.FLAGS.workdir, flags.FLAGS.split, flags.FLAGS.data
-    inference = build.restore(workdir, sharding.make_mesh())
+    inference = experiment.restore(workdir, sharding.make_mesh())
     config = inference.config
     volumes = splits.volumes(
-        t5.find(data) if data else splits.locate(config.data, split),
+        hdf5.find(data) if data else splits.locate(config.data, split),
         config.task,
         on_bad_file=config.data.on_bad_file,
         read_all=config.data.check == "samples",

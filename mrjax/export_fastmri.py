@@ -13,9 +13,11 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from mrjax import build, cli, distributed, sharding, weight_files
+from mrjax import cli, experiment
 from mrjax.errors import UserError
-from mrjax.fastmri_weights import to_fastmri
+from mrjax.interop import weight_files
+from mrjax.interop.fastmri import to_fastmri
+from mrjax.parallel import processes, sharding
 
 logger = logging.getLogger("mrjax.export_fastmri")
 
@@ -34,8 +36,8 @@ def expect_fastmri(config: ConfigDict) -> None:
 def main(argv: list[str]) -> None:
     """Exports the best checkpoint."""
     cli.expect_no_arguments(argv)
-    distributed.require_one_process("mrjax.export_fastmri")
-    inference = build.restore(flags.FLAGS.workdir, sharding.make_mesh())
+    processes.require_one_process("mrjax.export_fastmri")
+    inference = experiment.restore(flags.FLAGS.workdir, sharding.make_mesh())
     config = inference.config
     expect_fastmri(config)
     weights = to_fastmri(config.model.name, config.model, jax.device_get(inference.params))

@@ -17,11 +17,13 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from mrjax import checkpoint, cli, distributed, weight_files
+from mrjax import checkpoint, cli
 from mrjax import config as configs
 from mrjax.errors import UserError
-from mrjax.fastmri_weights import Network, from_fastmri
-from mrjax.step import TrainState
+from mrjax.interop import weight_files
+from mrjax.interop.fastmri import Network, from_fastmri
+from mrjax.parallel import processes
+from mrjax.train_step import TrainState
 
 logger = logging.getLogger("mrjax.import_fastmri")
 
@@ -66,7 +68,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"{len(argv) - 1} files are named, expected one: python -m mrjax.import_fastmri unet.pt --output=W"
         )
-    distributed.require_one_process("mrjax.import_fastmri")
+    processes.require_one_process("mrjax.import_fastmri")
     size, workdir = flags.FLAGS.image_size, flags.FLAGS.output
     if len(size) != 2 or not all(side.isdigit() for side in size):
         raise UserError(f"--image_size is {','.join(size)!r}, expected height,width as in 320,320")

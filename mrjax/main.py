@@ -10,8 +10,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mrjax import cli, distributed
+from mrjax import cli
 from mrjax.config import check_flags
+from mrjax.parallel import processes
 from mrjax.train import train
 
 
@@ -19,7 +20,7 @@ def main(argv: list[str]) -> None:
     """Joins the other processes, if any, and hands the config over to `train`."""
     cli.expect_no_arguments(argv)
     file = config_flags.get_config_filename(flags.FLAGS["config"])
-    with distributed.together():
+    with processes.together():
         train(flags.FLAGS.config, flags.FLAGS.workdir or str(Path("runs") / Path(file).stem))
 
 

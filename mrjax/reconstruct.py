@@ -18,17 +18,19 @@ import jax
 import numpy as np
 from absl import flags
 
-from mrjax import build, cli, distributed, metrics, sharding
-from mrjax.data import pipeline, repetitions, resize, splits, t5
+from mrjax import cli, experiment
+from mrjax.data import hdf5, loader, repetitions, resize, splits
 from mrjax.errors import UserError
+from mrjax.measures import metrics
 from mrjax.mri.fourier import centred_ifft2_host
+from mrjax.parallel import processes, sharding
 
 logger = logging.getLogger("mrjax.reconstruct")
 METHODS = ("corrupted", "reconstruction")
 _slice_sums = jax.jit(metrics.slice_sums)
 
 
-def reconstruct(inference: build.Inference, volume: t5.Volume) -> dict[str, np.ndarray]:
+def reconstruct(inference: experiment.Inference, volume: hdf5.Volume) -> dict[str, np.ndarray]:
     """Reconstructs all slices of a volume.
 
     Returns:
@@ -43,9 +45,9 @@ def reconstruct(inference: build.Inference, volume: t5.Volume) -> dict[str, np.n
     predict = inference.predict if simulate else inference.reconstruct
     # One batch size for files of any length: the network is compiled once.
     batch_size = -(-min(config.batch_size, 8) // mesh.size) * mesh.size
-    source = pipeline.Slices([dataclasses.replace(volume, empty=())], size, rule, config.data.neighbours)
+    source = loader.Slices([dataclasses.replace(volume, empty=())], size, rule, config.data.neighbours)
     at_size = {name: np.zeros((volume.slices, *size), np.float32) for name in METHODS}
-    with pipeline.evaluation_batches(source, batch_size=batch_size, workers=0, prefetch=2) as batches:
+    with loader.evaluation_batches(source, batch_size=batch_size, workers=0, prefetch=2) as batches:
         for batch in sharding.to_devices(batches, mesh):
             images, _ = predict(inference.params, batch)
             number = sharding.on_host(batch["slice"], mesh)
@@ -59,10 +61,10 @@ def reconstruct(inference: build.Inference, volume: t5.Volume) -> dict[str, np.n
             whole[name] = resize.fit(resize.image_from(image, volume.data_shape, rule), volume.image_shape)
     # The truth is the file's own, not what is left of it at the network's size.
     if simulate:
-        scans = [_root_sum_of_squares(t5.read(path, "kspace")) for path in volume.others or [volume.path]]
+        scans = [_root_sum_of_squares(hdf5.read(path, "kspace")) for path in volume.others or [volume.path]]
         whole["target"] = resize.fit(np.mean(scans, 0), volume.image_shape)
     elif volume.target and not repeated:  # an image of this very scan would be one of its noise, too
-        whole["target"] = np.abs(t5.read(volume.path, volume.target)).astype(np.float32)
+        whole["target"] = np.abs(hdf5.read(volume.path, volume.target)).astype(np.float32)
     return whole
 
 
@@ -71,7 +73,7 @@ def _root_sum_of_squares(kspace: np.ndarray) -> np.ndarray:
     return np.sqrt((coils.real**2 + coils.imag**2).sum(1)).astype(np.float32)
 
 
-def scores(images: dict[str, np.ndarray], volume: t5.Volume) -> dict[str, dict[str, float]]:
+def scores(images: dict[str, np.ndarray], volume: hdf5.Volume) -> dict[str, dict[str, float]]:
     """NMSE, PSNR and SSIM of the corrupted input and of the reconstruction; nothing without a truth.
 
     Over all slices but those that are empty in the file, on the file's own grid.
@@ -88,17 +90,17 @@ def scores(images: dict[str, np.ndarray], volume: t5.Volume) -> dict[str, dict[s
     }
 
 
-def write(volume: t5.Volume, images: dict[str, np.ndarray], found: dict[str, Any], output: Path, step: int) -> None:
+def write(volume: hdf5.Volume, images: dict[str, np.ndarray], found: dict[str, Any], output: Path, step: int) -> None:
     """Writes <name>.t5, with the attributes of the file it came from, and <name>.png of the middle slice."""
-    from mrjax import figures  # late, as in train.py: this module is a part of training
+    from mrjax.report import figures  # late, as in train.py: this module is a part of training
 
-    with t5.open_file(volume.path) as file:
+    with hdf5.open_file(volume.path) as file:
         attributes = dict(file.attrs)
         header = {"ismrmrd_header": file["ismrmrd_header"][()]} if "ismrmrd_header" in file else {}
     result = images["reconstruction"]
     attributes |= {"max": result.max(), "norm": np.linalg.norm(result), "mrjax_step": step}
     attributes |= {f"mrjax_{name.lower()}": value for name, value in found.get("reconstruction", {}).items()}
-    t5.write(output / f"{volume.name}.t5", {"reconstruction": result} | header, attributes)
+    hdf5.write(output / f"{volume.name}.t5", {"reconstruction": result} | header, attributes)
     middle = volume.slices // 2
     figures.panel(
         output / f"{volume.name}.png",
@@ -112,10 +114,10 @@ def write(volume: t5.Volume, images: dict[str, np.ndarray], found: dict[str, Any
 def main(argv: list[str]) -> int:
     """Reconstructs every file of --input; 1 if one could not be."""
     cli.expect_no_arguments(argv)
-    distributed.require_one_process("mrjax.reconstruct")
-    inference = build.restore(flags.FLAGS.workdir, sharding.make_mesh())
+    processes.require_one_process("mrjax.reconstruct")
+    inference = experiment.restore(flags.FLAGS.workdir, sharding.make_mesh())
     config, step = inference.config, inference.progress["step"]
-    paths, output = t5.find(flags.FLAGS.input), Path(flags.FLAGS.output)
+    paths, output = hdf5.find(flags.FLAGS.input), Path(flags.FLAGS.output)
     size = "x".join(map(str, config.data.image_size)) or "each file's own number of"
     logger.info("%s: step %d, trained at %s pixels", flags.FLAGS.workdir, step, size)
     for name, count in collections.Counter(Path(path).stem for path in paths).items():
@@ -127,7 +129,7 @@ def main(argv: list[str]) -> int:
     failed = 0
     for path in paths:
         try:
-            volume, faults = t5.check(t5.describe(path, splits.layout(config.task)))
+            volume, faults = hdf5.check(hdf5.describe(path, splits.layout(config.task)))
             if faults:
                 raise UserError(faults[0])
             if config.normalise == "volume":

@@ -16,14 +16,17 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mrjax import build, checkpoint, device_cache, distributed, memory, sharding, step
+from mrjax import checkpoint, experiment
 from mrjax import config as configs
-from mrjax.data import buckets, demo, pipeline, splits, t5
+from mrjax import train_step as step
+from mrjax.data import buckets, device_cache, hdf5, loader, splits
 from mrjax.data import cache as data_cache
+from mrjax.demo import acquisition
 from mrjax.errors import UserError
 from mrjax.evaluate import Scores, evaluate, summarise
+from mrjax.parallel import memory, processes, sharding
+from mrjax.report.run_log import Watch, read_rows
 from mrjax.sizes import Sizes
-from mrjax.watch import Watch, read_rows
 
 logger = logging.getLogger(__name__)
 DEMO = "data/demo"
@@ -46,23 +49,23 @@ def train(config: ConfigDict, workdir: str) -> None:
         configs.check_image_size(config, mesh.shape["spatial"])
     else:
         configs.check_sizes(config, mesh.shape["spatial"], sizes)
-    with distributed.first_process_first():
+    with processes.first_process_first():
         checkpoint.claim(workdir, config)
 
     # 2. Pure functions, jitted over the mesh; the step itself is compiled here, to know that it fits.
-    model, optimizer, task = build.model(config, mesh), build.optimizer(config), build.task(config)
+    model, optimizer, task = experiment.model(config, mesh), experiment.optimizer(config), experiment.task(config)
     fixed = {"model": model, "task": task, "normalise_by": config.normalise}
     (train_sources, train_sizes), (val_sources, val_sizes) = (
         sources(config, *split) for split in (("training", train_set), ("validation", val_set))
     )
     predict, score = step.compile_predict(mesh, sizes=val_sizes, **fixed), step.compile_score(mesh)
     cached = cache_on_devices(config, train_sources[0], mesh)
-    drawn_from = [pipeline.Numbers(train_sources[0])] if cached else train_sources
-    initial = build.initial_state(config)
-    like = build.abstract_state(initial, mesh)
+    drawn_from = [loader.Numbers(train_sources[0])] if cached else train_sources
+    initial = experiment.initial_state(config)
+    like = experiment.abstract_state(initial, mesh)
     specs = [source.spec for source in drawn_from]
-    rules = {"optimizer": optimizer, "learning_rate": build.schedule(config)}
-    explain, train_step = build.train_steps(config, mesh, like, specs, cached, sizes=train_sizes, **rules, **fixed)
+    rules = {"optimizer": optimizer, "learning_rate": experiment.schedule(config)}
+    explain, train_step = experiment.train_steps(config, mesh, like, specs, cached, sizes=train_sizes, **rules, **fixed)
 
     # 3. The state: restored, or fresh.
     with contextlib.ExitStack() as stack:
@@ -87,17 +90,17 @@ def train(config: ConfigDict, workdir: str) -> None:
 
         # 4. The loop. What is logged was computed an interval ago: the device never waits for the log.
         watch = stack.enter_context(contextlib.closing(Watch(workdir, start, config.steps)))
-        stop_after = stack.enter_context(distributed.stop_on_signal())
+        stop_after = stack.enter_context(processes.stop_on_signal())
         reading = {"batch_size": config.batch_size, "rows": sharding.rows_of_process(mesh, config.batch_size)}
         reading |= {"workers": config.data.workers, "prefetch": config.data.prefetch}
         on_host = stack.enter_context(
-            pipeline.training_batches(drawn_from, seed=config.seed, start=progress["examples"], **reading)
+            loader.training_batches(drawn_from, seed=config.seed, start=progress["examples"], **reading)
         )
         batches = stack.enter_context(contextlib.closing(sharding.to_devices(on_host, mesh)))
 
         def validate() -> float:
             """Evaluates the validation split, reports it and returns the SSIM that the best checkpoint is chosen by."""
-            with pipeline.evaluation_batches(val_sources, **reading) as val_batches:
+            with loader.evaluation_batches(val_sources, **reading) as val_batches:
                 rows, previews = evaluate(predict, score, state.best_params, val_batches, val_set, mesh)
             scores = summarise(rows)["all"]
             means = {f"val/{name}": value["mean"] for name, value in scores["reconstruction"].items()}
@@ -156,28 +159,28 @@ def train(config: ConfigDict, workdir: str) -> None:
 
     # 5. Everything is written by now.
     if jax.process_index() == 0:
-        from mrjax import figures  # which takes a while to import: the first step need not wait for it
+        from mrjax.report import figures  # which takes a while to import: the first step need not wait for it
 
         figures.curves(Path(workdir) / "curves.png", read_rows(workdir))
     if at < config.steps:
         logger.info("stopped; step %d of %d is saved, the same command goes on from there", at, config.steps)
 
 
-def sources(config: ConfigDict, split: str, volumes: list[t5.Volume]) -> tuple[list[pipeline.Source], Sizes | None]:
+def sources(config: ConfigDict, split: str, volumes: list[hdf5.Volume]) -> tuple[list[loader.Source], Sizes | None]:
     """The slices of the volumes: of one size, or in buckets of several, and then which sizes each bucket has."""
     if size := config.data.image_size:
-        return [keep(config, pipeline.Slices(volumes, size, config.data.resize, config.data.neighbours))], None
+        return [keep(config, loader.Slices(volumes, size, config.data.resize, config.data.neighbours))], None
     found = buckets.buckets(volumes, config.data.max_shapes, config.data.neighbours)
     logger.info("%s: %s", split, buckets.describe(found))
     return [keep(config, bucket) for bucket in found], {bucket.shape: bucket.sizes for bucket in found}
 
 
-def keep(config: ConfigDict, source: pipeline.Source) -> pipeline.Source:
+def keep(config: ConfigDict, source: loader.Source) -> loader.Source:
     """The source, kept in memory after its first reading if config.data.cache = 'host'."""
     return data_cache.HostCache(source) if config.data.cache == "host" else source
 
 
-def cache_on_devices(config: ConfigDict, source: pipeline.Source, mesh: Mesh) -> tuple[()] | tuple[device_cache.Cache]:
+def cache_on_devices(config: ConfigDict, source: loader.Source, mesh: Mesh) -> tuple[()] | tuple[device_cache.Cache]:
     """What config.data.cache = 'device' gives the step to draw its batches from."""
     if config.data.cache != "device":
         return ()
@@ -264,7 +267,7 @@ def one_line(scores: Scores) -> str:
     )
 
 
-def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[t5.Volume], list[t5.Volume]]:
+def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[hdf5.Volume], list[hdf5.Volume]]:
     """Finds and checks the files, makes the demo data if no data are named, and settles the image size.
 
     Returns:
@@ -275,10 +278,10 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[t5.Volume], list[
     if not (config.data.dir or config.data.train):
         repeated = config.task in splits.REPEATED
         config.data.dir = f"{DEMO}-repeated" if repeated else DEMO
-        with distributed.first_process_first():
+        with processes.first_process_first():
             if jax.process_index() == 0 and not os.path.isdir(config.data.dir):
                 logger.info("config.data.dir is not set: making the demo data in %s", config.data.dir)
-                demo.make(config.data.dir, **(demo.REPEATED if repeated else {}))
+                acquisition.make(config.data.dir, **(acquisition.REPEATED if repeated else {}))
     started = time.perf_counter()
     train_set, val_set = (
         splits.volumes(

@@ -18,7 +18,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mrjax.config import defaults
-from mrjax.data import ismrmrd, t5
+from mrjax.data import hdf5, ismrmrd
 
 
 def coil_images(slices: int, coils: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -52,7 +52,9 @@ def write_scan(path: Path, slices: int = 3, coils: int = 2, size: tuple[int, int
     images = coil_images(slices, coils, *size, seed=seed)
     truth = rss(images)
     arrays = {"kspace": to_kspace(images), "reconstruction_rss": truth, "ismrmrd_header": ismrmrd.header(size, size)}
-    t5.write(path, arrays, {"max": truth.max(), "norm": np.linalg.norm(truth), "acquisition": "T1", "patient_id": "1"})
+    hdf5.write(
+        path, arrays, {"max": truth.max(), "norm": np.linalg.norm(truth), "acquisition": "T1", "patient_id": "1"}
+    )
     return path
 
 
@@ -78,7 +80,7 @@ def write_repetitions(
         kspace += noise * (rng.normal(size=kspace.shape) + 1j * rng.normal(size=kspace.shape))
         kspace[..., :2] = 0  # columns that the scanner did not measure
         arrays = {"kspace": kspace, "reconstruction_rss": rss(images)}
-        t5.write(folder / f"{scan}{number:02d}.h5", arrays, {"max": rss(images).max(), "patient_id": "1"})
+        hdf5.write(folder / f"{scan}{number:02d}.h5", arrays, {"max": rss(images).max(), "patient_id": "1"})
     clean = to_kspace(clean)
     clean[..., :2] = 0
     return clean
@@ -87,7 +89,7 @@ def write_repetitions(
 def write_pair(path: Path, slices: int = 3, size: tuple[int, int] = (32, 32), seed: int = 0, dtype: str = "f4") -> Path:
     truth = rss(coil_images(slices, 1, *size, seed=seed))
     noise = 0.2 * np.random.default_rng(seed).normal(size=truth.shape)
-    t5.write(path, {"input": np.abs(truth + noise).astype(dtype), "target": truth.astype(dtype)})
+    hdf5.write(path, {"input": np.abs(truth + noise).astype(dtype), "target": truth.astype(dtype)})
     return path
 
 

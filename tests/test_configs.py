@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mrjax import build, config
+from mrjax import config, experiment
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -17,9 +17,9 @@ def test_an_experiment_works_says_its_command_and_differs_from_the_defaults(path
     config.check(found)
     assert f"python -m mrjax.main --config=configs/{path.name}" in loaded["__doc__"]
     assert dict(config.flat(found)) != dict(config.flat(config.defaults()))
-    build.model(found)
-    build.task(found)
-    build.optimizer(found)
+    experiment.model(found)
+    experiment.task(found)
+    experiment.optimizer(found)
 
 
 def test_there_is_an_experiment_for_every_task() -> None:

@@ -15,9 +15,10 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import coil_images, rss, to_kspace, write_pair, write_scan
 
-from mrjax import build, checkpoint, evaluate, reconstruct, sharding, train
-from mrjax.data import t5
+from mrjax import checkpoint, evaluate, experiment, reconstruct, train
+from mrjax.data import hdf5
 from mrjax.errors import UserError
+from mrjax.parallel import sharding
 
 
 def parameters(workdir: Path) -> list[np.ndarray]:
@@ -201,7 +202,7 @@ def newest_step(workdir: Path) -> int:
 def test_a_perfect_volume_and_a_damaged_checkpoint_end_no_run_in_a_traceback(tiny, tmp_path: Path) -> None:
     for split in ("train", "val"):
         truth = rss(coil_images(2, 1, 32, 32))
-        t5.write(tmp_path / "data" / split / "clean.t5", {"input": truth, "target": truth})
+        hdf5.write(tmp_path / "data" / split / "clean.t5", {"input": truth, "target": truth})
     config = tiny(tmp_path / "data", task="paired", steps=2)
     train.train(config, str(tmp_path / "run"))
     assert rows(tmp_path / "run")[-1]["val/corrupted/psnr"] == np.inf
@@ -227,12 +228,12 @@ def test_results_never_replace_what_they_were_made_from(scans: Path, tiny, tmp_p
     )
     assert result.returncode == 2
     assert "would replace" in result.stderr
-    assert t5.describe(str(tmp_path / "in" / "sub" / "x.t5")).layout == "kspace"
+    assert hdf5.describe(str(tmp_path / "in" / "sub" / "x.t5")).layout == "kspace"
 
 
-def trained(data: Path, tiny, workdir: Path, **fields) -> build.Inference:
+def trained(data: Path, tiny, workdir: Path, **fields) -> experiment.Inference:
     train.train(tiny(data, steps=2, **fields), str(workdir))
-    return build.restore(str(workdir), sharding.make_mesh())
+    return experiment.restore(str(workdir), sharding.make_mesh())
 
 
 @pytest.mark.parametrize("rule", ["kspace", "image"])
@@ -241,12 +242,12 @@ def test_scans_of_any_size_and_coils_are_reconstructed_on_their_own_grid(
 ) -> None:
     inference = trained(scans, tiny, tmp_path / "run", data__resize=rule)
     for slices, coils, size in ((1, 1, (32, 32)), (2, 16, (31, 45)), (9, 3, (64, 40))):
-        volume, faults = t5.check(t5.describe(str(write_scan(tmp_path / "in" / "x.t5", slices, coils, size))))
+        volume, faults = hdf5.check(hdf5.describe(str(write_scan(tmp_path / "in" / "x.t5", slices, coils, size))))
         images = reconstruct.reconstruct(inference, volume)
         assert faults == []
         assert {image.shape for image in images.values()} == {(slices, *size)}
         assert {image.dtype for image in images.values()} == {np.dtype("float32")}
-        assert np.allclose(images["target"], t5.read(volume.path, "reconstruction_rss"), atol=1e-5)
+        assert np.allclose(images["target"], hdf5.read(volume.path, "reconstruction_rss"), atol=1e-5)
         # Nothing is lost but resolution or the edge of the field of view: the input still looks like the truth.
         assert np.corrcoef(images["corrupted"].ravel(), images["target"].ravel())[0, 1] > 0.7
 
@@ -264,8 +265,8 @@ def test_undersampled_scans_are_taken_as_they_are(scans: Path, tiny, tmp_path: P
         "found": {"kspace": to_kspace(images) * mask},
         "truth": {"kspace": to_kspace(images) * mask, "mask": mask, "reconstruction_rss": rss(images)},
     }.items():
-        t5.write(tmp_path / f"{name}.t5", arrays)
-        result = reconstruct.reconstruct(inference, t5.check(t5.describe(str(tmp_path / f"{name}.t5")))[0])
+        hdf5.write(tmp_path / f"{name}.t5", arrays)
+        result = reconstruct.reconstruct(inference, hdf5.check(hdf5.describe(str(tmp_path / f"{name}.t5")))[0])
         assert np.allclose(result["corrupted"], zero_filled, atol=1e-5), name
         assert ("target" in result) == (name == "truth")
 
@@ -288,7 +289,7 @@ def test_reconstruct_command_writes_a_file_and_a_picture_and_goes_past_bad_files
     assert "bad.t5: is not an HDF5 file" in result.stderr
     assert "Traceback" not in result.stderr
     assert sorted(os.listdir(output)) == ["9_FLAIR01.png", "9_FLAIR01.t5"]
-    volume = t5.describe(str(output / "9_FLAIR01.t5"))
+    volume = hdf5.describe(str(output / "9_FLAIR01.t5"))
     assert (volume.layout, volume.shape, volume.dtype) == ("result", (3, 32, 32), "float32")
     assert "PSNR" in result.stdout
     write_scan(scans / "test" / "sub" / "9_FLAIR01.t5")
@@ -326,18 +327,18 @@ def test_paired_images_train_and_come_back_in_their_own_shape(tiny, tmp_path: Pa
             write_pair(tmp_path / "data" / split / f"{number}.h5", 3, (40, 33), number, dtype="f8")
     inference = trained(tmp_path / "data", tiny, tmp_path / "run", task="paired", data__image_size=(32, 32))
     arrays = {"input": np.full((2, 50, 30), 7, np.uint8) + np.arange(30, dtype=np.uint8)}
-    t5.write(tmp_path / "new.t5", arrays)
-    images = reconstruct.reconstruct(inference, t5.describe(str(tmp_path / "new.t5"), "paired"))
+    hdf5.write(tmp_path / "new.t5", arrays)
+    images = reconstruct.reconstruct(inference, hdf5.describe(str(tmp_path / "new.t5"), "paired"))
     assert set(images) == {"corrupted", "reconstruction"}
     assert images["reconstruction"].shape == (2, 50, 30)
-    volumes = [t5.describe(str(tmp_path / "data" / "val" / "0.h5"), "paired")]
+    volumes = [hdf5.describe(str(tmp_path / "data" / "val" / "0.h5"), "paired")]
     images = reconstruct.reconstruct(inference, volumes[0])
-    assert np.allclose(images["target"], t5.read(volumes[0].path, "target"), atol=1e-6)
+    assert np.allclose(images["target"], hdf5.read(volumes[0].path, "target"), atol=1e-6)
     assert evaluate.labels("paired", "unet") == ("input", "U-Net")
 
 
 def test_normalising_by_volume_needs_its_maximum(scans: Path, tiny, tmp_path: Path) -> None:
     trained(scans, tiny, tmp_path / "run", normalise="volume")
-    t5.write(scans / "train" / "plain.t5", {"kspace": to_kspace(coil_images(2, 2, 32, 32))})
+    hdf5.write(scans / "train" / "plain.t5", {"kspace": to_kspace(coil_images(2, 2, 32, 32))})
     with pytest.raises(UserError, match=r"plain\.t5: has no attribute `max` in the units"):
         train.train(tiny(scans, normalise="volume"), str(tmp_path / "other"))

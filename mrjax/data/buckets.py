@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrjax.data.buffers import Batch, Spec
-from mrjax.data.pipeline import Slices, Source
-from mrjax.data.t5 import Volume
+from mrjax.data.hdf5 import Volume
+from mrjax.data.loader import Slices, Source
 
 Shape = tuple[int, int, int]
 

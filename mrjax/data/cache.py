@@ -13,7 +13,7 @@ import numpy as np
 
 from mrjax.data.buffers import SHARED, Batch
 from mrjax.data.files import read_at
-from mrjax.data.pipeline import Source
+from mrjax.data.loader import Source
 from mrjax.errors import UserError
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from mrjax.data.hdf5 import open_file
 from mrjax.data.layout import Layout, layout_of
-from mrjax.data.t5 import open_file
 from mrjax.errors import UserError
 
 

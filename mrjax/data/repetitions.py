@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mrjax.data import resize, t5
+from mrjax.data import hdf5, resize
 from mrjax.data.files import Files
 from mrjax.errors import UserError
 
@@ -19,7 +19,7 @@ SIDE = 64  # the samples a side of k-space that images are compared by: its cent
 _NAME = re.compile(r"(.+_.+)(\d\d)")
 
 
-def group(volumes: Iterable[t5.Volume]) -> tuple[list[t5.Volume], list[str]]:
+def group(volumes: Iterable[hdf5.Volume]) -> tuple[list[hdf5.Volume], list[str]]:
     """Gives every volume the files of its other repetitions: same folder, study, contrast and shape.
 
     Of the repetitions of a scan, those are kept that lie where most of the others do. All samples are read for that.
@@ -32,7 +32,7 @@ def group(volumes: Iterable[t5.Volume]) -> tuple[list[t5.Volume], list[str]]:
       UserError: a file cannot be read, or holds NaN or Inf.
     """
     volumes = list(volumes)
-    scans: dict[tuple[str, str, tuple[int, ...]], list[t5.Volume]] = {}
+    scans: dict[tuple[str, str, tuple[int, ...]], list[hdf5.Volume]] = {}
     for volume in volumes:
         scans.setdefault((*_scan(volume.path), volume.shape), []).append(volume)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -53,13 +53,13 @@ def group(volumes: Iterable[t5.Volume]) -> tuple[list[t5.Volume], list[str]]:
     return [kept[volume.path] for volume in volumes if volume.path in kept], left_out
 
 
-def beside(volume: t5.Volume) -> t5.Volume:
+def beside(volume: hdf5.Volume) -> hdf5.Volume:
     """The volume with the other repetitions that lie in its folder, if there are any and it did not move."""
     siblings = [volume]
-    for path in t5.find(str(Path(volume.path).parent)):
+    for path in hdf5.find(str(Path(volume.path).parent)):
         if path != volume.path and _scan(path) == _scan(volume.path):
             try:
-                siblings.append(t5.describe(path, "kspace"))
+                siblings.append(hdf5.describe(path, "kspace"))
             except UserError:  # nobody asked for that file
                 continue
     return next((one for one in group(siblings)[0] if one.path == volume.path), volume)
@@ -71,7 +71,7 @@ def _scan(path: str) -> tuple[str, str]:
     return str(Path(path).parent), match.group(1) if match else Path(path).stem
 
 
-def _sort_out(scan: list[t5.Volume]) -> tuple[list[t5.Volume], list[str]]:
+def _sort_out(scan: list[hdf5.Volume]) -> tuple[list[hdf5.Volume], list[str]]:
     """The repetitions of a scan that lie where most do, and a sentence for each of those that moved."""
     if len(scan) == 1:
         return scan, []
@@ -101,7 +101,7 @@ def _sort_out(scan: list[t5.Volume]) -> tuple[list[t5.Volume], list[str]]:
     return [scan[i] for i in range(len(scan)) if near[i, middle]], sentences
 
 
-def coarse(volume: t5.Volume) -> np.ndarray:
+def coarse(volume: hdf5.Volume) -> np.ndarray:
     """Root-sum-of-squares images, float32 (slices, at most SIDE, at most SIDE), of the centre of its k-space.
 
     Raises:

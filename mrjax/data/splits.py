@@ -6,7 +6,7 @@ import logging
 import os
 from typing import Any
 
-from mrjax.data import repetitions, t5
+from mrjax.data import hdf5, repetitions
 from mrjax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def locate(data: Any, split: str) -> list[str]:
       UserError: no such folder, or no file in it.
     """
     if data[split]:
-        return t5.find(data[split])
+        return hdf5.find(data[split])
     if not data.dir:
         raise UserError(
             f"config.data.{split} is not set, nor is config.data.dir; expected one of them to name the files"
@@ -32,7 +32,7 @@ def locate(data: Any, split: str) -> list[str]:
     names = (split, f"multicoil_{split}", f"singlecoil_{split}", f"multicoil_{split}_full")
     for name in names:
         if os.path.isdir(os.path.join(data.dir, name)):
-            return t5.find(os.path.join(data.dir, name))
+            return hdf5.find(os.path.join(data.dir, name))
     raise UserError(
         f"config.data.dir is {data.dir!r}: it has no folder {split}/ (nor {', '.join(names[1:])}); "
         f"make one or set config.data.{split}"
@@ -44,7 +44,9 @@ def layout(task: str) -> str:
     return "paired" if task == "paired" else "kspace"
 
 
-def volumes(paths: list[str], task: str, *, on_bad_file: str, read_all: bool, mask: str = "random") -> list[t5.Volume]:
+def volumes(
+    paths: list[str], task: str, *, on_bad_file: str, read_all: bool, mask: str = "random"
+) -> list[hdf5.Volume]:
     """Describes and checks the files of a split, all of which need a ground truth, before anything is computed.
 
     For a task that needs other repetitions, those that moved or are alone are left out and listed.
@@ -63,14 +65,14 @@ def volumes(paths: list[str], task: str, *, on_bad_file: str, read_all: bool, ma
     good = []
     for path in paths:
         try:
-            volume = t5.describe(path, layout(task))
+            volume = hdf5.describe(path, layout(task))
             if mask == "stored" and volume.layout == "kspace":
                 volume = _with_mask_to_come(volume)
             _needs_truth(volume)
             if read_all:
-                volume, faults = t5.check(volume)
+                volume, faults = hdf5.check(volume)
                 _needs_truth(volume)
-                empty = t5.empty_slices(volume)
+                empty = hdf5.empty_slices(volume)
                 if empty and not faults and on_bad_file == "skip" and len(volume.empty) < volume.slices:
                     logger.warning("left out these slices: %s", empty[0])
                 elif faults:
@@ -93,7 +95,7 @@ def volumes(paths: list[str], task: str, *, on_bad_file: str, read_all: bool, ma
     return good
 
 
-def _with_mask_to_come(volume: t5.Volume) -> t5.Volume:
+def _with_mask_to_come(volume: hdf5.Volume) -> hdf5.Volume:
     """A file whose stored mask says what to keep of k-space that is all there, not what there is."""
     if volume.stored_mask is None:
         raise UserError(
@@ -103,14 +105,14 @@ def _with_mask_to_come(volume: t5.Volume) -> t5.Volume:
     return dataclasses.replace(volume, undersampled=False)
 
 
-def _needs_truth(volume: t5.Volume) -> None:
+def _needs_truth(volume: hdf5.Volume) -> None:
     if volume.layout == "kspace" and volume.undersampled:
         raise UserError(f"{volume.path}: `kspace` is undersampled already, expected fully sampled k-space as the truth")
     if volume.layout == "paired" and not volume.target:
         raise UserError(f"{volume.path}: has no data set `target`, expected one beside `input`")
 
 
-def needs_maximum(volumes: list[t5.Volume]) -> None:
+def needs_maximum(volumes: list[hdf5.Volume]) -> None:
     """Raises a `UserError` if a volume's maximum is not known, which config.normalise = 'volume' goes by."""
     for volume in volumes:
         if not volume.maximum:
@@ -120,7 +122,7 @@ def needs_maximum(volumes: list[t5.Volume]) -> None:
             )
 
 
-def fingerprint(volumes: list[t5.Volume]) -> str:
+def fingerprint(volumes: list[hdf5.Volume]) -> str:
     """Changes whenever the examples or their order would: with the names, shapes or usable slices of the files."""
     rows = [(v.name, v.shape, v.empty, *([len(v.others)] if v.others else [])) for v in volumes]
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]

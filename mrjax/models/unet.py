@@ -17,8 +17,8 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from mrjax.errors import UserError
-from mrjax.models.convolution import convolve, multiply
-from mrjax.models.normalisation import (
+from mrjax.ops.convolution import convolve, multiply
+from mrjax.ops.normalisation import (
     as_it_is,
     convolve_image,
     normalise_activate_and_weigh,
@@ -26,7 +26,7 @@ from mrjax.models.normalisation import (
     normalise_and_activate,
     one_backwards,
 )
-from mrjax.models.pooling import avg_pool, max_pool
+from mrjax.ops.pooling import avg_pool, max_pool
 
 # Bounds of 1 / sqrt(fan in), PyTorch's default for convolutions, so that fastMRI's hyper-parameters carry over.
 # PyTorch counts the fan-in of a transposed convolution over its output channels. Kernels of one shape share their code.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from mrjax.models.physics import per_root_sum_of_squares, root_sum_of_squares, towards_measured
+from mrjax.models.data_consistency import per_root_sum_of_squares, root_sum_of_squares, towards_measured
 from mrjax.models.unet import UNet
 from mrjax.mri.fourier import fft2c, ifft2c
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from mrjax.models.physics import per_root_sum_of_squares, root_sum_of_squares, towards_measured
+from mrjax.models.data_consistency import per_root_sum_of_squares, root_sum_of_squares, towards_measured
 from mrjax.models.unet import UNet
 from mrjax.mri.fourier import fft2c, ifft2c
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mrjax.errors import UserError
-from mrjax.platforms import by_platform
+from mrjax.ops.platform import by_platform
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,253 @@
+"""fastMRI's weights in and out: the same function, any width and depth, no code of the file's ever run."""
+
+import collections
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import coil_images, rss, to_kspace
+
+from mrjax import experiment, export_fastmri
+from mrjax.checkpoint import claim
+from mrjax.errors import UserError
+from mrjax.import_fastmri import config_of, import_weights
+from mrjax.interop import weight_files
+from mrjax.interop.fastmri import from_fastmri, to_fastmri
+from mrjax.models import build as build_model
+from mrjax.mri.fourier import centred_ifft2_host
+from mrjax.parallel import sharding
+
+UNET = {"channels": 3, "levels": 3}
+VARNET = {"channels": 3, "levels": 2, "sens_channels": 2, "sens_levels": 1, "cascades": 2}
+
+
+def _state_dict(name: str, fields: dict[str, int]) -> dict[str, np.ndarray]:
+    """Random weights of that network, under fastMRI's names."""
+    model = build_model(name, **fields)
+    blank = {"image": np.zeros((1, 32, 32, 1), np.float32), "kspace": np.zeros((1, 1, 32, 32), np.complex64)}
+    blank |= {"mask": np.ones((1, 1, 32), bool), "offset": np.zeros((1, 1, 1), np.float32)}
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *(blank[need] for need in model.needs))["params"]
+    rng = np.random.default_rng(0)
+    return to_fastmri(name, fields, jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes))
+
+
+def _peer(name: str, fields: dict[str, int]):
+    """The same network of fastMRI's, freshly made."""
+    models = pytest.importorskip("fastmri.models")
+    sizes = {"chans": fields["channels"]}
+    if name == "unet":
+        return models.Unet(1, 1, **sizes, num_pool_layers=fields["levels"])
+    sizes |= {"pools": fields["levels"], "sens_chans": fields["sens_channels"], "sens_pools": fields["sens_levels"]}
+    return models.VarNet(num_cascades=fields["cascades"], **sizes)
+
+
+@pytest.mark.parametrize(("name", "fields"), [("unet", UNET), ("varnet", VARNET)])
+def test_round_trip_through_every_format(name: str, fields: dict[str, int], tmp_path: Path) -> None:
+    weights = _state_dict(name, fields)
+    formats = ["npz", "safetensors"]
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        formats.append("pt")
+    for ending in formats:
+        file = str(tmp_path / f"weights.{ending}")
+        weight_files.write(file, weights)
+        network = from_fastmri(weight_files.read(file))
+        assert (network.name, network.fields) == (name, fields)
+        again = to_fastmri(name, fields, network.params)
+        assert again.keys() == weights.keys()
+        for key, value in weights.items():
+            np.testing.assert_array_equal(again[key], value)
+
+
+@pytest.mark.parametrize(("name", "fields"), [("unet", UNET), ("varnet", VARNET)])
+def test_fastmri_loads_what_is_exported_strictly(name: str, fields: dict[str, int], tmp_path: Path) -> None:
+    torch, peer = pytest.importorskip("torch"), _peer(name, fields)
+    weights = _state_dict(name, fields)
+    file = tmp_path / "weights.pt"
+    weight_files.write(str(file), weights)
+    peer.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    for key, value in peer.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), weights[key])
+
+
+def test_safetensors_is_the_format_of_its_own_package(tmp_path: Path) -> None:
+    package = pytest.importorskip("safetensors.numpy")
+    weights = _state_dict("unet", UNET)
+    weight_files.write(str(tmp_path / "ours.safetensors"), weights)
+    package.save_file(weights, tmp_path / "theirs.safetensors", {"made by": "test"})
+    theirs = package.load_file(tmp_path / "ours.safetensors")
+    ours = weight_files.read(str(tmp_path / "theirs.safetensors"))
+    for key, value in weights.items():
+        np.testing.assert_array_equal(theirs[key], value)
+        np.testing.assert_array_equal(ours[key], value)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "unet.", "varnet.model."])
+def test_checkpoint_of_lightning(prefix: str, tmp_path: Path) -> None:
+    """Prefixed names, buffers of the loss, parameters, views, half precision, and objects of classes of its own."""
+    torch = pytest.importorskip("torch")
+    weights = _state_dict("unet", UNET)
+    tensors = {f"{prefix}{name}": torch.from_numpy(value) for name, value in weights.items()}
+    first, second, *_ = tensors
+    tensors[first] = torch.nn.Parameter(tensors[first])
+    tensors[second] = tensors[second].transpose(0, 1).contiguous().transpose(0, 1)
+    tensors["loss.w"] = torch.ones(1, 1, 7, 7, dtype=torch.bfloat16)
+    extra = {"hyper_parameters": collections.Counter(a=1), "path": Path("x"), "epoch": 3}
+    torch.save({"state_dict": tensors, **extra}, tmp_path / "last.ckpt")
+    network = from_fastmri(weight_files.read(str(tmp_path / "last.ckpt")))
+    again = to_fastmri("unet", network.fields, network.params)
+    for key, value in weights.items():
+        np.testing.assert_array_equal(again[key], value)
+
+
+class _Harm:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
+    mark = tmp_path / "harm"
+    for ending, content in (("pt", {"weights": _Harm(mark)}), ("npz", np.array([_Harm(mark)], object))):
+        file = tmp_path / f"harmful.{ending}"
+        if ending == "pt":
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr("archive/data.pkl", pickle.dumps(content))
+        else:
+            np.savez(file, weights=content)
+        with pytest.raises(UserError, match=r"harmful"):
+            weight_files.read(str(file))
+        assert not mark.exists()
+
+
+def test_errors_are_one_sentence(tmp_path: Path) -> None:
+    def expect(weights: dict[str, np.ndarray], match: str, ending: str = "npz") -> None:
+        file = tmp_path / f"weights.{ending}"
+        weight_files.write(str(file), weights)
+        with pytest.raises(UserError, match=match) as caught:
+            import_weights(str(file), str(tmp_path / "run"), (320, 320))
+        assert str(file) in str(caught.value)
+        assert not (tmp_path / "run").exists()
+
+    unet, varnet = _state_dict("unet", UNET), _state_dict("varnet", VARNET)
+    expect({"encoder.weight": np.ones(3)}, "neither fastMRI's U-Net nor its VarNet: its names are encoder.weight")
+    expect({k: v for k, v in unet.items() if "conv.layers.4" not in k}, r"lacks conv\.layers\.4\.weight")
+    expect({k: v for k, v in varnet.items() if "sens_net" not in k}, r"neither|lacks|also holds")
+    expect(unet | {"loss.w": np.ones(1)}, r"also holds loss\.w")
+    expect(unet | {"conv.layers.0.weight": np.ones((3, 3))}, r"conv\.layers\.0\.weight .* expected")
+    two = np.concatenate([unet["down_sample_layers.0.layers.0.weight"]] * 2, 1)
+    expect(
+        unet | {"down_sample_layers.0.layers.0.weight": two}, r"down_sample_layers\.0\.layers\.0\.weight .* expected"
+    )
+    with pytest.raises(UserError, match=r"image_size is \(8, 320\), expected at least 16"):
+        config_of(from_fastmri(unet), (8, 320))
+    with pytest.raises(UserError, match="no such file"):
+        weight_files.read(str(tmp_path / "none.pt"))
+    (tmp_path / "text.pt").write_text("weights")
+    with pytest.raises(UserError, match="no zip archive"):
+        weight_files.read(str(tmp_path / "text.pt"))
+    with pytest.raises(UserError, match="ends in one of"):
+        weight_files.write(str(tmp_path / "weights.h5"), unet)
+    with pytest.raises(UserError, match="expected an empty or new folder"):
+        import_weights(str(tmp_path / "weights.npz"), str(tmp_path), (320, 320))
+
+
+def test_a_file_becomes_a_workdir(tmp_path: Path) -> None:
+    """With what reconstruction needs; training may choose all that is not the network's, and nothing that is."""
+    weights, workdir = _state_dict("unet", UNET), str(tmp_path / "run")
+    weight_files.write(str(tmp_path / "weights.npz"), weights)
+    import_weights(str(tmp_path / "weights.npz"), workdir, (40, 48))
+    inference = experiment.restore(workdir, sharding.make_mesh())
+    assert (inference.config.model.pool, inference.config.normalise) == ("avg", "standard")
+    assert tuple(inference.config.data.image_size) == (40, 48)
+    for key, value in to_fastmri("unet", UNET, jax.device_get(inference.params)).items():
+        np.testing.assert_array_equal(value, weights[key])
+
+    config = inference.config.copy_and_resolve_references()
+    config.learning_rate, config.optimizer, config.data.image_size = 1e-4, "adamw", (32, 32)
+    claim(workdir, config)
+    config.model.channels, config.normalise = 4, "slice"
+    with pytest.raises(UserError, match=r"model\.channels was 3 and is 4.*|normalise was 'standard' and is 'slice'"):
+        claim(workdir, config)
+
+
+@pytest.mark.parametrize(("name", "fields"), [("unet", UNET), ("varnet", VARNET)])
+def test_a_workdir_reconstructs_as_pytorch_does(name: str, fields: dict[str, int], tmp_path: Path) -> None:
+    """From undersampled k-space of odd size to an image in its units, each slice normalised as fastMRI does."""
+    torch, peer = pytest.importorskip("torch"), _peer(name, fields)
+    transforms = pytest.importorskip("fastmri.data.transforms")
+    torch.save(peer.state_dict(), tmp_path / "weights.pt")
+    import_weights(str(tmp_path / "weights.pt"), str(tmp_path / "run"), (33, 38))
+    inference = experiment.restore(str(tmp_path / "run"), sharding.make_mesh())
+    kspace = 1e-3 * to_kspace(coil_images(8, 2, 33, 38))
+    kspace[..., 1:14:2] = kspace[..., 25::2] = 0
+    numbers = np.arange(8, dtype=np.uint32)
+    images, _ = inference.reconstruct(inference.params, {"kspace": kspace, "name": numbers, "slice": numbers})
+
+    if name == "varnet":
+        mask = torch.from_numpy((kspace != 0).any((0, 1, 2))).expand(8, -1)[:, None, None, :, None]
+        expected = peer(torch.view_as_real(torch.from_numpy(kspace)), mask)
+    else:
+        zero_filled = torch.from_numpy(rss(centred_ifft2_host(kspace)))
+        normal = [transforms.normalize_instance(image, eps=1e-11) for image in zero_filled]
+        expected = torch.stack([peer(image[None, None])[0, 0] * std + mean for image, mean, std in normal])
+    expected = expected.detach().numpy()
+    assert np.abs(images["reconstruction"] - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(images["corrupted"] - expected).max() > 0.01 * np.abs(expected).max()
+
+
+def test_what_fastmri_lacks_is_not_exported() -> None:
+    config = config_of(from_fastmri(_state_dict("unet", UNET)), (32, 32))
+    export_fastmri.expect_fastmri(config)
+    for field, value in (("pool", "max"), ("residual", True), ("name", "unet_dc")):
+        changed = config.copy_and_resolve_references()
+        changed.model[field] = value
+        with pytest.raises(UserError, match=rf"config\.model\.{field} of the run is {value!r}"):
+            export_fastmri.expect_fastmri(changed)
+
+
+@pytest.mark.slow
+def test_commands_from_a_file_to_a_trained_run_and_back(scans: Path, tmp_path: Path) -> None:
+    def run(module: str, *flags: str) -> str:
+        done = subprocess.run([sys.executable, "-m", f"mrjax.{module}", *flags], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    weights, workdir = _state_dict("varnet", VARNET), f"--workdir={tmp_path / 'run'}"
+    weight_files.write(str(tmp_path / "varnet.safetensors"), weights)
+    said = run(
+        "import_fastmri", str(tmp_path / "varnet.safetensors"), f"--output={tmp_path / 'run'}", "--image_size=32,32"
+    )
+    assert "SSIM" in run("evaluate", workdir, f"--data={scans / 'test'}")
+    run("reconstruct", workdir, f"--input={scans / 'test'}", f"--output={tmp_path / 'out'}")
+    assert (tmp_path / "out" / "9_FLAIR01.t5").exists()
+    run("export_fastmri", workdir, f"--output={tmp_path / 'same.npz'}")
+    for key, value in weight_files.read(str(tmp_path / "same.npz")).items():
+        np.testing.assert_array_equal(value, weights[key])
+    fields = [word for word in said.split() if word.startswith("--config.")]
+    steps = ["--config.steps=2", "--config.ema=0.9", "--config.learning_rate=1e-9", "--config.optimizer=adamw"]
+    run("main", "--config=configs/unet.py", workdir, f"--config.data.dir={scans}", *fields, *steps)
+    run("export_fastmri", workdir, f"--output={tmp_path / 'trained.npz'}")
+    for key, value in weight_files.read(str(tmp_path / "trained.npz")).items():
+        np.testing.assert_allclose(value, weights[key], rtol=1e-4, atol=1e-6)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_no_rubbish(tmp_path: Path, monkeypatch) -> None:
+    file = tmp_path / "unet.npz"
+    weight_files.write(str(file), {"a": np.ones(3, np.float32)})
+    monkeypatch.setattr(np, "savez", lambda path, **arrays: (Path(path).write_bytes(b"half"), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        weight_files.write(str(file), {"a": np.zeros(3, np.float32)})
+    assert [path.name for path in tmp_path.iterdir()] == ["unet.npz"]
+    assert np.array_equal(weight_files.read(str(file))["a"], np.ones(3))

@@ -1,0 +1,236 @@
+"""VarNet: fastMRI's function and size, whatever the coils, masks, mesh and precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import coil_images, to_kspace
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mrjax.interop.fastmri import from_fastmri
+from mrjax.models import build
+from mrjax.models.varnet import VarNet, centre
+from mrjax.mri.coils import magnitude
+
+TINY = VarNet(channels=4, levels=1, cascades=2, sens_channels=2, sens_levels=1)
+
+
+def _inputs(
+    examples: int, coils: int, height: int, width: int, low: int = 6
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """K-space of ellipses at a brain scan's magnitudes, with noise; a mask of columns; an offset."""
+    rng = np.random.default_rng(0)
+    full = 1e-4 * to_kspace(coil_images(examples, coils, height, width))
+    full += 1e-6 * (rng.normal(size=full.shape) + 1j * rng.normal(size=full.shape)).astype(np.complex64)
+    mask = rng.random((examples, 1, width)) < 0.3
+    for example in range(examples):
+        half = (low + 2 * example) // 2
+        mask[example, 0, width // 2 - half - 1 : width // 2 + half] = True
+    return np.where(mask[:, None], full, 0), mask, np.zeros((examples, 1, 1), np.float32)
+
+
+def _init(model: VarNet, inputs: tuple[np.ndarray, ...]) -> dict:
+    """Parameters as after some training: the last layers of the cascades start at zero, and would hide the rest."""
+    rng = np.random.default_rng(1)
+    params = jax.jit(model.init)(jax.random.key(0), *inputs)
+    return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
+
+
+def test_size_published_for_fastmri() -> None:
+    shapes = jax.eval_shape(VarNet().init, jax.random.key(0), *_inputs(1, 1, 32, 32))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 29_936_966
+
+
+@pytest.mark.parametrize(
+    ("coils", "height", "width", "levels"), [(1, 40, 33, (2, 2)), (3, 37, 46, (2, 3)), (2, 64, 48, (4, 4))]
+)
+def test_equals_fastmri(coils: int, height: int, width: int, levels: tuple[int, int]) -> None:
+    """Same weights, same k-space, same mask: same image, and the same gradients through all cascades."""
+    torch = pytest.importorskip("torch")
+    fastmri_models = pytest.importorskip("fastmri.models")
+    torch.manual_seed(1)
+    fields = {"channels": 4, "levels": levels[0], "cascades": 2, "sens_channels": 3, "sens_levels": levels[1]}
+    peer = fastmri_models.VarNet(num_cascades=2, sens_chans=3, sens_pools=levels[1], chans=4, pools=levels[0]).double()
+    for cascade in peer.cascades:
+        cascade.dc_weight.data.uniform_(0.5, 1.5)
+    kspace, mask, offset = _inputs(2, coils, height, width)
+
+    parts = torch.view_as_real(torch.from_numpy(kspace.astype(np.complex128)))
+    expected = peer(parts, torch.from_numpy(mask[:, None, :, :, None]))
+    (1e8 * expected.square().mean()).backward()
+
+    def loss(params: dict) -> tuple[jax.Array, jax.Array]:
+        output = model.apply({"params": params}, kspace, mask, offset)[..., 0]
+        return 1e8 * jnp.mean(output**2), output
+
+    network = from_fastmri({name: value.numpy() for name, value in peer.state_dict().items()})
+    assert (network.name, network.fields) == ("varnet", fields)
+    model = build("varnet", **network.fields)
+    gradients, output = jax.jit(jax.grad(loss, has_aux=True))(network.params)
+    expected = expected.detach().numpy()
+    assert np.abs(output - expected).max() < 1e-4 * np.abs(expected).max()
+    theirs = from_fastmri({name: value.grad.numpy() for name, value in peer.named_parameters()}).params
+    norm = lambda tree: np.sqrt(sum(np.sum(leaf.astype(np.float64) ** 2) for leaf in jax.tree.leaves(tree)))  # noqa: E731
+    assert norm(jax.tree.map(lambda a, b: np.asarray(a) - b, gradients, theirs)) < 5e-3 * norm(theirs)
+
+
+def test_centre_is_fastmris() -> None:
+    """For every shape of contiguous centre, even and odd widths, a lone column and everything sampled."""
+    torch = pytest.importorskip("torch")
+    varnet = pytest.importorskip("fastmri.models.varnet")
+    find = varnet.SensitivityModel(2, 1).get_pad_and_num_low_freqs
+    for width in (17, 18):
+        rng = np.random.default_rng(width)
+        masks = rng.random((64, 1, width)) < np.linspace(0.3, 1, 64)[:, None, None]
+        masks[:, :, width // 2] = True
+        start, count = (x.numpy()[:, None, None] for x in find(torch.from_numpy(masks[:, None, :, :, None])))
+        position = np.arange(width)
+        np.testing.assert_array_equal(centre(jnp.asarray(masks)), (position >= start) & (position < start + count))
+        assert len(np.unique(count)) > 3
+
+
+def test_centre_of_two_dimensions_is_all_sampled_and_as_large_as_can_be() -> None:
+    mask = np.zeros((3, 24, 32), bool)
+    mask[0, 9:16, 12:21] = True
+    mask[0, ::3, ::4] = True
+    mask[1] = True
+    mask[2, 12, 16] = True
+    found = np.asarray(centre(jnp.asarray(mask)))
+    assert not (found & ~mask).any()
+    assert [int(part.sum()) for part in found] == [7 * 9, 24 * 32, 1]
+
+
+def test_empty_coils_change_nothing() -> None:
+    """Batches hold them where files differ in their number; their gradient is no NaN either."""
+    inputs = kspace, mask, offset = _inputs(2, 3, 24, 20)
+    more = np.concatenate([kspace, np.zeros((2, 2, 24, 20), np.complex64)], 1)
+    params = _init(TINY, inputs)
+
+    @jax.jit
+    def value_and_gradient(kspace: jax.Array) -> tuple[jax.Array, dict]:
+        output, pullback = jax.vjp(lambda params: TINY.apply(params, kspace, mask, offset), params)
+        return output, pullback(jnp.ones_like(output))[0]
+
+    (output, gradient), (wider, same) = value_and_gradient(kspace), value_and_gradient(more)
+    assert np.abs(wider - output).max() < 1e-5 * np.abs(output).max()
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(same), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(a)
+
+
+def test_empty_slice_has_a_finite_gradient() -> None:
+    inputs = kspace, mask, offset = _inputs(2, 2, 24, 20)
+    kspace[1] = 0
+    loss = lambda params: jnp.sum(TINY.apply(params, kspace, mask, offset))  # noqa: E731
+    value, gradient = jax.jit(jax.value_and_grad(loss))(_init(TINY, inputs))
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_offset_is_subtracted_and_scale_goes_through() -> None:
+    """So that the normalisation of the images does not matter: the network is as it is in the file's own units."""
+    kspace, mask, offset = _inputs(1, 2, 24, 20)
+    params = _init(TINY, (kspace, mask, offset))
+    apply = jax.jit(TINY.apply)
+    output = apply(params, kspace, mask, offset)
+    scaled = apply(params, 1e4 * kspace, mask, offset + 0.5)
+    np.testing.assert_allclose(scaled + 0.5, 1e4 * output, rtol=1e-4, atol=1e-4 * np.abs(output).max() * 1e4)
+
+
+@pytest.mark.slow
+def test_rematerialised_cascades_compute_the_same() -> None:
+    inputs = _inputs(1, 2, 24, 20)
+    params = _init(TINY, inputs)
+
+    def gradient(remat: bool):
+        loss = lambda params: 1e8 * jnp.mean(TINY.clone(remat=remat).apply(params, *inputs) ** 2)  # noqa: E731
+        traced = jax.jit(jax.grad(loss)).trace(params)
+        return traced.lower().compile()(params), str(traced.jaxpr).count("fft[")
+
+    (kept, transforms), (again, more) = gradient(False), gradient(True)
+    assert more > transforms > 0
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(a)
+
+
+def test_bfloat16_computes_the_same_network() -> None:
+    inputs = _inputs(2, 2, 24, 20)
+    params = _init(TINY, inputs)
+    output = jax.jit(TINY.clone(dtype=jnp.bfloat16).apply)(params, *inputs)
+    expected = jax.jit(TINY.apply)(params, *inputs)
+    assert output.dtype == jnp.float32
+    assert 0 < np.linalg.norm(output - expected) < 0.05 * np.linalg.norm(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    jax.__version_info__ >= (0, 11),
+    reason="XLA's CPU backend of JAX 0.12 cannot lay out the FFT that it makes of split rows (RET_CHECK in fft_thunk)",
+    raises=jax.errors.JaxRuntimeError,
+    strict=False,
+)
+def test_meshes_compute_the_same() -> None:
+    """Examples split over some devices, rows of the result over others, as the loss compares them."""
+    if len(jax.devices()) < 4:
+        pytest.skip("XLA_FLAGS=--xla_force_host_platform_device_count=8 gives eight devices")
+    mesh = Mesh(np.asarray(jax.devices()[:4]).reshape(2, 1, 2), ("data", "model", "spatial"))
+    model = TINY.clone(cascades=1)
+    inputs = kspace, mask, offset = _inputs(2, 2, 24, 20)
+    params = _init(model, inputs)
+
+    place = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))  # noqa: E731
+    examples = ("data", "model")
+
+    def value_and_gradient(rows: NamedSharding | None, params: dict, *inputs: jax.Array) -> tuple[jax.Array, dict]:
+        def loss(params: dict, *inputs: jax.Array) -> jax.Array:
+            output = model.apply(params, *inputs)
+            return 1e8 * jnp.mean((jax.lax.with_sharding_constraint(output, rows) if rows else output) ** 2)
+
+        return jax.jit(jax.value_and_grad(loss))(params, *inputs)
+
+    whole = value_and_gradient(None, params, kspace, mask, offset)
+    rows = NamedSharding(mesh, PartitionSpec(examples, "spatial"))
+    split = (place(x, examples) for x in (kspace, mask, offset))
+    sharded = value_and_gradient(rows, jax.tree.map(lambda leaf: place(leaf), params), *split)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(sharded), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(a)
+
+
+@pytest.mark.slow
+def test_smallest_side_is_computed() -> None:
+    model = TINY.clone(levels=4, sens_levels=4, cascades=1)
+    side = VarNet.smallest_side(4)
+    inputs = _inputs(1, 1, side, side)
+    output = jax.jit(model.apply)(_init(model, inputs), *inputs)
+    assert np.ptp(output) > 0
+
+
+def test_an_untrained_network_gives_the_zero_filled_image() -> None:
+    """What a cascade takes away starts at nothing but a constant: the first steps need not undo a random network."""
+    given = kspace, *_ = _inputs(1, 2, 32, 32)
+    image = jax.jit(lambda: TINY.apply(TINY.init(jax.random.key(0), *given), *given))()[..., 0]
+    zero_filled = np.asarray(magnitude(kspace))
+    assert np.linalg.norm(image - zero_filled) < 0.1 * np.linalg.norm(zero_filled)
+
+
+def test_an_untrained_residual_network_projects_onto_what_the_coils_can_have_seen() -> None:
+    """Its maps start at the centre of k-space, and its corrections at nothing; against NumPy's FFTs in float64."""
+    kspace, mask, _ = given = _inputs(1, 3, 32, 30)
+    model = TINY.clone(residual=True)
+    image = jax.jit(lambda: model.apply(model.init(jax.random.key(0), *given), *given))()[0, ..., 0]
+
+    def images(kspace: np.ndarray) -> np.ndarray:
+        shifted = np.fft.ifft2(np.fft.ifftshift(kspace, (-2, -1)), norm="ortho")
+        return np.fft.fftshift(shifted, (-2, -1))
+
+    measured, mask = kspace[0].astype(complex), mask[0]
+    maps = images(np.where(centre(jnp.asarray(mask)[None])[0], measured, 0))
+    maps /= np.sqrt((np.abs(maps) ** 2).sum(0))
+    current = measured
+    for _ in range(model.cascades):
+        combined = (images(current) * maps.conj()).sum(0)
+        seen = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(combined * maps, (-2, -1)), norm="ortho"), (-2, -1))
+        current = seen - np.where(mask, current - measured, 0)
+    expected = np.sqrt((np.abs(images(current)) ** 2).sum(0))
+    zero_filled = np.sqrt((np.abs(images(measured)) ** 2).sum(0))
+    assert np.linalg.norm(expected - zero_filled) > 1e-3 * np.linalg.norm(zero_filled)
+    np.testing.assert_allclose(image, expected, atol=1e-5 * expected.max())

@@ -1,0 +1,35 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mrjax.ops.cpu import library
+from mrjax.parallel import compiler
+
+
+def mesh_of(platform: str) -> SimpleNamespace:
+    return SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "kind"),
+    [("cuda", "XLA_FLAGS", "gpu"), ("gpu", "XLA_FLAGS", "gpu"), ("tpu", "LIBTPU_INIT_ARGS", "tpu")],
+)
+def test_an_option_named_in_the_environment_is_left_to_it(monkeypatch, platform, variable, kind) -> None:
+    monkeypatch.delenv(variable, raising=False)
+    ours = compiler.options(mesh_of(platform))
+    assert ours == compiler.OPTIONS[kind] != {}
+    name = next(iter(ours))
+    monkeypatch.setenv(variable, f"--xla_other=1 --{name}=false")
+    assert compiler.options(mesh_of(platform)) == {n: value for n, value in ours.items() if n != name}
+
+
+def test_what_is_compiled_is_kept_only_where_nobody_else_may_write(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = library.private_folder("compiled")
+    assert folder.is_relative_to(tmp_path)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(OSError, match="others may write"):
+        library.private_folder("compiled")

@@ -1,0 +1,184 @@
+"""What compiled programs move: the count from HLO against hand-computed figures, and the ahead-of-time path itself."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from benchmarks import fit, hlo
+from mrjax import experiment, train_step
+from mrjax.config import defaults
+from mrjax.errors import UserError
+from mrjax.parallel import sharding
+
+
+def config(**fields):
+    base = defaults()
+    base.model.channels, base.model.levels, base.data.image_size, base.batch_size = 4, 2, (32, 32), 8
+    base.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return base
+
+
+def found(function, *args) -> list[hlo.Instruction]:
+    return list(hlo.instructions(jax.jit(function).lower(*args).compile().as_text()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ("f32[]", 4),
+        ("bf16[16,256,256,32]{3,2,1,0}", 2 * 16 * 256 * 256 * 32),
+        ("(c64[2,3]{1,0}, /*index=1*/pred[5]{0}, u8[0]{0})", 53),
+        ("bf16[8,128]{1,0:T(8,128)(2,1)}", 2048),
+        ("f8e4m3fn[7]{0}", 7),
+        ("s4[6]{0}", 3),
+    ],
+)
+def test_sizes_of_shapes(shape: str, size: int) -> None:
+    assert hlo.size_of(shape) == size
+
+
+def test_traffic_is_operands_and_results() -> None:
+    a, b = jnp.ones((64, 32)), jnp.ones((32, 16))
+    assert sum(one.moved for one in found(jnp.dot, a, b)) == 4 * (64 * 32 + 32 * 16 + 64 * 16)
+
+
+def test_loops_count_as_often_as_they_run() -> None:
+    a = jnp.ones((32, 32))
+
+    def loop(a: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, _: (x @ a, None), a, length=7)[0]
+
+    (product,) = (one for one in found(loop, a) if one.source.endswith("dot_general"))
+    assert (product.times, product.moved) == (7, 7 * 3 * 4 * 32 * 32)
+
+
+def test_collectives_of_each_kind() -> None:
+    mesh = sharding.make_mesh()
+    assert mesh.size == 8
+    split, whole = NamedSharding(mesh, PartitionSpec("data")), sharding.replicated(mesh)
+    x = jax.device_put(np.ones((16, 8), np.float32), split)
+
+    def all_of(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, whole)
+
+    assert hlo.collectives(found(all_of, x)) == {"all-gather": (1, 4 * 16 * 8)}
+    assert hlo.collectives(found(lambda x: x.sum(0), x)) == {"all-reduce": (1, 4 * 8)}
+
+
+def test_asynchronous_collectives_count_once() -> None:
+    text = """
+ENTRY %main (p: f32[4]) -> f32[32] {
+  %p = f32[4]{0} parameter(0)
+  %start = (f32[4]{0}, f32[32]{0}) all-gather-start(%p), dimensions={0}
+  ROOT %done = f32[32]{0} all-gather-done(%start)
+}
+"""
+    assert hlo.collectives(list(hlo.instructions(text))) == {"all-gather": (1, 128)}
+
+
+def test_main_memory_of_a_tpu_is_padded_and_leaves_out_what_is_on_the_chip() -> None:
+    assert hlo.stored("bf16[16,256,256,32]{3,2,1,0}") == hlo.size_of("bf16[16,256,256,32]")
+    assert hlo.stored("bf16[4,8,3]{2,1,0:T(8,128)(2,1)}") == 2 * 4 * 8 * 128
+    assert hlo.stored("f32[5,130]{0,1:T(8,128)}") == 4 * 136 * 128
+    assert hlo.stored("(f32[130]{0:T(128)}, f32[8,128]{1,0:T(8,128)S(1)})") == 4 * 256
+    text = """
+ENTRY %main (p: f32[4,128]) -> f32[1,128] {
+  %p = f32[16,128]{1,0:T(8,128)} parameter(0)
+  %start = ((f32[16,128]{1,0:T(8,128)}), f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p)
+  ROOT %done = f32[8,128]{1,0:T(8,128)S(1)} slice-done(%start)
+}
+"""
+    (start,) = hlo.instructions(text)
+    assert 0 <= start.stored - 4 * 8 * 128 <= 8  # and its semaphore
+
+
+def test_a_data_parallel_step_exchanges_its_gradients_and_nothing_else() -> None:
+    """4 bytes a parameter, and a handful for the loss; and so on one device there is nothing to exchange."""
+    cfg = config()
+    for devices, expected in ((8, True), (1, False)):
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        fixed = {"model": experiment.model(cfg), "task": experiment.task(cfg), "normalise_by": cfg.normalise, "seed": 0}
+        train = train_step.compile_train(mesh, optimizer=experiment.optimizer(cfg), **fixed)
+        state = experiment.abstract_state(experiment.initial_state(cfg), mesh)
+        text = train.lower(state, fit.abstract_batch(cfg, mesh, 2)).compile().as_text()
+        gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        sent = hlo.collectives(list(hlo.instructions(text)))
+        assert set(sent) == ({"all-reduce"} if expected else set())
+        if expected:
+            assert 0 <= sent["all-reduce"][1] - gradients < 64
+
+
+def test_flops_are_those_published_for_fastmri() -> None:
+    """72.2 GFLOP an image of 256x256 for training, by convolutions and matrix products alone."""
+    cfg = config(model__channels=32, model__levels=4, data__image_size=(256, 256))
+    mesh = sharding.make_mesh()
+    fixed = {"model": experiment.model(cfg), "task": experiment.task(cfg), "normalise_by": cfg.normalise, "seed": 0}
+    train = train_step.compile_train(mesh, optimizer=experiment.optimizer(cfg), **fixed)
+    traced = train.trace(
+        experiment.abstract_state(experiment.initial_state(cfg), mesh), fit.abstract_batch(cfg, mesh, 4)
+    )
+    assert fit.flops(traced.jaxpr.jaxpr) / 8 == pytest.approx(72.2e9, rel=2e-3)
+
+
+@pytest.mark.parametrize("target", ["h200", "h100:8", "v5e", "v5e:4x4x4", "v5p:2x2", "h100:0x8", "", "v5e:4x"])
+def test_unknown_targets_list_the_known_ones(target: str) -> None:
+    with pytest.raises(UserError, match=r"--target is .*, expected h100 or a100, .*h100:2x8.*v5e:4x4, v6e:4x4 or v5p"):
+        fit.parse_target(target)
+
+
+def test_known_targets() -> None:
+    assert fit.parse_target("h100").shape == (1, 1)
+    assert fit.parse_target("a100:2x8").shape == (2, 8)
+    assert fit.parse_target("v5p:2x2x1").shape == (2, 2, 1)
+
+
+def test_a_missing_compiler_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit.importlib.util, "find_spec", lambda name: None)
+    for target, package in (("h100", "jax_cuda12_plugin"), ("v5e:2x2", "libtpu")):
+        with pytest.raises(UserError, match=rf"{package}, which is not installed: pip install 'mrjax\[aot\]'"):
+            fit.topology_of(fit.parse_target(target))
+
+
+def test_a_batch_is_given_for_each_device_and_split_over_the_mesh() -> None:
+    mesh, cfg = fit.mesh_and_config(config(mesh=(0, 2, 2)), jax.devices(), 3)
+    assert dict(mesh.shape) == {"data": 2, "model": 2, "spatial": 2}
+    assert cfg.batch_size == 3 * 4
+    kspace = fit.abstract_batch(cfg, mesh, 2)["kspace"]
+    assert kspace.sharding.shard_shape(kspace.shape) == (3, 2, 32, 32)
+
+
+def test_the_verdict_says_by_how_much_and_what_to_change() -> None:
+    mesh, cfg = fit.mesh_and_config(config(), jax.devices(), 4)
+    assert fit.verdict(60, 100, 20, 4, cfg, mesh).startswith("fits: ")
+    too_much = fit.verdict(6 * 10**9, 4 * 10**9, 2 * 10**9, 4, cfg, mesh)
+    assert "2.00 GB too much" in too_much
+    assert "--batch=2, about the largest that fits" in too_much
+    for change in ("config.precision=bfloat16", "config.accumulate=2", "config.remat=True", "config.mesh"):
+        assert change in too_much
+
+
+def test_ahead_of_time_for_an_h100(tmp_path: Path) -> None:
+    """The command itself, for two hosts of two: in a process of its own, since it chooses JAX's platforms."""
+    pytest.importorskip("jax_cuda12_plugin")
+    flags = ["--config=configs/unet.py", "--target=h100:2x2", "--batch=2", f"--json={tmp_path / 'fit.json'}"]
+    flags += ["--config.model.channels=8", "--config.model.levels=2", "--config.data.image_size=32,32"]
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.fit", *flags], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    raw = json.loads((tmp_path / "fit.json").read_text())["raw"]
+    parameters = raw["memory"]["state"] // 3  # Adam keeps two moments of each
+    assert raw["collectives"].keys() == {"all-reduce"}
+    assert abs(raw["collectives"]["all-reduce"]["bytes"] - parameters) < 64
+    assert raw["traffic_per_image"] > 0
+    assert "fits: " in done.stdout
+    assert "ESTIMATE" in done.stdout

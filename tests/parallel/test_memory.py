@@ -1,0 +1,53 @@
+"""When a step does not fit, the answer names the largest batch that would and the fields to turn."""
+
+import jax
+import numpy as np
+import pytest
+
+from mrjax import experiment
+from mrjax.config import defaults
+from mrjax.errors import UserError
+from mrjax.parallel import memory, sharding
+
+
+def compiled_for(config, mesh):
+    state = experiment.abstract_state(experiment.initial_state(config), mesh)
+    spec = {"kspace": ((2, 32, 32), np.dtype(np.complex64)), "maximum": ((), np.dtype(np.float32))}
+    fixed = {"model": experiment.model(config), "task": experiment.task(config), "normalise_by": "slice"}
+    return experiment.train_step(config, mesh, state, spec, (), optimizer=experiment.optimizer(config), **fixed)
+
+
+def small(**fields):
+    config = defaults()
+    config.model.channels, config.model.levels, config.data.image_size = 4, 2, (32, 32)
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+def test_a_step_that_cannot_fit_is_refused_before_it_runs_with_a_batch_that_does_fit(monkeypatch) -> None:
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    _, at_12 = compiled_for(small(batch_size=12), mesh)
+    limit = memory.needed(at_12)
+    monkeypatch.setattr(memory, "available", lambda mesh: limit)
+    with pytest.raises(
+        UserError,
+        match=r"config.batch_size is 24, for which a step needs .* set config.batch_size = 12, "
+        r"the largest that fits, or config.accumulate = 2, or config.remat = True",
+    ):
+        compiled_for(small(batch_size=24), mesh)
+
+
+def test_accumulation_needs_less_memory() -> None:
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    whole, parts = (memory.needed(compiled_for(small(batch_size=16, accumulate=n), mesh)[1]) for n in (1, 4))
+    assert parts < 0.5 * whole
+
+
+def test_running_out_of_memory_is_answered_and_other_errors_are_not() -> None:
+    # The real thing: an array larger than any address space.
+    huge = jax.jit(lambda: jax.numpy.zeros((1 << 50,), jax.numpy.int8))
+    answer = UserError("the answer")
+    with pytest.raises(UserError, match="the answer"), memory.answered(lambda: answer):
+        jax.block_until_ready(huge())
+    with pytest.raises(jax.errors.JaxRuntimeError), memory.answered(lambda: answer):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
