@@ -22,7 +22,8 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped
 
 from mrjax import checkpoint, cli, experiment, train_step
-from mrjax.data import hdf5, splits
+from mrjax.data import readers, splits
+from mrjax.data.volume import Volume
 from mrjax.measures import metrics
 from mrjax.parallel import processes, sharding
 from mrjax.reconstruct import METHODS, reconstruct, scores
@@ -39,7 +40,7 @@ def evaluate(
     score: Wrapped,
     params: Any,
     batches: Iterator[dict[str, np.ndarray]],
-    volumes: list[hdf5.Volume],
+    volumes: list[Volume],
     mesh: Mesh,
 ) -> tuple[list[Row], dict[str, dict[str, np.ndarray]]]:
     """Metrics of every volume.
@@ -69,17 +70,13 @@ def evaluate(
     for batch in sharding.to_devices(batches, mesh):
         images, peaks = predict(params, batch)
         number, position, valid = (sharding.on_host(batch[name], mesh) for name in ("volume", "slice", "valid"))
-        size = images["target"].shape[1:]
-        sizes = sharding.on_host(images["size"], mesh) if "size" in images else np.tile(size, (len(number), 1))
         np.maximum.at(peak, number[valid], np.asarray(peaks)[valid])
         np.subtract.at(unseen, number[valid], 1)
         for i in np.flatnonzero(valid):
-            height, width = sizes[i]
-            pixels[number[i]] = int(height * width)
+            pixels[number[i]] = images["target"][0].size
             if middle.get(number[i]) == position[i]:
                 previews[volumes[number[i]].name] = {
-                    name: sharding.on_host(images[name], mesh)[i, :height, :width]
-                    for name in ("corrupted", "reconstruction", "target")
+                    name: sharding.on_host(images[name], mesh)[i] for name in ("corrupted", "reconstruction", "target")
                 }
         waiting.append((number, valid, images))
         while waiting and not unseen[waiting[0][0]].any():
@@ -98,7 +95,7 @@ def evaluate(
     return rows, previews
 
 
-def describe(volume: hdf5.Volume) -> Row:
+def describe(volume: Volume) -> Row:
     """What a row says of its volume: name, contrast, and how many slices count."""
     return {"volume": volume.name, "contrast": volume.contrast, "slices": volume.slices - len(volume.empty)}
 
@@ -151,15 +148,15 @@ def main(argv: list[str]) -> None:
     workdir, split, data = flags.FLAGS.workdir, flags.FLAGS.split, flags.FLAGS.data
     inference = experiment.restore(workdir, sharding.make_mesh())
     config = inference.config
-    volumes = splits.volumes(
-        hdf5.find(data) if data else splits.locate(config.data, split),
+    volumes = splits.describe_split(
+        readers.find(data) if data else splits.find_split(config.data, split),
         config.task,
         on_bad_file=config.data.on_bad_file,
-        read_all=config.data.check == "samples",
+        read_samples=config.data.check == "samples",
         mask=config.acquisition.mask,
     )
     if config.normalise == "volume":
-        splits.needs_maximum(volumes)
+        splits.require_maximum(volumes)
     logger.info("%s: step %d, %s", workdir, inference.progress["step"], splits.fingerprint(volumes))
     rows = []
     for volume in tqdm.tqdm(volumes, unit="volume", disable=None):

@@ -87,13 +87,13 @@ def train_step(
     mesh: Mesh,
     state: step.TrainState,
     spec: Spec,
-    cached: tuple[Any, ...],
+    reserved: int,
     **closed_over: Any,
 ) -> tuple[Callable[[], UserError], Compiled]:
     """The training step, compiled for a state like that and batches of `spec`, and what to say when memory runs out.
 
     Raises:
-      UserError: it needs more memory than a device has.
+      UserError: it needs more memory than a device has beside the `reserved` bytes of a cache.
     """
     given = {"seed": config.seed, "accumulate": config.accumulate, "ema": config.ema}
     loss = losses.weighted_sum(config.loss)
@@ -106,12 +106,12 @@ def train_step(
             name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
             for name, (shape, dtype) in indexed.items()
         }
-        return jitted.lower(state, batch, *cached).compile()
+        return jitted.lower(state, batch).compile()
 
     explain = functools.partial(memory.explain, config, mesh, compile_for)
     with memory.answered(explain):
         compiled = compile_for(config.batch_size)
-    need, limit = memory.needed(compiled), memory.available(mesh)
+    need, limit = memory.needed(compiled) + reserved, memory.available(mesh)
     if limit and need > limit:
         raise explain(need)
     return explain, compiled
@@ -122,19 +122,19 @@ def train_steps(
     mesh: Mesh,
     state: step.TrainState,
     specs: Sequence[Spec],
-    cached: tuple[Any, ...],
+    reserved: int,
     **closed_over: Any,
 ) -> tuple[Callable[[], UserError], Callable[..., tuple[step.TrainState, dict[str, jax.Array]]]]:
     """`train_step` for batches of each of the specs, as one function; the answer is that of the largest."""
     found = {}
     for spec in specs:
         shapes = tuple(spec[name][0] for name in sorted(spec))
-        found[shapes] = train_step(config, mesh, state, spec, cached, **closed_over)
+        found[shapes] = train_step(config, mesh, state, spec, reserved, **closed_over)
     names = sorted(specs[0])
     largest = max(found, key=lambda shapes: sum(map(math.prod, shapes)))
 
-    def of_batch(state: step.TrainState, batch: step.Batch, *cached: Any) -> tuple[step.TrainState, Any]:
-        return found[tuple(batch[name].shape[1:] for name in names)][1](state, batch, *cached)
+    def of_batch(state: step.TrainState, batch: step.Batch) -> tuple[step.TrainState, Any]:
+        return found[tuple(batch[name].shape[1:] for name in names)][1](state, batch)
 
     return found[largest][0], of_batch
 
@@ -165,7 +165,6 @@ def restore(workdir: str, mesh: Mesh) -> Inference:
     params = checkpoint.restore_params(manager, abstract_state(initial_state(config), mesh))
     manager.close()
     fixed = {"model": model(config, mesh), "normalise_by": config.normalise}
-    fixed |= {"sizes": None if config.data.image_size else {}}
     return Inference(
         config=config,
         progress=progress,

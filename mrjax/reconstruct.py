@@ -19,7 +19,9 @@ import numpy as np
 from absl import flags
 
 from mrjax import cli, experiment
-from mrjax.data import hdf5, loader, repetitions, resize, splits
+from mrjax.data import checks, loader, readers, repetitions, resize, splits
+from mrjax.data.dataset import SliceDataset
+from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 from mrjax.measures import metrics
 from mrjax.mri.fourier import centred_ifft2_host
@@ -30,7 +32,7 @@ METHODS = ("corrupted", "reconstruction")
 _slice_sums = jax.jit(metrics.slice_sums)
 
 
-def reconstruct(inference: experiment.Inference, volume: hdf5.Volume) -> dict[str, np.ndarray]:
+def reconstruct(inference: experiment.Inference, volume: Volume) -> dict[str, np.ndarray]:
     """Reconstructs all slices of a volume.
 
     Returns:
@@ -40,14 +42,14 @@ def reconstruct(inference: experiment.Inference, volume: hdf5.Volume) -> dict[st
     config, mesh = inference.config, inference.mesh
     size, rule = tuple(config.data.image_size) or volume.data_shape, config.data.resize
     simulate = volume.layout == "kspace" and not volume.undersampled
-    if repeated := config.task in splits.REPEATED:
-        simulate = bool(volume.others)
+    if repeated := config.task in splits.REPETITION_TASKS:
+        simulate = bool(volume.repetitions)
     predict = inference.predict if simulate else inference.reconstruct
     # One batch size for files of any length: the network is compiled once.
     batch_size = -(-min(config.batch_size, 8) // mesh.size) * mesh.size
-    source = loader.Slices([dataclasses.replace(volume, empty=())], size, rule, config.data.neighbours)
+    source = SliceDataset([dataclasses.replace(volume, empty=())], size, rule, adjacent_slices=config.data.neighbours)
     at_size = {name: np.zeros((volume.slices, *size), np.float32) for name in METHODS}
-    with loader.evaluation_batches(source, batch_size=batch_size, workers=0, prefetch=2) as batches:
+    with loader.evaluation_batches([source], loader.LoaderOptions(batch_size)) as batches:
         for batch in sharding.to_devices(batches, mesh):
             images, _ = predict(inference.params, batch)
             number = sharding.on_host(batch["slice"], mesh)
@@ -56,15 +58,20 @@ def reconstruct(inference: experiment.Inference, volume: hdf5.Volume) -> dict[st
     whole = {}
     for name, image in at_size.items():
         if volume.layout == "paired":
-            whole[name] = resize.scale_from(image, volume.image_shape)
+            whole[name] = resize.undo_resize_image(image, volume.image_shape)
         else:
-            whole[name] = resize.fit(resize.image_from(image, volume.data_shape, rule), volume.image_shape)
+            whole[name] = resize.crop_or_pad(
+                resize.undo_resize_kspace(image, volume.data_shape, rule), volume.image_shape
+            )
     # The truth is the file's own, not what is left of it at the network's size.
     if simulate:
-        scans = [_root_sum_of_squares(hdf5.read(path, "kspace")) for path in volume.others or [volume.path]]
-        whole["target"] = resize.fit(np.mean(scans, 0), volume.image_shape)
+        scans = [
+            _root_sum_of_squares(readers.read_slices(path, "kspace", volume.slices))
+            for path in volume.repetitions or [volume.path]
+        ]
+        whole["target"] = resize.crop_or_pad(np.mean(scans, 0), volume.image_shape)
     elif volume.target and not repeated:  # an image of this very scan would be one of its noise, too
-        whole["target"] = np.abs(hdf5.read(volume.path, volume.target)).astype(np.float32)
+        whole["target"] = np.abs(readers.read_slices(volume.path, volume.target, volume.slices)).astype(np.float32)
     return whole
 
 
@@ -73,7 +80,7 @@ def _root_sum_of_squares(kspace: np.ndarray) -> np.ndarray:
     return np.sqrt((coils.real**2 + coils.imag**2).sum(1)).astype(np.float32)
 
 
-def scores(images: dict[str, np.ndarray], volume: hdf5.Volume) -> dict[str, dict[str, float]]:
+def scores(images: dict[str, np.ndarray], volume: Volume) -> dict[str, dict[str, float]]:
     """NMSE, PSNR and SSIM of the corrupted input and of the reconstruction; nothing without a truth.
 
     Over all slices but those that are empty in the file, on the file's own grid.
@@ -90,17 +97,16 @@ def scores(images: dict[str, np.ndarray], volume: hdf5.Volume) -> dict[str, dict
     }
 
 
-def write(volume: hdf5.Volume, images: dict[str, np.ndarray], found: dict[str, Any], output: Path, step: int) -> None:
+def write(volume: Volume, images: dict[str, np.ndarray], found: dict[str, Any], output: Path, step: int) -> None:
     """Writes <name>.t5, with the attributes of the file it came from, and <name>.png of the middle slice."""
     from mrjax.report import figures  # late, as in train.py: this module is a part of training
 
-    with hdf5.open_file(volume.path) as file:
-        attributes = dict(file.attrs)
-        header = {"ismrmrd_header": file["ismrmrd_header"][()]} if "ismrmrd_header" in file else {}
-    result = images["reconstruction"]
-    attributes |= {"max": result.max(), "norm": np.linalg.norm(result), "mrjax_step": step}
+    result, reader = images["reconstruction"], readers.reader_for(volume.path)
+    attributes = {"max": result.max(), "norm": np.linalg.norm(result), "mrjax_step": step}
     attributes |= {f"mrjax_{name.lower()}": value for name, value in found.get("reconstruction", {}).items()}
-    hdf5.write(output / f"{volume.name}.t5", {"reconstruction": result} | header, attributes)
+    reader.write_like(
+        volume.path, output / f"{volume.name}{reader.suffixes[0]}", {"reconstruction": result}, attributes
+    )
     middle = volume.slices // 2
     figures.panel(
         output / f"{volume.name}.png",
@@ -117,25 +123,27 @@ def main(argv: list[str]) -> int:
     processes.require_one_process("mrjax.reconstruct")
     inference = experiment.restore(flags.FLAGS.workdir, sharding.make_mesh())
     config, step = inference.config, inference.progress["step"]
-    paths, output = hdf5.find(flags.FLAGS.input), Path(flags.FLAGS.output)
+    paths, output = readers.find(flags.FLAGS.input), Path(flags.FLAGS.output)
     size = "x".join(map(str, config.data.image_size)) or "each file's own number of"
     logger.info("%s: step %d, trained at %s pixels", flags.FLAGS.workdir, step, size)
     for name, count in collections.Counter(Path(path).stem for path in paths).items():
         if count > 1:
             raise UserError(f"--input holds {count} files named {name}, expected names that differ: results go by them")
     for path in paths:
-        if (output / f"{Path(path).stem}.t5").resolve() in {Path(other).resolve() for other in paths}:
+        if (output / f"{Path(path).stem}{readers.reader_for(path).suffixes[0]}").resolve() in {
+            Path(other).resolve() for other in paths
+        }:
             raise UserError(f"--output is {output}, where a result would replace {path}, expected another folder")
     failed = 0
     for path in paths:
         try:
-            volume, faults = hdf5.check(hdf5.describe(path, splits.layout(config.task)))
+            volume, faults = checks.check(readers.describe(path, splits.task_layout(config.task)))
             if faults:
                 raise UserError(faults[0])
             if config.normalise == "volume":
-                splits.needs_maximum([volume])
-            if config.task in splits.REPEATED:
-                volume = repetitions.beside(volume)
+                splits.require_maximum([volume])
+            if config.task in splits.REPETITION_TASKS:
+                volume = repetitions.add_repetitions(volume)
             images = reconstruct(inference, volume)
             found = scores(images, volume)
             write(volume, images, found, output, step)
@@ -147,7 +155,7 @@ def main(argv: list[str]) -> int:
             f"  {name.upper()} {value:.4g} ({found['corrupted'][name]:.4g} before)"
             for name, value in found.get("reconstruction", {}).items()
         )
-        print(f"{output / volume.name}.t5 and .png{text}")
+        print(f"{output / volume.name}{readers.reader_for(path).suffixes[0]} and .png{text}")
     return 1 if failed else 0
 
 

@@ -2,12 +2,12 @@
 
 import collections
 import contextlib
-import functools
 import logging
 import math
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +19,16 @@ from ml_collections import ConfigDict
 from mrjax import checkpoint, experiment
 from mrjax import config as configs
 from mrjax import train_step as step
-from mrjax.data import buckets, device_cache, hdf5, loader, splits
-from mrjax.data import cache as data_cache
+from mrjax.data import buckets, loader, splits
+from mrjax.data.cache import HostCache
+from mrjax.data.dataset import Dataset, ExampleIndices, SliceDataset
+from mrjax.data.device_cache import DeviceCache, cached_batches
+from mrjax.data.volume import Volume
 from mrjax.demo import acquisition
 from mrjax.errors import UserError
 from mrjax.evaluate import Scores, evaluate, summarise
 from mrjax.parallel import memory, processes, sharding
 from mrjax.report.run_log import Watch, read_rows
-from mrjax.sizes import Sizes
 
 logger = logging.getLogger(__name__)
 DEMO = "data/demo"
@@ -55,17 +57,15 @@ def train(config: ConfigDict, workdir: str) -> None:
     # 2. Pure functions, jitted over the mesh; the step itself is compiled here, to know that it fits.
     model, optimizer, task = experiment.model(config, mesh), experiment.optimizer(config), experiment.task(config)
     fixed = {"model": model, "task": task, "normalise_by": config.normalise}
-    (train_sources, train_sizes), (val_sources, val_sizes) = (
-        sources(config, *split) for split in (("training", train_set), ("validation", val_set))
-    )
-    predict, score = step.compile_predict(mesh, sizes=val_sizes, **fixed), step.compile_score(mesh)
-    cached = cache_on_devices(config, train_sources[0], mesh)
-    drawn_from = [loader.Numbers(train_sources[0])] if cached else train_sources
+    train_data, val_data = (datasets(config, *split) for split in (("training", train_set), ("validation", val_set)))
+    predict, score = step.compile_predict(mesh, **fixed), step.compile_score(mesh)
+    caches = cache_on_devices(config, train_data, mesh)
+    drawn_from = [ExampleIndices(len(x), bucket) for bucket, x in enumerate(train_data)] if caches else train_data
     initial = experiment.initial_state(config)
     like = experiment.abstract_state(initial, mesh)
-    specs = [source.spec for source in drawn_from]
+    specs, reserved = [x.spec for x in train_data], sum(cache.device_bytes for cache in caches)
     rules = {"optimizer": optimizer, "learning_rate": experiment.schedule(config)}
-    explain, train_step = experiment.train_steps(config, mesh, like, specs, cached, sizes=train_sizes, **rules, **fixed)
+    explain, train_step = experiment.train_steps(config, mesh, like, specs, reserved, **rules, **fixed)
 
     # 3. The state: restored, or fresh.
     with contextlib.ExitStack() as stack:
@@ -91,16 +91,17 @@ def train(config: ConfigDict, workdir: str) -> None:
         # 4. The loop. What is logged was computed an interval ago: the device never waits for the log.
         watch = stack.enter_context(contextlib.closing(Watch(workdir, start, config.steps)))
         stop_after = stack.enter_context(processes.stop_on_signal())
-        reading = {"batch_size": config.batch_size, "rows": sharding.rows_of_process(mesh, config.batch_size)}
-        reading |= {"workers": config.data.workers, "prefetch": config.data.prefetch}
+        rows = sharding.rows_of_process(mesh, config.batch_size)
+        reading = loader.LoaderOptions(config.batch_size, config.data.workers, config.data.prefetch, rows)
         on_host = stack.enter_context(
-            loader.training_batches(drawn_from, seed=config.seed, start=progress["examples"], **reading)
+            loader.training_batches(drawn_from, reading, seed=config.seed, start=progress["examples"])
         )
-        batches = stack.enter_context(contextlib.closing(sharding.to_devices(on_host, mesh)))
+        on_devices = cached_batches(on_host, caches, mesh) if caches else sharding.to_devices(on_host, mesh)
+        batches = stack.enter_context(contextlib.closing(on_devices))
 
         def validate() -> float:
             """Evaluates the validation split, reports it and returns the SSIM that the best checkpoint is chosen by."""
-            with loader.evaluation_batches(val_sources, **reading) as val_batches:
+            with loader.evaluation_batches(val_data, reading) as val_batches:
                 rows, previews = evaluate(predict, score, state.best_params, val_batches, val_set, mesh)
             scores = summarise(rows)["all"]
             means = {f"val/{name}": value["mean"] for name, value in scores["reconstruction"].items()}
@@ -120,7 +121,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             batch = next(batches)
             if in_flight and in_flight[-1]["loss"].is_ready():  # type: ignore[attr-defined]
                 waited += time.perf_counter() - asked  # the device had nothing left to do, at least at the end
-            state, values = train_step(state, batch, *cached)
+            state, values = train_step(state, batch)
             at += 1
             interval.append(values)
             in_flight.append(values)
@@ -166,32 +167,27 @@ def train(config: ConfigDict, workdir: str) -> None:
         logger.info("stopped; step %d of %d is saved, the same command goes on from there", at, config.steps)
 
 
-def sources(config: ConfigDict, split: str, volumes: list[hdf5.Volume]) -> tuple[list[loader.Source], Sizes | None]:
-    """The slices of the volumes: of one size, or in buckets of several, and then which sizes each bucket has."""
+def datasets(config: ConfigDict, split: str, volumes: list[Volume]) -> Sequence[Dataset]:
+    """The slices of the volumes: of one size, or in a bucket for each size."""
+    adjacent = config.data.neighbours
     if size := config.data.image_size:
-        return [keep(config, loader.Slices(volumes, size, config.data.resize, config.data.neighbours))], None
-    found = buckets.buckets(volumes, config.data.max_shapes, config.data.neighbours)
-    logger.info("%s: %s", split, buckets.describe(found))
-    return [keep(config, bucket) for bucket in found], {bucket.shape: bucket.sizes for bucket in found}
+        found = [SliceDataset(volumes, size, config.data.resize, adjacent_slices=adjacent)]
+    else:
+        found = buckets.bucket_by_size(volumes, config.data.max_shapes, adjacent)
+        logger.info("%s: %s", split, buckets.describe_buckets(found))
+    return [HostCache(one) for one in found] if config.data.cache == "host" else found
 
 
-def keep(config: ConfigDict, source: loader.Source) -> loader.Source:
-    """The source, kept in memory after its first reading if config.data.cache = 'host'."""
-    return data_cache.HostCache(source) if config.data.cache == "host" else source
-
-
-def cache_on_devices(config: ConfigDict, source: loader.Source, mesh: Mesh) -> tuple[()] | tuple[device_cache.Cache]:
-    """What config.data.cache = 'device' gives the step to draw its batches from."""
+def cache_on_devices(config: ConfigDict, datasets: Sequence[Dataset], mesh: Mesh) -> list[DeviceCache]:
+    """What config.data.cache = 'device' draws batches from."""
     if config.data.cache != "device":
-        return ()
-    read = functools.partial(data_cache.read_all, source)
+        return []
     started = time.perf_counter()
-    loaded = device_cache.load(read, len(source), mesh, config.data.cache_half)
-    size = sum(x.nbytes for x in loaded.values())
-    logger.info(
-        "%d slices, %.2f GB, are on the devices after %.1f s", len(source), size / 1e9, time.perf_counter() - started
-    )
-    return (loaded,)
+    caches = [DeviceCache.load(dataset, mesh, config.data.cache_half) for dataset in datasets]
+    size = sum(cache.device_bytes for cache in caches) * sharding.example_shards(mesh)
+    count, seconds = sum(map(len, datasets)), time.perf_counter() - started
+    logger.info("%d slices, %.2f GB, are on the devices after %.1f s", count, size / 1e9, seconds)
+    return caches
 
 
 def introduce(
@@ -267,7 +263,7 @@ def one_line(scores: Scores) -> str:
     )
 
 
-def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[hdf5.Volume], list[hdf5.Volume]]:
+def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[Volume], list[Volume]]:
     """Finds and checks the files, makes the demo data if no data are named, and settles the image size.
 
     Returns:
@@ -276,7 +272,7 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[hdf5.Volume], lis
     """
     config = config.copy_and_resolve_references()
     if not (config.data.dir or config.data.train):
-        repeated = config.task in splits.REPEATED
+        repeated = config.task in splits.REPETITION_TASKS
         config.data.dir = f"{DEMO}-repeated" if repeated else DEMO
         with processes.first_process_first():
             if jax.process_index() == 0 and not os.path.isdir(config.data.dir):
@@ -284,11 +280,11 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[hdf5.Volume], lis
                 acquisition.make(config.data.dir, **(acquisition.REPEATED if repeated else {}))
     started = time.perf_counter()
     train_set, val_set = (
-        splits.volumes(
-            splits.locate(config.data, split),
+        splits.describe_split(
+            splits.find_split(config.data, split),
             config.task,
             on_bad_file=config.data.on_bad_file,
-            read_all=config.data.check == "samples",
+            read_samples=config.data.check == "samples",
             mask=config.acquisition.mask,
         )
         for split in ("train", "val")
@@ -298,5 +294,5 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[hdf5.Volume], lis
     if not config.data.image_size and len(sizes) == 1:
         config.data.image_size = sizes.pop()
     if config.normalise == "volume":
-        splits.needs_maximum(train_set + val_set)
+        splits.require_maximum(train_set + val_set)
     return config, train_set, val_set

@@ -12,14 +12,12 @@ from flax import struct
 from jax.sharding import Mesh
 from jax.stages import Wrapped
 
-from mrjax.data import device_cache
 from mrjax.errors import UserError
 from mrjax.measures import losses, metrics
 from mrjax.models import Inputs
 from mrjax.mri import normalise
 from mrjax.mri.tasks import Example, Task, evaluation_keys, training_keys
 from mrjax.parallel import compiler, sharding
-from mrjax.sizes import OwnSize, Sizes
 
 Batch = dict[str, jax.Array]
 MSE = losses.weighted_sum({"mse": 1.0})
@@ -103,14 +101,12 @@ def asked(model: Any, inputs: Inputs) -> list[Any]:
 
 def run_network(model: nn.Module, params: Any, inputs: Inputs) -> jax.Array:
     """The normalised reconstruction, (batch, height, width) float32."""
-    of_canvas: dict[str, Any] = {} if inputs.canvas is None else {"canvas": inputs.canvas}
-    return jnp.squeeze(jnp.asarray(model.apply({"params": params}, *asked(model, inputs), **of_canvas)), -1)
+    return jnp.squeeze(jnp.asarray(model.apply({"params": params}, *asked(model, inputs))), -1)
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
-    cache: Batch | None = None,
     *,
     mesh: Mesh,
     model: nn.Module,
@@ -122,15 +118,12 @@ def train_step(
     accumulate: int = 1,
     ema: float = 0.0,
     learning_rate: optax.Schedule | None = None,
-    sizes: Sizes | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Augment, acquire, normalise, predict, compare, update.
 
     Args:
       state: donated by the caller.
-      batch: the task's arrays, `index` (batch,) uint32, and `maximum` (batch,) float32; or `index` and `example`, the
-        places in `cache` of the examples.
-      cache: the whole split, from `device_cache.load`.
+      batch: the task's arrays, `index` (batch,) uint32, and `maximum` (batch,) float32.
       mesh: of the devices.
       model: a network of `models`.
       optimizer: optax's.
@@ -142,7 +135,6 @@ def train_step(
       ema: decay of the average of the parameters a step, if the state has one; less over the first steps, so that
         the average forgets where it started: min(ema, (1 + step) / (10 + step)).
       learning_rate: what the optimizer follows, if it is to be told: the host would wait for the device to compute it.
-      sizes: of the slices in each bucket, if they differ in size and keep it.
 
     Returns:
       The next state, and float32 scalars: loss (normalised units), grad_norm, param_norm of the next state, and
@@ -155,30 +147,24 @@ def train_step(
         scale = scaling(example.corrupted, part, normalise_by)
         return without_kspace(network_inputs(example, scale), model), scale.apply(example.target)
 
-    def pairs(own: OwnSize, part: Batch, cache: Batch | None) -> tuple[Inputs, jax.Array]:
-        return own.of(normalised)(part if cache is None else part | device_cache.draw(cache, part["example"]))
+    def compare(params: Any, inputs: Inputs, truth: jax.Array) -> jax.Array:
+        return loss(run_network(model, params, inputs), truth, inputs.offset)
 
-    def compare(params: Any, inputs: Inputs, truth: jax.Array, own: OwnSize) -> jax.Array:
-        prediction = run_network(model, params, inputs._replace(canvas=own.canvas))
-        return loss(own.cut(prediction), own.cut(truth), inputs.offset, own.size)
+    def of_whole_images(params: Any, part: Batch) -> jax.Array:
+        return compare(params, *normalised(part))
 
-    def of_whole_images(params: Any, part: Batch, cache: Batch | None) -> jax.Array:
-        own = OwnSize(part, sizes, model)
-        return compare(params, *pairs(own, part, cache), own)
-
-    def of_split_images(params: Any, part: Batch, cache: Batch | None) -> jax.Array:
-        own = OwnSize(part, sizes, model)
+    def of_split_images(params: Any, part: Batch) -> jax.Array:
         # FFTs need whole images, so each device makes those of its rows' neighbours too; the network sees rows alone.
-        inputs, truth = sharding.each_alone(functools.partial(pairs, own), mesh)(part, cache)
+        inputs, truth = sharding.each_alone(normalised, mesh)(part)
         image, truth = jax.lax.with_sharding_constraint((inputs.image, truth), sharding.by_row(mesh))
         whole = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
-        return compare(whole, inputs._replace(image=image), truth, own)
+        return compare(whole, inputs._replace(image=image), truth)
 
     if mesh.shape["spatial"] == 1:
         gradient = sharding.mean_gradient(functools.partial(_gradient, of_whole_images), mesh, model.dtype)
     else:
         gradient = functools.partial(_gradient, of_split_images)
-    value, gradients = gradient(state.params, parts, cache)
+    value, gradients = gradient(state.params, parts)
     gradients = sharding.constrain_state(gradients, mesh)
     # As the parameters lie, or XLA would turn them and both moments around instead (12 MB an image on an H100).
     gradients = sharding.as_it_lies(gradients, mesh)
@@ -201,17 +187,15 @@ def _steps_done(state: TrainState) -> jax.Array:
     return optax.tree.get_all_with_path(state.opt_state, "count")[0][1]
 
 
-def _gradient(
-    loss_of: Callable[..., jax.Array], params: Any, parts: Batch, cache: Batch | None
-) -> tuple[jax.Array, Any]:
+def _gradient(loss_of: Callable[..., jax.Array], params: Any, parts: Batch) -> tuple[jax.Array, Any]:
     """Mean loss and gradient over parts of equal size, (parts, batch, ...), one after the other."""
     count = len(parts["index"])
     first = jax.tree.map(lambda x: x[0], parts)
     if count == 1:
-        return jax.value_and_grad(loss_of)(params, first, cache)
+        return jax.value_and_grad(loss_of)(params, first)
 
     def add(total: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, part, cache)), None
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, part)), None
 
     nothing = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
     total, _ = jax.lax.scan(add, nothing, parts)
@@ -226,13 +210,11 @@ def predict(
     model: nn.Module,
     task: Task,
     normalise_by: str,
-    sizes: Sizes | None = None,
 ) -> tuple[Batch, jax.Array]:
     """Reconstructs a batch, each slice corrupted as its volume's name says, without augmentation.
 
     Returns:
-      Images: corrupted, reconstruction and target, (batch, height, width) float32 in the file's units; where slices of
-        several sizes share a batch, zero beyond their own, and `size` (batch, 2) int32.
+      Images: corrupted, reconstruction and target, (batch, height, width) float32 in the file's units.
       Peak of each target, (batch,) float32.
     """
 
@@ -242,17 +224,14 @@ def predict(
         images = {"corrupted": example.corrupted, "target": example.target}
         return without_kspace(network_inputs(example, scale), model), scale, images, example.target.max((-2, -1))
 
-    own = OwnSize(batch, sizes, model)
-    inputs, scale, images, peak = sharding.each_alone(own.of(make), mesh)(batch)
-    inputs = inputs._replace(canvas=own.canvas)
+    inputs, scale, images, peak = sharding.each_alone(make, mesh)(batch)
     if mesh.shape["spatial"] == 1:
         prediction = sharding.each_alone(functools.partial(run_network, model), mesh, whole=1)(params, inputs)
     else:
         params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
         image = jax.lax.with_sharding_constraint(inputs.image, sharding.by_row(mesh))
         prediction = run_network(model, params, inputs._replace(image=image))
-    images = jax.tree.map(own.cut, images | {"reconstruction": scale.invert(prediction)})
-    return images if own.size is None else images | {"size": own.size}, peak
+    return images | {"reconstruction": scale.invert(prediction)}, peak
 
 
 def score(images: Batch, data_range: jax.Array) -> dict[str, dict[str, jax.Array]]:
@@ -263,8 +242,7 @@ def score(images: Batch, data_range: jax.Array) -> dict[str, dict[str, jax.Array
       data_range: (batch,) maximum of the volume that each slice belongs to.
     """
     return {
-        name: metrics.slice_sums(images["target"], images[name], data_range, images.get("size"))
-        for name in ("corrupted", "reconstruction")
+        name: metrics.slice_sums(images["target"], images[name], data_range) for name in ("corrupted", "reconstruction")
     }
 
 

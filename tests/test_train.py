@@ -16,7 +16,7 @@ import pytest
 from conftest import coil_images, rss, to_kspace, write_pair, write_scan
 
 from mrjax import checkpoint, evaluate, experiment, reconstruct, train
-from mrjax.data import hdf5
+from mrjax.data import checks, hdf5, readers
 from mrjax.errors import UserError
 from mrjax.parallel import sharding
 
@@ -228,7 +228,7 @@ def test_results_never_replace_what_they_were_made_from(scans: Path, tiny, tmp_p
     )
     assert result.returncode == 2
     assert "would replace" in result.stderr
-    assert hdf5.describe(str(tmp_path / "in" / "sub" / "x.t5")).layout == "kspace"
+    assert readers.describe(str(tmp_path / "in" / "sub" / "x.t5")).layout == "kspace"
 
 
 def trained(data: Path, tiny, workdir: Path, **fields) -> experiment.Inference:
@@ -242,7 +242,7 @@ def test_scans_of_any_size_and_coils_are_reconstructed_on_their_own_grid(
 ) -> None:
     inference = trained(scans, tiny, tmp_path / "run", data__resize=rule)
     for slices, coils, size in ((1, 1, (32, 32)), (2, 16, (31, 45)), (9, 3, (64, 40))):
-        volume, faults = hdf5.check(hdf5.describe(str(write_scan(tmp_path / "in" / "x.t5", slices, coils, size))))
+        volume, faults = checks.check(readers.describe(str(write_scan(tmp_path / "in" / "x.t5", slices, coils, size))))
         images = reconstruct.reconstruct(inference, volume)
         assert faults == []
         assert {image.shape for image in images.values()} == {(slices, *size)}
@@ -266,7 +266,7 @@ def test_undersampled_scans_are_taken_as_they_are(scans: Path, tiny, tmp_path: P
         "truth": {"kspace": to_kspace(images) * mask, "mask": mask, "reconstruction_rss": rss(images)},
     }.items():
         hdf5.write(tmp_path / f"{name}.t5", arrays)
-        result = reconstruct.reconstruct(inference, hdf5.check(hdf5.describe(str(tmp_path / f"{name}.t5")))[0])
+        result = reconstruct.reconstruct(inference, checks.check(readers.describe(str(tmp_path / f"{name}.t5")))[0])
         assert np.allclose(result["corrupted"], zero_filled, atol=1e-5), name
         assert ("target" in result) == (name == "truth")
 
@@ -289,7 +289,7 @@ def test_reconstruct_command_writes_a_file_and_a_picture_and_goes_past_bad_files
     assert "bad.t5: is not an HDF5 file" in result.stderr
     assert "Traceback" not in result.stderr
     assert sorted(os.listdir(output)) == ["9_FLAIR01.png", "9_FLAIR01.t5"]
-    volume = hdf5.describe(str(output / "9_FLAIR01.t5"))
+    volume = readers.describe(str(output / "9_FLAIR01.t5"))
     assert (volume.layout, volume.shape, volume.dtype) == ("result", (3, 32, 32), "float32")
     assert "PSNR" in result.stdout
     write_scan(scans / "test" / "sub" / "9_FLAIR01.t5")
@@ -328,10 +328,10 @@ def test_paired_images_train_and_come_back_in_their_own_shape(tiny, tmp_path: Pa
     inference = trained(tmp_path / "data", tiny, tmp_path / "run", task="paired", data__image_size=(32, 32))
     arrays = {"input": np.full((2, 50, 30), 7, np.uint8) + np.arange(30, dtype=np.uint8)}
     hdf5.write(tmp_path / "new.t5", arrays)
-    images = reconstruct.reconstruct(inference, hdf5.describe(str(tmp_path / "new.t5"), "paired"))
+    images = reconstruct.reconstruct(inference, readers.describe(str(tmp_path / "new.t5"), "paired"))
     assert set(images) == {"corrupted", "reconstruction"}
     assert images["reconstruction"].shape == (2, 50, 30)
-    volumes = [hdf5.describe(str(tmp_path / "data" / "val" / "0.h5"), "paired")]
+    volumes = [readers.describe(str(tmp_path / "data" / "val" / "0.h5"), "paired")]
     images = reconstruct.reconstruct(inference, volumes[0])
     assert np.allclose(images["target"], hdf5.read(volumes[0].path, "target"), atol=1e-6)
     assert evaluate.labels("paired", "unet") == ("input", "U-Net")

@@ -10,6 +10,8 @@ from conftest import coil_images, rss, to_kspace
 from mrjax import experiment
 from mrjax import train_step as step
 from mrjax.config import defaults
+from mrjax.data import readers
+from mrjax.data.dataset import SliceDataset
 from mrjax.evaluate import evaluate
 from mrjax.measures import metrics
 from mrjax.mri import tasks
@@ -116,22 +118,22 @@ class Identity:
 
 
 def test_evaluation_in_batches_gives_the_metrics_of_whole_volumes(scans) -> None:
-    from mrjax.data import hdf5, loader, splits
+    from mrjax.data import loader, splits
 
     cfg, mesh = config(), sharding.make_mesh()
-    paths = hdf5.find(str(scans))
-    volumes = splits.volumes(paths, "kspace", on_bad_file="error", read_all=True)
+    paths = readers.find(str(scans))
+    volumes = splits.describe_split(paths, "kspace", on_bad_file="error", read_samples=True)
     fixed = {"model": experiment.model(cfg), "task": experiment.task(cfg), "normalise_by": "slice"}
     params = step.init_state(fixed["model"], experiment.optimizer(cfg), (32, 32), 0).params
     predict, score = step.compile_predict(mesh, **fixed), step.compile_score(mesh)
-    source = loader.Slices(volumes, (32, 32), "kspace")
+    source = SliceDataset(volumes, (32, 32), "kspace")
     with loader.evaluation_batches(source, batch_size=8, workers=0, prefetch=2) as batches:
         rows, previews = evaluate(predict, score, params, batches, volumes, mesh)
     assert [row["slices"] for row in rows] == [volume.slices for volume in volumes]
     assert len(previews) == 3
     # The same once more, volume by volume, with all slices of one in a batch of its own.
     for number, row in enumerate(rows):
-        examples = [source[i] for i, (volume, _) in enumerate(source.where) if volume == number]
+        examples = [source[i] for i, (volume, _) in enumerate(source.positions) if volume == number]
         padded = (examples * 8)[:8]
         images, _ = predict(params, {name: np.stack([x[name] for x in padded]) for name in examples[0]})
         target, image, corrupted = (

@@ -90,13 +90,13 @@ def as_it_lies(state: Any, mesh: Mesh) -> Any:
 def mean_gradient(
     function: Callable[..., tuple[jax.Array, Any]], mesh: Mesh, dtype: DTypeLike
 ) -> Callable[..., tuple[jax.Array, Any]]:
-    """The mean over devices of `function(params, parts, cache)`, each computing that of its own examples.
+    """The mean over devices of `function(params, parts)`, each computing that of its own examples.
 
     Each runs the program of one device: what it keeps and moves does not grow with their number, and what it sends are
     the gradients, once, in the precision of the parameters.
 
     Args:
-      function: gives a scalar and gradients, from whole parameters, parts of a batch (parts, batch, ...), and a cache.
+      function: gives a scalar and gradients, from whole parameters and parts of a batch (parts, batch, ...).
       mesh: whose `spatial` axis is 1: images must not be split.
       dtype: in which the function uses kernels of convolutions (of four axes), and in which these are gathered.
 
@@ -116,18 +116,18 @@ def mean_gradient(
         mine = jax.lax.psum_scatter(gradient, "model", scatter_dimension=place.index("model"), tiled=True)
         return jax.lax.psum(mine, "data") / example_shards(mesh)
 
-    def run(params: Any, *others: Any) -> tuple[jax.Array, Any]:
+    def run(params: Any, parts: Any) -> tuple[jax.Array, Any]:
         places = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, params)
 
-        def of_device(params: Any, *others: Any) -> tuple[jax.Array, Any]:
-            value, gradients = function(jax.tree.map(whole, params, places), *others)
+        def of_device(params: Any, parts: Any) -> tuple[jax.Array, Any]:
+            value, gradients = function(jax.tree.map(whole, params, places), parts)
             if mesh.size == 1:
                 return value, gradients
             return jax.lax.pmean(value, EXAMPLES), jax.tree.map(mean, gradients, places)
 
-        inputs = (places, PartitionSpec(None, EXAMPLES), PartitionSpec(EXAMPLES))
+        inputs = (places, PartitionSpec(None, EXAMPLES))
         outputs = (PartitionSpec(), places)
-        return jax.shard_map(of_device, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)(params, *others)
+        return jax.shard_map(of_device, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)(params, parts)
 
     return run
 

@@ -1,10 +1,9 @@
-"""Every mesh computes the same step: its loss, its parameters, its draw from a cache on the devices."""
+"""Every mesh computes the same step: its loss, its parameters."""
 
 import functools
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -13,7 +12,6 @@ from conftest import coil_images, to_kspace
 from mrjax import experiment
 from mrjax import train_step as step
 from mrjax.config import defaults, mesh_shape
-from mrjax.data import device_cache
 from mrjax.errors import UserError
 from mrjax.parallel import sharding
 
@@ -35,7 +33,7 @@ def examples(count: int = 8) -> dict[str, np.ndarray]:
     }
 
 
-def two_steps(cfg, mesh, cache: device_cache.Cache | None = None):
+def two_steps(cfg, mesh):
     """Losses of two steps of plain descent, and the state after them."""
     optimizer = optax.sgd(1e-3, momentum=0.9)
     model = experiment.model(cfg)
@@ -47,10 +45,10 @@ def two_steps(cfg, mesh, cache: device_cache.Cache | None = None):
     losses = []
     for number in range(2):
         order = np.roll(np.arange(8, dtype=np.int32), 3 * number)
-        given = {"example": order} if cache else {name: x[order] for name, x in examples().items()}
+        given = {name: x[order] for name, x in examples().items()}
         given["index"] = np.arange(8 * number, 8 * (number + 1), dtype=np.uint32)
         batch = jax.device_put(given, sharding.by_example(mesh))
-        state, values = train_step(state, batch, *([cache] if cache else []))
+        state, values = train_step(state, batch)
         losses.append(float(values["loss"]))
     return losses, state
 
@@ -108,35 +106,6 @@ def test_a_data_parallel_step_sends_its_gradients_once_and_nothing_else_of_size(
                 sent += int(np.prod([int(n) for n in shape.split(",") if n], initial=1))
     parameters = sum(np.prod(x.shape) for x in jax.tree.leaves(state.params))
     assert parameters <= sent < 1.01 * parameters
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 2, 2)])
-def test_batches_drawn_on_the_devices_are_those_sent_to_them(shape, one_device) -> None:
-    mesh = sharding.make_mesh(shape, jax.devices()[: np.prod(shape)])
-    given = examples()
-    cache = device_cache.load(lambda a, b: {n: x[a:b] for n, x in given.items()}, 8, mesh, half=False)
-    losses, state = two_steps(config(), mesh, cache)
-    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, one_device[1].params)
-
-
-def test_a_cache_holds_every_example_also_where_they_do_not_divide_and_in_half_precision() -> None:
-    mesh = sharding.make_mesh()
-    given = {n: x[:5] for n, x in examples().items()}
-    given["kspace"] = given["kspace"] * np.float32(1e-7)
-    given["kspace"][3] = 0
-    places = jax.device_put(np.array([4, 0, 3, 1, 2, 4, 0, 0], np.int32), sharding.by_example(mesh))
-    for half, error in ((False, 0), (True, 2.0**-11)):
-        cache = device_cache.load(lambda a, b: {n: x[a:b] for n, x in given.items()}, 5, mesh, half)
-        drawn = jax.jit(sharding.each_alone(device_cache.draw, mesh))(cache, places)
-        assert sorted(drawn) == ["kspace", "maximum", "slice"]
-        assert drawn["kspace"].dtype == jnp.complex64
-        assert np.array_equal(drawn["slice"], np.asarray(places))
-        expected = given["kspace"][np.asarray(places)]
-        largest = np.abs(expected).max((1, 2, 3), keepdims=True)
-        assert np.all(
-            np.abs(drawn["kspace"] - expected) <= np.sqrt(2) * error * np.maximum(np.abs(expected), 1e-6 * largest)
-        )
 
 
 def test_the_processes_rows_and_a_mesh_that_does_not_fit_are_told() -> None:
