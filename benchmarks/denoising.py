@@ -24,7 +24,7 @@ from benchmarks.quality import evaluated, flips_alone, page_section, put
 from benchmarks.report import Table, publish
 from mrjax import cli, experiment, train_step
 from mrjax.config import defaults
-from mrjax.data import hdf5, splits
+from mrjax.data import hdf5, readers, splits
 from mrjax.demo import acquisition
 from mrjax.parallel import sharding
 from mrjax.train import train
@@ -96,8 +96,8 @@ def main(argv: list[str]) -> None:
         shutil.rmtree(part, ignore_errors=True)
         make_data(part)
         part.rename(data)
-    read = functools.partial(splits.volumes, task="paired", on_bad_file="error", read_all=True)
-    truth, mean = (read(hdf5.find(str(data / kind / "test"))) for kind in ("truth", "mean"))
+    read = functools.partial(splits.describe_split, task="paired", on_bad_file="error", read_samples=True)
+    truth, mean = (read(readers.find(str(data / kind / "test"))) for kind in ("truth", "mean"))
     found: dict[str, list[Any]] = {}
     for task, name in WAYS.items():
         for seed in range(values.seeds):

@@ -31,7 +31,9 @@ from absl import flags
 
 from benchmarks import report
 from mrjax import cli
-from mrjax.data import cache, hdf5, ismrmrd, loader, splits
+from mrjax.data import hdf5, ismrmrd, loader, readers, splits
+from mrjax.data.cache import HostCache
+from mrjax.data.dataset import SliceDataset
 
 AHEAD = 20  # more batches than any of the loaders reads ahead
 EPOCHS = 20
@@ -67,12 +69,12 @@ def make(folder: Path, files: int, coils: int, size: int, gzip: bool = False) ->
 
 def ours(name: str, folder: str, batch: int, cached: bool = False) -> Loader:
     """This package's training stream."""
-    volumes = splits.volumes(hdf5.find(folder), "kspace", on_bad_file="error", read_all=False)
-    slices = loader.Slices(volumes, volumes[0].data_shape, "kspace")
+    volumes = splits.describe_split(readers.find(folder), "kspace", on_bad_file="error", read_samples=False)
+    slices = SliceDataset(volumes, volumes[0].data_shape)
 
     def stream(workers: int) -> Stream:
-        source = cache.HostCache(slices) if cached else slices
-        return loader.training_batches(source, batch_size=batch, seed=0, start=0, workers=workers, prefetch=2)
+        source = HostCache(slices) if cached else slices
+        return loader.training_batches([source], loader.LoaderOptions(batch, workers), seed=0, start=0)
 
     return Loader(name, stream, len(slices))
 
@@ -171,7 +173,7 @@ def copies(slices: int, size: int, batch: int, rounds: int) -> list[float]:
 def forget_pages(folder: str) -> None:
     """Asks the kernel to drop the files from its cache."""
     os.sync()
-    for path in hdf5.find(folder):
+    for path in readers.find(folder):
         number = os.open(path, os.O_RDONLY)
         os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(number)

@@ -41,7 +41,9 @@ from mrjax import cli, experiment, train_step
 from mrjax.baselines.compressed_sensing import CompressedSensing
 from mrjax.checkpoint import write_json
 from mrjax.config import defaults
-from mrjax.data import hdf5, loader, resize, splits
+from mrjax.data import hdf5, loader, readers, resize, splits
+from mrjax.data.dataset import SliceDataset
+from mrjax.data.volume import Volume
 from mrjax.demo import acquisition
 from mrjax.evaluate import evaluate, summarise
 from mrjax.mri.augment import Augment
@@ -244,23 +246,25 @@ def real_individuals(where: Path) -> None:
     for name, images in found.items():
         images = images.astype(np.float32) / images.max()
         square = max(images.shape[1:])
-        fitted = np.stack([resize.scale_to(resize.fit(image, (square, square)), (SIZE, SIZE)) for image in images])
+        fitted = np.stack(
+            [resize.resize_image(resize.crop_or_pad(image, (square, square)), (SIZE, SIZE)) for image in images]
+        )
         kspace = centred_fft2_host(fitted).astype(np.complex64)[:, None]
         attributes = {"max": float(fitted.max()), "norm": float(np.linalg.norm(fitted)), "acquisition": name}
         hdf5.write(where / f"{name}.t5", {"kspace": kspace, "reconstruction_rss": fitted}, attributes)
 
 
 def evaluated(
-    predict: Callable[..., Any], volumes: list[hdf5.Volume], size: int, batch_size: int
+    predict: Callable[..., Any], volumes: list[Volume], size: int, batch_size: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Mean PSNR and SSIM over volumes, before and after `predict(batch)`; images of the first ones' middle slices."""
     mesh = sharding.make_mesh()
-    source = loader.Slices(volumes, (size, size), "kspace")
+    source = SliceDataset(volumes, (size, size))
 
     def of_batch(params: Any, batch: dict[str, jax.Array]) -> Any:
         return predict(batch)
 
-    with loader.evaluation_batches(source, batch_size=batch_size, workers=0, prefetch=2) as batches:
+    with loader.evaluation_batches([source], loader.LoaderOptions(batch_size)) as batches:
         rows, previews = evaluate(of_batch, train_step.compile_score(mesh), {}, batches, volumes, mesh)  # type: ignore[arg-type]
     return summarise(rows)["all"], previews
 
@@ -273,9 +277,9 @@ def main(argv: list[str]) -> None:
     if not (folder() / "data").exists():
         acquisition.make(folder() / "data", size=SIZE, coils=4)
     real_individuals(folder() / "real")
-    described = functools.partial(splits.volumes, task="kspace", on_bad_file="error", read_all=True)
-    sets = {"unseen subjects": described(hdf5.find(str(folder() / "data" / "test")))}
-    sets["real individuals"] = described(hdf5.find(str(folder() / "real")))
+    described = functools.partial(splits.describe_split, task="kspace", on_bad_file="error", read_samples=True)
+    sets = {"unseen subjects": described(readers.find(str(folder() / "data" / "test")))}
+    sets["real individuals"] = described(readers.find(str(folder() / "real")))
     ways: dict[str, Callable[[int], Method]] = {
         "compressed sensing (total variation)": compressed_sensing,
         PYTORCH: pytorch,

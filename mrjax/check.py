@@ -4,17 +4,18 @@ python -m mrjax.check PATH...      files, folders or globs; exit status 1 if any
 """
 
 from mrjax import cli
-from mrjax.data import hdf5
+from mrjax.data import checks, readers
+from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 
 
-def check(paths: list[str]) -> tuple[list[hdf5.Volume], list[str]]:
+def check(paths: list[str]) -> tuple[list[Volume], list[str]]:
     """The volumes that could be described, and a sentence for every fault."""
     volumes, faults = [], []
     for path in paths:
         try:
-            volume, found = hdf5.check(hdf5.describe(path))
-            found += hdf5.empty_slices(volume)
+            volume, found = checks.check(readers.describe(path))
+            found += checks.describe_empty_slices(volume)
         except UserError as error:
             faults.append(str(error))
             continue
@@ -25,7 +26,7 @@ def check(paths: list[str]) -> tuple[list[hdf5.Volume], list[str]]:
     return volumes, faults
 
 
-def table(volumes: list[hdf5.Volume]) -> str:
+def table(volumes: list[Volume]) -> str:
     """One line a volume: file, layout, shape, dtype, contrast, slices, true image, maximum."""
     rows = [("file", "layout", "shape", "dtype", "contrast", "slices", "true image", "maximum")]
     for v in volumes:
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
     paths, faults = [], []
     for where in argv[1:]:
         try:
-            paths += hdf5.find(where)
+            paths += readers.find(where)
         except UserError as error:
             faults.append(str(error))
     volumes, found = check(paths)

@@ -1,4 +1,4 @@
-"""The ISMRMRD XML header that fastMRI's readers expect beside the k-space."""
+"""The ISMRMRD XML header that fastMRI's readers expect in a k-space file."""
 
 _HEADER = """<?xml version="1.0" encoding="utf-8"?>
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
@@ -27,7 +27,7 @@ def header(
     thickness_mm: float = 5.0,
     frequency_hz: int = 12_770_000,
 ) -> str:
-    """XML header of a Cartesian 2-D acquisition in which every phase-encode column was sampled.
+    """Write the XML header of a Cartesian 2-D acquisition in which every phase-encode column was sampled.
 
     Args:
       encoded: (height, width) of the k-space; height is the readout (`x`), width the phase encoding (`y`).

@@ -15,7 +15,6 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from mrjax import sizes
 from mrjax.errors import UserError
 
 WINDOW = 7
@@ -73,7 +72,7 @@ def ssim(target: ArrayLike, prediction: ArrayLike) -> Array:
     return ssim_slices(target, prediction, jnp.max(target)).mean()
 
 
-def ssim_slices(target: ArrayLike, prediction: ArrayLike, data_range: ArrayLike, size: Array | None = None) -> Array:
+def ssim_slices(target: ArrayLike, prediction: ArrayLike, data_range: ArrayLike) -> Array:
     """Structural similarity of each slice with scikit-image's defaults.
 
     Wang et al., IEEE Trans. Image Process. 13 (2004) 600, eq. 13, with a uniform 7x7 window, sample covariances,
@@ -83,7 +82,6 @@ def ssim_slices(target: ArrayLike, prediction: ArrayLike, data_range: ArrayLike,
         target: real (slices, height, width); the slices may belong to different volumes.
         prediction: the same shape.
         data_range: scalar or (slices,), in the unit of the target.
-        size: int32 (slices, 2), height and width of the upper left part that counts, by default all of it.
 
     Returns:
         float32 (slices,).
@@ -109,23 +107,16 @@ def ssim_slices(target: ArrayLike, prediction: ArrayLike, data_range: ArrayLike,
     )
     luminance = (2 * mean_x * mean_y + c1) / (jnp.square(mean_x) + jnp.square(mean_y) + c1)
     structure = (2 * covariance + c2) / (var_x + var_y + c2)
-    similarity = luminance * structure
-    if size is None:
-        return similarity.mean((1, 2))
-    windows = size - WINDOW + 1
-    return jnp.where(sizes.inside(windows, similarity), similarity, 0).sum((1, 2)) / windows.prod(1)
+    return (luminance * structure).mean((1, 2))
 
 
-def slice_sums(
-    target: ArrayLike, prediction: ArrayLike, data_range: ArrayLike, size: Array | None = None
-) -> dict[str, Array]:
+def slice_sums(target: ArrayLike, prediction: ArrayLike, data_range: ArrayLike) -> dict[str, Array]:
     """What each slice adds to the metrics of its volume; `combine` makes them whole.
 
     Args:
         target: real (slices, height, width); the slices may belong to different volumes.
         prediction: the same shape.
         data_range: scalar or (slices,), the maximum of the target volume that a slice belongs to.
-        size: int32 (slices, 2), height and width of slices beyond which both are zero and do not count.
 
     Returns:
         float32 (slices,) arrays: 'squared_error' and 'squared_target', sums over pixels, and 'ssim'.
@@ -137,7 +128,7 @@ def slice_sums(
     return {
         "squared_error": _energy(target - prediction),
         "squared_target": _energy(target),
-        "ssim": ssim_slices(target, prediction, data_range, size),
+        "ssim": ssim_slices(target, prediction, data_range),
     }
 
 

@@ -93,8 +93,9 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Task:
 def denoise(acquisition: Acquisition, augment: Augment) -> Task:
     """One repetition of a scan, to become the mean of its other repetitions, which share nothing of its noise.
 
-    The batch holds `kspace` as for the task 'kspace', and `others` (batch, repetitions, coils, height, width) complex64
-    without the one in `kspace`; empty ones count for nothing. Acceleration 1 and noise 0 take `kspace` as measured.
+    The batch holds `kspace` as for the task 'kspace', and `repetitions` (batch, repetitions, coils, height, width)
+    complex64 without the one in `kspace`; empty ones count for nothing. Acceleration 1 and noise 0 take `kspace` as
+    measured.
 
     The mean is one of root-sum-of-squares magnitudes, as M4Raw's (Lyu et al., doi:10.1038/s41597-023-02181-4), not of
     complex coil images: between repetitions the phase drifts with the field of a 0.3 T magnet, by different amounts
@@ -119,7 +120,7 @@ def denoise(acquisition: Acquisition, augment: Augment) -> Task:
         target = magnitude(others).sum(0) / jnp.maximum(count, 1)
         return _measured(kspace, beside, sampled, target, keys, acquisition)
 
-    return lambda batch, keys: jax.vmap(example)(batch["kspace"], batch["others"], keys)
+    return lambda batch, keys: jax.vmap(example)(batch["kspace"], batch["repetitions"], keys)
 
 
 def noise2noise(acquisition: Acquisition, augment: Augment) -> Task:
@@ -138,7 +139,9 @@ def noise2noise(acquisition: Acquisition, augment: Augment) -> Task:
         if keys.augment is None:
             return towards(batch, keys)
         choose, affine = jnp.moveaxis(jax.vmap(jax.random.split)(keys.augment), 1, 0)
-        return towards(batch | {"others": jax.vmap(one_of)(batch["others"], choose)}, keys._replace(augment=affine))
+        return towards(
+            batch | {"repetitions": jax.vmap(one_of)(batch["repetitions"], choose)}, keys._replace(augment=affine)
+        )
 
     return make
 

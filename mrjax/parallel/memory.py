@@ -1,14 +1,15 @@
 """What a step needs of a device's memory, and what to do when that is too much."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 from jax.stages import Compiled
 from ml_collections import ConfigDict
 
-from mrjax.data.cache import available_memory
 from mrjax.errors import UserError
 from mrjax.parallel import sharding
 
@@ -31,6 +32,24 @@ def available(mesh: Mesh) -> int | None:
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     return available_memory() // len(mesh.local_devices)
+
+
+def available_memory() -> int:
+    """Return how many bytes this process can still allocate on the host, by the machine and its control groups."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    mine = next((line[3:] for line in groups if line.startswith("0::")), "/")
+    for group in (folder := Path("/sys/fs/cgroup") / mine.lstrip("/"), *folder.parents):
+        with contextlib.suppress(OSError, ValueError):  # a group without a limit has no such file, or says 'max'
+            limit = int((group / "memory.max").read_text())
+            used = int((group / "memory.current").read_text())
+            kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            found.append(limit - used + int(kept["inactive_file"]) + int(kept["active_file"]))
+    return min(found)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ def compiled_for(config, mesh):
     state = experiment.abstract_state(experiment.initial_state(config), mesh)
     spec = {"kspace": ((2, 32, 32), np.dtype(np.complex64)), "maximum": ((), np.dtype(np.float32))}
     fixed = {"model": experiment.model(config), "task": experiment.task(config), "normalise_by": "slice"}
-    return experiment.train_step(config, mesh, state, spec, (), optimizer=experiment.optimizer(config), **fixed)
+    return experiment.train_step(config, mesh, state, spec, 0, optimizer=experiment.optimizer(config), **fixed)
 
 
 def small(**fields):
