@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from mrjax.errors import UserError
-from mrjax.models import MODELS, attributes
+from mrjax.models import MODELS, attribute_names
 from mrjax.mri import masks
 from mrjax.mri.augment import Augment
 from mrjax.mri.tasks import TASKS
@@ -197,10 +197,10 @@ def check(config: ConfigDict) -> None:
     expect("ema", 0 <= found["ema"] < 1, "0, or less than 1 as in 0.999")
     for name in ("weight_decay", "clip_norm", "data.neighbours", "loss.mse", "loss.l1", "loss.ssim"):
         expect(name, found[name] >= 0, "0 or more")
-    sees_slices = "image" in MODELS[found["model.name"]].needs
+    sees_slices = "image" in MODELS[found["model.name"]].input_names
     expect("data.neighbours", sees_slices or not found["data.neighbours"], f"0: {found['model.name']} takes one slice")
     expect("loss.mse", any(config.loss.values()), "more than 0, or another of config.loss")
-    fields = attributes(found["model.name"])
+    fields = attribute_names(found["model.name"])
     for name in (name for name in found if name.startswith("model.") and name != "model.name"):
         if name.removeprefix("model.") not in fields:
             expect(
@@ -254,7 +254,7 @@ def check(config: ConfigDict) -> None:
 
 def check_image_size(config: ConfigDict, spatial: int) -> None:
     """Raises a `UserError` if config.data.image_size is too small for the network, or its rows cannot be split."""
-    depths = {"levels", "sens_levels"} & set(attributes(config.model.name))
+    depths = {"levels", "sens_levels"} & set(attribute_names(config.model.name))
     field = max(sorted(depths), key=config.model.get)
     least = MODELS[config.model.name].smallest_side(config.model[field])
     if min(config.data.image_size) < least:
@@ -274,7 +274,7 @@ def check_sizes(config: ConfigDict, spatial: int, sizes: Collection[tuple[int, i
     network, levels = MODELS[config.model.name], config.model.levels
     least = max(network.smallest_side(levels), 7)  # pixels of the windows of SSIM
     for wrong, found, expected in (
-        (network.needs != ("image",), f"config.model.name is {config.model.name!r}", "'unet'"),
+        (network.input_names != ("image",), f"config.model.name is {config.model.name!r}", "'unet'"),
         (config.data.cache == "device", "config.data.cache is 'device'", "'host' or 'none'"),
         (2**levels % spatial, f"config.mesh splits rows over {spatial} devices", f"a divisor of {2**levels}"),
         (min(map(min, sizes)) < least, f"config.model.levels is {levels}", f"at least {least} pixels a side"),

@@ -28,8 +28,7 @@ from mrjax.parallel import memory, sharding
 def model(config: ConfigDict, mesh: Mesh | None = None) -> nn.Module:
     """The network that config.model names, computing in config.precision; its parameters are the same on any mesh."""
     fields = {"dtype": jnp.dtype(config.precision), "remat": config.remat, **config.model}
-    fields |= {"lanes": 128 if mesh is not None and mesh.devices.flat[0].platform == "tpu" else 1}
-    known = models.attributes(config.model.name)
+    known = models.attribute_names(config.model.name)
     return models.build(config.model.name, **{name: fields[name] for name in known if name in fields})
 
 

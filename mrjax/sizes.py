@@ -43,11 +43,11 @@ class OwnSize:
         shape = max((x.ndim, x.shape[1:]) for x in batch.values())[1]
         self._sizes = sizes.get(shape, [(shape[-2], shape[-1])])
         self._whole = tuple(
-            -(-max(lengths) // model.multiple) * model.multiple for lengths in zip(*self._sizes, strict=True)
+            max(lengths) for lengths in zip(*self._sizes, strict=True)
         )
         if len(self._sizes) > 1:
             self.size = batch["size"]
-            self.canvas = -(-self.size // model.multiple) * model.multiple
+            self.canvas = self.size
 
     def of(self, function: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
         """A `function` of batches of one size made one of such batches as this.

@@ -15,7 +15,7 @@ from jax.stages import Wrapped
 from mrjax.data import device_cache
 from mrjax.errors import UserError
 from mrjax.measures import losses, metrics
-from mrjax.models import Inputs
+from mrjax.models import NetworkInputs, select_inputs
 from mrjax.mri import normalise
 from mrjax.mri.tasks import Example, Task, evaluation_keys, training_keys
 from mrjax.parallel import compiler, sharding
@@ -54,13 +54,13 @@ def init_state(
     ema: bool = False,
 ) -> TrainState:
     """Fresh parameters and optimizer state for images of `channels`; a function of the seed alone."""
-    blank = Inputs(
+    blank = NetworkInputs(
         image=jnp.zeros((1, *size, channels)),
         kspace=jnp.zeros((1, 1, *size), jnp.complex64),
         mask=jnp.ones((1, 1, size[1]), bool),
         offset=jnp.zeros((1, 1, 1)),
     )
-    params = model.init(jax.random.key(seed), *asked(model, blank))["params"]
+    params = model.init(jax.random.key(seed), *select_inputs(model, blank))["params"]
     average = jax.tree.map(jnp.copy, params) if ema else None
     return TrainState(params=params, opt_state=optimizer.init(params), ema=average)
 
@@ -72,39 +72,24 @@ def scaling(corrupted: jax.Array, batch: Batch, how: str) -> normalise.Scaling:
     return {"slice": normalise.by_slice, "standard": normalise.by_deviation}[how](corrupted)
 
 
-def network_inputs(example: Example, scale: normalise.Scaling) -> Inputs:
+def network_inputs(example: Example, scale: normalise.Scaling) -> NetworkInputs:
     """All that a network may ask for, normalised."""
     image = scale.apply(example.corrupted)[..., None]
     if example.around is not None:
         around = (example.around - scale.offset[..., None]) / scale.scale[..., None]
         image = jnp.concatenate([image, around], -1)
     kspace = None if example.kspace is None else example.kspace / scale.scale[:, None]
-    return Inputs(image, kspace, example.mask, scale.offset / scale.scale)
+    return NetworkInputs(image, kspace, example.mask, scale.offset / scale.scale)
 
 
-def without_kspace(inputs: Inputs, model: Any) -> Inputs:
+def without_kspace(inputs: NetworkInputs, model: Any) -> NetworkInputs:
     """The inputs without what only networks need that work on k-space, unless this one does."""
-    return inputs if "kspace" in model.needs else inputs._replace(kspace=None, mask=None)
+    return inputs if "kspace" in model.input_names else inputs._replace(kspace=None, mask=None)
 
 
-def asked(model: Any, inputs: Inputs) -> list[Any]:
-    """What the network is called with.
-
-    Raises:
-      UserError: it needs k-space where the task has images.
-    """
-    for name in model.needs:
-        if getattr(inputs, name) is None:
-            raise UserError(
-                f"config.model.name is a network that needs {name}, expected config.task = 'kspace' with it"
-            )
-    return [getattr(inputs, name) for name in model.needs]
-
-
-def run_network(model: nn.Module, params: Any, inputs: Inputs) -> jax.Array:
+def run_network(model: nn.Module, params: Any, inputs: NetworkInputs) -> jax.Array:
     """The normalised reconstruction, (batch, height, width) float32."""
-    of_canvas: dict[str, Any] = {} if inputs.canvas is None else {"canvas": inputs.canvas}
-    return jnp.squeeze(jnp.asarray(model.apply({"params": params}, *asked(model, inputs), **of_canvas)), -1)
+    return jnp.squeeze(jnp.asarray(model.apply({"params": params}, *select_inputs(model, inputs))), -1)
 
 
 def train_step(
@@ -150,16 +135,16 @@ def train_step(
     """
     parts = sharding.micro_batches(batch, accumulate, mesh)
 
-    def normalised(part: Batch) -> tuple[Inputs, jax.Array]:
+    def normalised(part: Batch) -> tuple[NetworkInputs, jax.Array]:
         example = task(part, training_keys(seed, part["index"]))
         scale = scaling(example.corrupted, part, normalise_by)
         return without_kspace(network_inputs(example, scale), model), scale.apply(example.target)
 
-    def pairs(own: OwnSize, part: Batch, cache: Batch | None) -> tuple[Inputs, jax.Array]:
+    def pairs(own: OwnSize, part: Batch, cache: Batch | None) -> tuple[NetworkInputs, jax.Array]:
         return own.of(normalised)(part if cache is None else part | device_cache.draw(cache, part["example"]))
 
-    def compare(params: Any, inputs: Inputs, truth: jax.Array, own: OwnSize) -> jax.Array:
-        prediction = run_network(model, params, inputs._replace(canvas=own.canvas))
+    def compare(params: Any, inputs: NetworkInputs, truth: jax.Array, own: OwnSize) -> jax.Array:
+        prediction = run_network(model, params, inputs)
         return loss(own.cut(prediction), own.cut(truth), inputs.offset, own.size)
 
     def of_whole_images(params: Any, part: Batch, cache: Batch | None) -> jax.Array:
@@ -236,7 +221,7 @@ def predict(
       Peak of each target, (batch,) float32.
     """
 
-    def make(batch: Batch) -> tuple[Inputs, normalise.Scaling, Batch, jax.Array]:
+    def make(batch: Batch) -> tuple[NetworkInputs, normalise.Scaling, Batch, jax.Array]:
         example = task(batch, evaluation_keys(batch["name"], batch["slice"]))
         scale = scaling(example.corrupted, batch, normalise_by)
         images = {"corrupted": example.corrupted, "target": example.target}
@@ -244,7 +229,6 @@ def predict(
 
     own = OwnSize(batch, sizes, model)
     inputs, scale, images, peak = sharding.each_alone(own.of(make), mesh)(batch)
-    inputs = inputs._replace(canvas=own.canvas)
     if mesh.shape["spatial"] == 1:
         prediction = sharding.each_alone(functools.partial(run_network, model), mesh, whole=1)(params, inputs)
     else:

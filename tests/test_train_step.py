@@ -109,7 +109,7 @@ def test_the_reconstruction_is_in_the_files_units() -> None:
 
 
 class Identity:
-    needs = ("image",)
+    input_names = ("image",)
 
     def apply(self, variables, x):
         return x
