@@ -42,9 +42,7 @@ class OwnSize:
             return
         shape = max((x.ndim, x.shape[1:]) for x in batch.values())[1]
         self._sizes = sizes.get(shape, [(shape[-2], shape[-1])])
-        self._whole = tuple(
-            max(lengths) for lengths in zip(*self._sizes, strict=True)
-        )
+        self._whole = tuple(max(lengths) for lengths in zip(*self._sizes, strict=True))
         if len(self._sizes) > 1:
             self.size = batch["size"]
             self.canvas = self.size

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped
 
 from mrjax.data import device_cache
-from mrjax.errors import UserError
 from mrjax.measures import losses, metrics
 from mrjax.models import NetworkInputs, select_inputs
 from mrjax.mri import normalise
