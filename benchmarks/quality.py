@@ -221,7 +221,7 @@ def train_pytorch(unet: Unet, seed: int) -> None:
 class AsItIs:
     """A network that gives back what it is given."""
 
-    needs = ("image",)
+    input_names = ("image",)
 
     def apply(self, variables: Any, image: jax.Array) -> jax.Array:
         """(batch, height, width, 1) to the same."""

@@ -33,7 +33,7 @@ class CompressedSensing(nn.Module):
     calibration: int = 24
     kernel: int = 3
 
-    needs: ClassVar[tuple[str, ...]] = ("kspace", "mask", "offset")
+    input_names: ClassVar[tuple[str, ...]] = ("kspace", "mask", "offset")
 
     @nn.compact
     def __call__(self, kspace: jax.Array, mask: jax.Array, offset: jax.Array) -> jax.Array:

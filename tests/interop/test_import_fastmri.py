@@ -32,7 +32,7 @@ def _state_dict(name: str, fields: dict[str, int]) -> dict[str, np.ndarray]:
     model = build_model(name, **fields)
     blank = {"image": np.zeros((1, 32, 32, 1), np.float32), "kspace": np.zeros((1, 1, 32, 32), np.complex64)}
     blank |= {"mask": np.ones((1, 1, 32), bool), "offset": np.zeros((1, 1, 1), np.float32)}
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *(blank[need] for need in model.needs))["params"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *(blank[name] for name in model.input_names))["params"]
     rng = np.random.default_rng(0)
     return to_fastmri(name, fields, jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes))
 
