@@ -37,12 +37,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.report import Table, environment, markdown, publish
 from benchmarks.tables import write
-from mrjax import cli, experiment, train_step
+from mrjax import cli, demo, experiment, train_step
 from mrjax.baselines.compressed_sensing import CompressedSensing
 from mrjax.checkpoint import write_json
 from mrjax.config import defaults
 from mrjax.data import hdf5, loader, resize, splits
-from mrjax.demo import acquisition
 from mrjax.evaluate import evaluate, summarise
 from mrjax.mri.augment import Augment
 from mrjax.mri.fourier import centred_fft2_host
@@ -271,7 +270,7 @@ def main(argv: list[str]) -> None:
     logging.getLogger("mrjax").setLevel(logging.WARNING)
     values = flags.FLAGS
     if not (folder() / "data").exists():
-        acquisition.make(folder() / "data", size=SIZE, coils=4)
+        demo.make(folder() / "data", demo.Settings(size=SIZE, coils=4))
     real_individuals(folder() / "real")
     described = functools.partial(splits.volumes, task="kspace", on_bad_file="error", read_all=True)
     sets = {"unseen subjects": described(hdf5.find(str(folder() / "data" / "test")))}
@@ -298,7 +297,7 @@ def main(argv: list[str]) -> None:
                         shown |= {"ground truth": images["target"], ZERO_FILLED: images["corrupted"]}
                         shown[name] = images["reconstruction"]
     tables = [table(of, [ZERO_FILLED, *ways], found, costs) for of in sets]
-    figures.gallery(values.figure, shown, title=f"4x, an unseen subject, {values.steps} steps")
+    figures.draw_gallery(values.figure, shown, title=f"4x, an unseen subject, {values.steps} steps")
     raw = [{"of": of, "method": name, "acceleration": a, "seeds": rows} for (of, name, a), rows in found.items()]
     config = {"steps": values.steps, "seeds": values.seeds, "batch": BATCH, "size": SIZE}
     publish("quality", config, tables, raw, values.json)

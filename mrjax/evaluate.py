@@ -65,7 +65,6 @@ def evaluate(
     sums: list[dict[str, list[Any]]] = [{method: [] for method in METHODS} for _ in volumes]
     previews = {}
     waiting: list[tuple[np.ndarray, np.ndarray, train_step.Batch]] = []
-    pixels = [0] * len(volumes)
     for batch in sharding.to_devices(batches, mesh):
         images, peaks = predict(params, batch)
         number, position, valid = (sharding.on_host(batch[name], mesh) for name in ("volume", "slice", "valid"))
@@ -75,7 +74,6 @@ def evaluate(
         np.subtract.at(unseen, number[valid], 1)
         for i in np.flatnonzero(valid):
             height, width = sizes[i]
-            pixels[number[i]] = int(height * width)
             if middle.get(number[i]) == position[i]:
                 previews[volumes[number[i]].name] = {
                     name: sharding.on_host(images[name], mesh)[i, :height, :width]
@@ -89,11 +87,11 @@ def evaluate(
                 for i in np.flatnonzero(valid):
                     sums[number[i]][method].append({name: part[i] for name, part in parts.items()})
     rows = []
-    for volume, of_volume, maximum, area in zip(volumes, sums, peak, pixels, strict=True):
+    for volume, of_volume, maximum in zip(volumes, sums, peak, strict=True):
         row = describe(volume)
         for method, of_slices in of_volume.items():
             columns = {name: np.array([part[name] for part in of_slices]) for name in of_slices[0]}
-            row[method] = metrics.combine(columns, area, float(maximum))
+            row[method] = metrics.volume_values(columns, float(maximum))
         rows.append(row)
     return rows, previews
 

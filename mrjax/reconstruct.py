@@ -27,7 +27,7 @@ from mrjax.parallel import processes, sharding
 
 logger = logging.getLogger("mrjax.reconstruct")
 METHODS = ("corrupted", "reconstruction")
-_slice_sums = jax.jit(metrics.slice_sums)
+_slice_values = jax.jit(metrics.slice_values)
 
 
 def reconstruct(inference: experiment.Inference, volume: hdf5.Volume) -> dict[str, np.ndarray]:
@@ -83,9 +83,7 @@ def scores(images: dict[str, np.ndarray], volume: hdf5.Volume) -> dict[str, dict
     kept = [i for i in range(volume.slices) if i not in volume.empty]
     peak = float(images["target"][kept].max())
     return {
-        method: metrics.combine(
-            _slice_sums(images["target"][kept], images[method][kept], peak), images["target"][0].size, peak
-        )
+        method: metrics.volume_values(_slice_values(images["target"][kept], images[method][kept], peak), peak)
         for method in METHODS
     }
 
@@ -102,9 +100,9 @@ def write(volume: hdf5.Volume, images: dict[str, np.ndarray], found: dict[str, A
     attributes |= {f"mrjax_{name.lower()}": value for name, value in found.get("reconstruction", {}).items()}
     hdf5.write(output / f"{volume.name}.t5", {"reconstruction": result} | header, attributes)
     middle = volume.slices // 2
-    figures.panel(
+    figures.draw_panel(
         output / f"{volume.name}.png",
-        **{name: image[middle] for name, image in images.items()},
+        {name: image[middle] for name, image in images.items()},
         title=f"{volume.name}, {volume.contrast}, slice {middle + 1} of {volume.slices}"
         + (", metrics of the volume" if found else ""),
         metrics=found,

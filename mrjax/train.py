@@ -16,12 +16,11 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mrjax import checkpoint, experiment
+from mrjax import checkpoint, demo, experiment
 from mrjax import config as configs
 from mrjax import train_step as step
 from mrjax.data import buckets, device_cache, hdf5, loader, splits
 from mrjax.data import cache as data_cache
-from mrjax.demo import acquisition
 from mrjax.errors import UserError
 from mrjax.evaluate import Scores, evaluate, summarise
 from mrjax.parallel import memory, processes, sharding
@@ -161,7 +160,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     if jax.process_index() == 0:
         from mrjax.report import figures  # which takes a while to import: the first step need not wait for it
 
-        figures.curves(Path(workdir) / "curves.png", read_rows(workdir))
+        figures.draw_curves(Path(workdir) / "curves.png", read_rows(workdir))
     if at < config.steps:
         logger.info("stopped; step %d of %d is saved, the same command goes on from there", at, config.steps)
 
@@ -281,7 +280,7 @@ def prepare_data(config: ConfigDict) -> tuple[ConfigDict, list[hdf5.Volume], lis
         with processes.first_process_first():
             if jax.process_index() == 0 and not os.path.isdir(config.data.dir):
                 logger.info("config.data.dir is not set: making the demo data in %s", config.data.dir)
-                acquisition.make(config.data.dir, **(acquisition.REPEATED if repeated else {}))
+                demo.make(config.data.dir, demo.REPEATED if repeated else None)
     started = time.perf_counter()
     train_set, val_set = (
         splits.volumes(

@@ -160,7 +160,7 @@ def train_step(
 
     def compare(params: Any, inputs: Inputs, truth: jax.Array, own: OwnSize) -> jax.Array:
         prediction = run_network(model, params, inputs._replace(canvas=own.canvas))
-        return loss(own.cut(prediction), own.cut(truth), inputs.offset, own.size)
+        return loss(own.cut(prediction), own.cut(truth), inputs.offset)
 
     def of_whole_images(params: Any, part: Batch, cache: Batch | None) -> jax.Array:
         own = OwnSize(part, sizes, model)
@@ -263,7 +263,7 @@ def score(images: Batch, data_range: jax.Array) -> dict[str, dict[str, jax.Array
       data_range: (batch,) maximum of the volume that each slice belongs to.
     """
     return {
-        name: metrics.slice_sums(images["target"], images[name], data_range, images.get("size"))
+        name: metrics.slice_values(images["target"], images[name], data_range)
         for name in ("corrupted", "reconstruction")
     }
 
