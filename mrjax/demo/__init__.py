@@ -1,4 +1,4 @@
-"""Demo data: M4Raw-like scans of a real brain template, deformed anew for every subject, with noise anew for every scan."""
+"""Demo data: M4Raw-like scans of a real brain template, with an anatomy for each subject and noise for each scan."""
 
 import concurrent.futures
 import dataclasses
@@ -12,15 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mrjax.data import hdf5, ismrmrd
-from mrjax.demo.acquisition import (
-    PROTOCOLS,
-    acquire_kspace,
-    draw_noise_level,
-    make_image,
-    make_sensitivities,
-    root_sum_of_squares,
-)
-from mrjax.demo.anatomy import FIELD_OF_VIEW, THICKNESS, Subject, Template, load_template, make_anatomy
+from mrjax.demo import acquisition, anatomy
+from mrjax.demo.anatomy import Subject, Template
 from mrjax.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -28,25 +21,13 @@ SPLITS = ("train", "val", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What demo data to make; the same settings give the same bytes.
+    """What demo data to make; the same settings give the same bytes. Raises a `UserError` for a value out of range."""
 
-    Attributes:
-      size: pixels along either side of the 250 mm field of view, at least 32 (M4Raw: 256).
-      coils: receive coils around the head; one is a volume coil.
-      slices: axial slices of 5 mm, evenly spaced over the brain: 6.2 mm apart where there are 18.
-      repetitions: scans of every contrast, which differ by their noise.
-      seed: of all random numbers, not negative.
-      subjects: number of subjects by split.
-
-    Raises:
-      UserError: a value is out of its range.
-    """
-
-    size: int = 128
-    coils: int = 4
-    slices: int = 18
-    repetitions: int = 1
-    seed: int = 0
+    size: int = 128  # pixels along either side of the 250 mm field of view, at least 32
+    coils: int = 4  # receive coils around the head; one is a volume coil
+    slices: int = 18  # axial slices of 5 mm, evenly spaced over the brain: 6.2 mm apart where there are 18
+    repetitions: int = 1  # scans of every contrast, which differ by their noise
+    seed: int = 0  # of all random numbers, not negative
     subjects: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"train": 12, "val": 2, "test": 2})
 
     def __post_init__(self) -> None:
@@ -85,7 +66,7 @@ def make(output: str | os.PathLike[str], settings: Settings | None = None, *, pr
     output, settings = Path(output), settings or Settings()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"{output} exists already and is not an empty folder, expected a new folder for the demo data")
-    template = load_template()
+    template = anatomy.load_template()
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.parent))
     try:
@@ -108,24 +89,18 @@ def make(output: str | os.PathLike[str], settings: Settings | None = None, *, pr
 
 
 def _write_subject(folder: Path, template: Template, subject: Subject, settings: Settings) -> None:
-    size, slices, pixel = settings.size, settings.slices, FIELD_OF_VIEW / settings.size
+    size, slices, pixel = settings.size, settings.slices, anatomy.FIELD_OF_VIEW / settings.size
     study = f"2026{subject.split + 1:02d}{subject.number + 1:04d}"
-    anatomy = make_anatomy(template, subject, size=size, slices=slices)
-    sensitivities = make_sensitivities(subject, size=size, coils=settings.coils, slices=slices)
-    header = ismrmrd.header((size, size), (size, size), pixel_mm=(pixel, pixel), thickness_mm=THICKNESS)
-    for i, contrast in enumerate(PROTOCOLS):
-        image = make_image(anatomy, subject, contrast)
+    head = anatomy.make_anatomy(template, subject, size=size, slices=slices)
+    coils = acquisition.make_sensitivities(subject, size=size, coils=settings.coils, slices=slices)
+    header = ismrmrd.header((size, size), (size, size), pixel_mm=(pixel, pixel), thickness_mm=anatomy.THICKNESS)
+    for i, contrast in enumerate(acquisition.PROTOCOLS):
+        image = acquisition.make_image(head, subject, contrast)
         for repetition in range(1, settings.repetitions + 1):
             rng = subject.generator(3, i, repetition)
-            kspace = acquire_kspace(image, sensitivities, rng, noise=draw_noise_level(rng))
-            rss = root_sum_of_squares(kspace)
-            hdf5.write(
-                folder / SPLITS[subject.split] / f"{study}_{contrast}{repetition:02d}.t5",
-                {"kspace": kspace, "reconstruction_rss": rss, "ismrmrd_header": header},
-                {
-                    "max": float(rss.max()),
-                    "norm": float(np.linalg.norm(rss)),
-                    "acquisition": contrast,
-                    "patient_id": study,
-                },
-            )
+            kspace = acquisition.acquire_kspace(image, coils, rng, noise=acquisition.draw_noise_level(rng))
+            rss = acquisition.root_sum_of_squares(kspace)
+            path = folder / SPLITS[subject.split] / f"{study}_{contrast}{repetition:02d}.t5"
+            arrays = {"kspace": kspace, "reconstruction_rss": rss, "ismrmrd_header": header}
+            numbers = {"max": float(rss.max()), "norm": float(np.linalg.norm(rss))}
+            hdf5.write(path, arrays, numbers | {"acquisition": contrast, "patient_id": study})

@@ -98,18 +98,16 @@ def draw_noise_level(rng: np.random.Generator) -> float:
     return 0.4 / rng.uniform(24, 34)
 
 
-def acquire_kspace(
-    image: np.ndarray, sensitivities: np.ndarray, rng: np.random.Generator, *, noise: float
-) -> np.ndarray:
+def acquire_kspace(image: np.ndarray, coils: np.ndarray, rng: np.random.Generator, *, noise: float) -> np.ndarray:
     """Acquire k-space, complex64 (slices, coils, size, size), of a noise-free image (slices, size, size).
 
-    `noise` is the standard deviation of the real and of the imaginary part, the same in k-space and in the image since
-    the transform is orthonormal.
+    `coils` are the sensitivities; `noise` is the standard deviation of the real and of the imaginary part, the same in
+    k-space and in the image since the transform is orthonormal.
     """
     from scipy import fft
 
-    coils = np.fft.ifftshift(sensitivities * image[:, None], axes=(-2, -1))
-    kspace = np.fft.fftshift(fft.fft2(coils, norm="ortho"), axes=(-2, -1))
+    shifted = np.fft.ifftshift(coils * image[:, None], axes=(-2, -1))
+    kspace = np.fft.fftshift(fft.fft2(shifted, norm="ortho"), axes=(-2, -1))
     draws = rng.standard_normal((*kspace.shape, 2), np.float32)
     return kspace + np.float32(noise) * draws.view(np.complex64)[..., 0]
 

@@ -5,7 +5,7 @@ that the package nilearn carries. It is skull-stripped, so fluid, skull, orbits 
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +64,7 @@ class Template(NamedTuple):
     brain: np.ndarray  # signed distance from the brain in mm, negative inside; 2 mm
     vault: np.ndarray  # signed distance from the convex hull (nearly) of the brain in mm, negative inside; 2 mm
     skin: np.ndarray  # depth below the skin in mm, negative in the air; 2 mm
-    origin: np.ndarray  # MNI coordinates (x, y, z) of voxel 0 in mm
+    origin: np.ndarray  # MNI coordinates of voxel 0 in mm, (3, 1, 1, 1, 1)
 
 
 class Anatomy(NamedTuple):
@@ -93,9 +93,9 @@ def load_template() -> Template:
     mask = t1 > 0.1
     mixture = _T1_MEANS[0] * grey + _T1_MEANS[1] * white + _T1_MEANS[2] * fluid
     texture = np.where(mask & (fluid < 0.3), t1 / np.maximum(mixture, 0.2) - 1, 0)
-    origin = np.asarray(loaded.affine)[:3, 3]
-    volumes = (grey, white, np.clip(texture, -0.3, 0.3), *_head_surfaces(mask[::2, ::2, ::2], origin))
-    return Template(*(volume.astype(np.float32) for volume in volumes), origin=origin)
+    origin = np.asarray(loaded.affine)[:3, 3].reshape(3, 1, 1, 1, 1)
+    volumes = (grey, white, np.clip(texture, -0.3, 0.3), *_head_surfaces(mask[::2, ::2, ::2], origin), origin)
+    return Template(*(volume.astype(np.float32) for volume in volumes))
 
 
 def _sharpen_tissue(t1: np.ndarray, grey: np.ndarray, white: np.ndarray) -> np.ndarray:
@@ -118,7 +118,7 @@ def _head_surfaces(mask: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np
         dilated = ndimage.distance_transform_edt(~mask, sampling=2) < radius
         return ndimage.gaussian_filter(radius - ndimage.distance_transform_edt(dilated, sampling=2), 0.7)
 
-    xyz = [start + 2.0 * index for start, index in zip(origin, np.indices(mask.shape, np.float32), strict=True)]
+    xyz = [start + 2.0 * index for start, index in zip(origin.ravel(), np.indices(mask.shape, np.float32), strict=True)]
     face = _ellipsoid(xyz, (0, 20, -52), (71, 67, 75)) < 0
     neck = _ellipsoid(xyz, (0, -32, -70), (66, 66, 70)) < 0
     vault = ndimage.gaussian_filter(distance_to_closing(24), 1.5)
@@ -127,93 +127,57 @@ def _head_surfaces(mask: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np
     return distance_to_closing(5), vault, ndimage.gaussian_filter(depth, 0.7)
 
 
-class _Head(NamedTuple):
-    """Template distances in mm at a subject's voxels, and random fields over them."""
-
-    brain: np.ndarray
-    vault: np.ndarray
-    skin: np.ndarray
-    marbling: np.ndarray  # fine random field of deviation 1
-    random_field: Callable[[float, float], np.ndarray]  # of (spacing in mm, standard deviation)
-
-
 def make_anatomy(template: Template, subject: Subject, *, size: int, slices: int) -> Anatomy:
-    """Make a subject's anatomy; the same subject at any size."""
+    """Make a subject's anatomy: the same at any number of pixels and slices."""
     rng = subject.generator(0)
     age = rng.uniform() ** 2  # 0 is a young brain; 1 an old one, with wide fluid spaces and many lesions
     lesions = _draw_lesions(rng, template, count=int(rng.poisson(1 + 9 * age)))
     skull_thickness, fat_thickness = rng.uniform(5.5, 8), rng.uniform(2.5, 5.5)  # mm
     xyz = _draw_coordinates(rng, template, size, slices)
-    index = _template_index(template, xyz)
-    distances = (_interpolate(volume, index, 2) for volume in (template.brain, template.vault, template.skin))
+    index = xyz - template.origin
+    brain, vault, skin = (_interpolate(v, index, 2) for v in (template.brain, template.vault, template.skin))
     grey, white, texture = (_interpolate(v, index, 1) for v in (template.grey, template.white, template.texture))
 
     def random_field(spacing: float, sd: float) -> np.ndarray:
         return _interpolate(_random_field(rng, template.grey.shape, spacing, sd), index, 4)
 
-    head = _Head(*distances, marbling=random_field(5, 1), random_field=random_field)
-    grey, white, fluid, inside, dura = _fill_brain(head, grey, white, age)
+    # The brain: tissue borders are moved at random, and fluid fills what is left inside the dura.
+    marbling = random_field(5, 1)
+    fluid = np.clip(1 - grey - white, 0, 1) * np.exp(random_field(7, 0.6) + 1.4 * age - 0.2)
+    grey = grey * np.exp(random_field(9, 0.7))
+    dura = 1.2 + age + random_field(30, 0.5)  # mm from the brain
+    inside = _soft_step(dura - brain)
+    grey, white, fluid = inside / (grey + white + fluid) * (grey, white, fluid)
     lesion = np.zeros_like(white)
     for centre, radius in lesions:
         distance = _ellipsoid(xyz, centre, (1, 1, 1)) + 1
-        lesion = np.maximum(lesion, white * _soft_step(radius * (1 + 0.25 * head.marbling) - distance))
-    bone, diploe, marrow = _build_skull(head, inside, dura, skull_thickness)
-    outside = np.clip(_soft_step(head.skin) - inside, 0, 1)
+        lesion = np.maximum(lesion, white * _soft_step(radius * (1 + 0.25 * marbling) - distance))
+    # The skull: two tables of bone with diploe (marrow) between them, and air cells towards the base.
+    height = vault - dura - skull_thickness - random_field(30, 0.8)
+    bone = _soft_step(-height) * (1 - inside)
+    diploe = _soft_step(brain - dura - 1.8) * _soft_step(-height - 1.8) * np.clip(0.7 + 0.25 * marbling, 0, 1)
+    marrow = bone * diploe * (1 - _soft_step(-vault - 2) * _soft_step(4 * (marbling - 0.3)))
+    # The scalp: 1.8 mm of skin, a layer of fat, and muscle marbled with fat.
+    outside = np.clip(_soft_step(skin) - inside, 0, 1)
     scalp = np.clip(outside - bone, 0, 1)
-    scalp_fat = _layer_scalp_fat(head, scalp, fat_thickness)
-    orbit, globe, face = _build_face(xyz, head.marbling)
+    layer = np.maximum(_soft_step(1.8 + fat_thickness + random_field(36, 0.8) - skin), 0.2 * _soft_step(2 * marbling))
+    scalp_fat = scalp * (1 - _soft_step(1.8 - skin)) * layer
+    # The face: eyes in orbits full of fat, and the nasal cavity.
+    symmetric = (np.abs(xyz[0]), *xyz[1:])
+    orbit = _soft_step(-_ellipsoid(symmetric, (31, 48, -37), (20, 27, 18)))
+    eye = orbit * _soft_step(-_ellipsoid(symmetric, (32, 60, -37), (12.5, 12.5, 12.5)))
+    nose = _soft_step(-_ellipsoid(xyz, (0, 55, -52), (13, 32, 30))) * _soft_step(3 * marbling + 1.5)
+    rest = (1 - orbit) * (1 - nose)
     fractions = {
         "white": white - lesion,
         "grey": grey,
-        "fluid": fluid + outside * globe,
+        "fluid": fluid + outside * eye,
         "lesion": lesion,
-        "fat": (0.75 * marrow + scalp_fat) * face + outside * (orbit - globe),
-        "muscle": (scalp - scalp_fat) * face,
-        "bone": bone * (1 - diploe) * face,
+        "fat": (0.75 * marrow + scalp_fat) * rest + outside * (orbit - eye),
+        "muscle": (scalp - scalp_fat) * rest,
+        "bone": bone * (1 - diploe) * rest,
     }
     return Anatomy(np.stack([fractions[name].mean(1) for name in TISSUES]), (texture * inside).mean(1))
-
-
-def _fill_brain(
-    head: _Head, grey: np.ndarray, white: np.ndarray, age: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Fractions of grey matter, white matter, fluid and all inside the dura, and the dura's distance from the brain.
-
-    Tissue borders are moved at random, and fluid fills what the brain leaves of the skull.
-    """
-    fluid = np.clip(1 - grey - white, 0, 1) * np.exp(head.random_field(7, 0.6) + 1.4 * age - 0.2)
-    grey = grey * np.exp(head.random_field(9, 0.7))
-    dura = 1.2 + age + head.random_field(30, 0.5)
-    inside = _soft_step(dura - head.brain)
-    grey, white, fluid = inside / (grey + white + fluid) * (grey, white, fluid)
-    return grey, white, fluid, inside, dura
-
-
-def _build_skull(
-    head: _Head, inside: np.ndarray, dura: np.ndarray, thickness: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fraction of skull, the share of diploe between its two tables, and fraction of marrow, less towards the base."""
-    height = head.vault - dura - thickness - head.random_field(30, 0.8)
-    bone = _soft_step(-height) * (1 - inside)
-    between = _soft_step(head.brain - dura - 1.8) * _soft_step(-height - 1.8)
-    diploe = between * np.clip(0.7 + 0.25 * head.marbling, 0, 1)
-    air_cells = _soft_step(-head.vault - 2) * _soft_step(4 * (head.marbling - 0.3))
-    return bone, diploe, bone * diploe * (1 - air_cells)
-
-
-def _layer_scalp_fat(head: _Head, scalp: np.ndarray, thickness: float) -> np.ndarray:
-    """Fraction of fat in the scalp: a layer under 1.8 mm of skin, and marbling in the muscle below."""
-    layer = _soft_step(1.8 + thickness + head.random_field(36, 0.8) - head.skin)
-    return scalp * (1 - _soft_step(1.8 - head.skin)) * np.maximum(layer, 0.2 * _soft_step(2 * head.marbling))
-
-
-def _build_face(xyz: np.ndarray, marbling: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fractions of the orbits, of the eyeballs in them, and of all but orbits and nasal cavity."""
-    symmetric = (np.abs(xyz[0]), *xyz[1:])
-    orbit = _soft_step(-_ellipsoid(symmetric, (31, 48, -37), (20, 27, 18)))
-    globe = orbit * _soft_step(-_ellipsoid(symmetric, (32, 60, -37), (12.5, 12.5, 12.5)))
-    nose = _soft_step(-_ellipsoid(xyz, (0, 55, -52), (13, 32, 30)))
-    return orbit, globe, (1 - orbit) * (1 - nose * _soft_step(3 * marbling + 1.5))
 
 
 def slice_heights(count: int) -> np.ndarray:
@@ -234,16 +198,11 @@ def _draw_coordinates(rng: np.random.Generator, template: Template, size: int, s
     rotation = rotation @ [[1, 0, 0], [0, cx, -sx], [0, sx, cx]]
     matrix = np.diag(1 / scale) @ rotation + np.diag(shear[:2], 1) + np.diag(shear[2:], 2)
     xyz = (np.tensordot(matrix, grid, 1) + centre).astype(np.float32)
-    index = _template_index(template, xyz)
+    index = xyz - template.origin
     for axis in xyz:
         bend = _random_field(rng, template.grey.shape, 60, 3) + _random_field(rng, template.grey.shape, 16, 0.8)
         axis += _interpolate(bend, index, 4)
     return xyz
-
-
-def _template_index(template: Template, xyz: np.ndarray) -> np.ndarray:
-    """Distance in mm of MNI coordinates from voxel 0 of the template."""
-    return xyz - template.origin.astype(np.float32)[:, None, None, None, None]
 
 
 def _draw_lesions(rng: np.random.Generator, template: Template, count: int) -> list[tuple[list[float], float]]:
@@ -252,12 +211,12 @@ def _draw_lesions(rng: np.random.Generator, template: Template, count: int) -> l
     while len(lesions) < count:
         voxel = rng.integers(0, template.white.shape)
         if template.white[tuple(voxel)] > 0.97 and voxel[2] > 75:
-            lesions.append(((voxel + template.origin).tolist(), rng.uniform(1.2, 4.5)))
+            lesions.append(((voxel + template.origin.ravel()).tolist(), rng.uniform(1.2, 4.5)))
     return lesions
 
 
 def _random_field(rng: np.random.Generator, extent: Sequence[int], spacing: float, sd: float) -> np.ndarray:
-    """Smooth random field of about this deviation, float32 on a 4 mm grid over `extent` mm; knots `spacing` mm apart."""
+    """Smooth random field of about this deviation, float32 on a 4 mm grid over `extent` mm, `spacing` mm smooth."""
     knots = rng.normal(0, 1.25 * sd, [int(e // spacing) + 4 for e in extent])
     return spline(knots, [np.arange(0, e + 4, 4) / spacing + 1 for e in extent]).astype(np.float32)
 
