@@ -22,10 +22,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.quality import evaluated, flips_alone, page_section, put
 from benchmarks.report import Table, publish
-from mrjax import cli, experiment, train_step
+from mrjax import cli, demo, experiment, train_step
 from mrjax.config import defaults
 from mrjax.data import hdf5, readers, splits
 from mrjax.demo import acquisition
+from mrjax.demo.anatomy import Subject, load_template, make_anatomy
 from mrjax.parallel import sharding
 from mrjax.train import train
 
@@ -40,15 +41,16 @@ WAYS = {
 
 def make_data(folder: Path) -> None:
     """The repetitions; and pairs whose target is the truth: of a repetition, and of the mean of the others."""
-    acquisition.make(folder / "scans", size=SIZE, coils=COILS, subjects=SUBJECTS, repetitions=REPETITIONS)
-    template = acquisition.load_template()
+    settings = demo.Settings(size=SIZE, coils=COILS, subjects=SUBJECTS, repetitions=REPETITIONS)
+    demo.make(folder / "scans", settings)
+    template = load_template()
     for index, (split, count) in enumerate(SUBJECTS.items()):
         for number in range(count):
-            key = (0, index, number)
-            anatomy = acquisition.subject(template, key, size=SIZE, slices=18)
-            maps = acquisition.sensitivities(key, size=SIZE, coils=COILS, slices=18)
+            subject = Subject(0, index, number)
+            anatomy = make_anatomy(template, subject, size=SIZE, slices=18)
+            maps = acquisition.make_sensitivities(subject, size=SIZE, coils=COILS, slices=18)
             for contrast in acquisition.PROTOCOLS:
-                truth = expected_scan(acquisition.image(anatomy, key, contrast), maps, key)
+                truth = expected_scan(acquisition.make_image(anatomy, subject, contrast), maps, subject)
                 paths = sorted((folder / "scans" / split).glob(f"*{number + 1:04d}_{contrast}*.t5"))
                 images = [hdf5.read(str(path), "reconstruction_rss") for path in paths]
                 for i, path in enumerate(paths):
@@ -61,12 +63,13 @@ def make_data(folder: Path) -> None:
                         )
 
 
-def expected_scan(clean: np.ndarray, maps: np.ndarray, key: tuple[int, int, int]) -> np.ndarray:
+def expected_scan(clean: np.ndarray, maps: np.ndarray, subject: Subject) -> np.ndarray:
     """Mean root-sum-of-squares image of many scans with the noise that the demo's have."""
     total = np.zeros(clean.shape, np.float64)
     for scan in range(SCANS):
-        rng = np.random.default_rng((*key, 9, scan))
-        total += acquisition.root_sum_of_squares(acquisition.measure(clean, maps, rng, noise=0.4 / rng.uniform(24, 34)))
+        rng = subject.generator(9, scan)
+        kspace = acquisition.acquire_kspace(clean, maps, rng, noise=acquisition.draw_noise_level(rng))
+        total += acquisition.root_sum_of_squares(kspace)
     return (total / SCANS).astype(np.float32)
 
 

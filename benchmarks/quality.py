@@ -37,14 +37,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.report import Table, environment, markdown, publish
 from benchmarks.tables import write
-from mrjax import cli, experiment, train_step
+from mrjax import cli, demo, experiment, train_step
 from mrjax.baselines.compressed_sensing import CompressedSensing
 from mrjax.checkpoint import write_json
 from mrjax.config import defaults
-from mrjax.data import hdf5, loader, readers, resize, splits
-from mrjax.data.dataset import SliceDataset
-from mrjax.data.volume import Volume
-from mrjax.demo import acquisition
+from mrjax.data import hdf5, loader, resize, splits
 from mrjax.evaluate import evaluate, summarise
 from mrjax.mri.augment import Augment
 from mrjax.mri.fourier import centred_fft2_host
@@ -221,7 +218,7 @@ def train_pytorch(unet: Unet, seed: int) -> None:
 class AsItIs:
     """A network that gives back what it is given."""
 
-    input_names = ("image",)
+    needs = ("image",)
 
     def apply(self, variables: Any, image: jax.Array) -> jax.Array:
         """(batch, height, width, 1) to the same."""
@@ -246,25 +243,23 @@ def real_individuals(where: Path) -> None:
     for name, images in found.items():
         images = images.astype(np.float32) / images.max()
         square = max(images.shape[1:])
-        fitted = np.stack(
-            [resize.resize_image(resize.crop_or_pad(image, (square, square)), (SIZE, SIZE)) for image in images]
-        )
+        fitted = np.stack([resize.scale_to(resize.fit(image, (square, square)), (SIZE, SIZE)) for image in images])
         kspace = centred_fft2_host(fitted).astype(np.complex64)[:, None]
         attributes = {"max": float(fitted.max()), "norm": float(np.linalg.norm(fitted)), "acquisition": name}
         hdf5.write(where / f"{name}.t5", {"kspace": kspace, "reconstruction_rss": fitted}, attributes)
 
 
 def evaluated(
-    predict: Callable[..., Any], volumes: list[Volume], size: int, batch_size: int
+    predict: Callable[..., Any], volumes: list[hdf5.Volume], size: int, batch_size: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Mean PSNR and SSIM over volumes, before and after `predict(batch)`; images of the first ones' middle slices."""
     mesh = sharding.make_mesh()
-    source = SliceDataset(volumes, (size, size))
+    source = loader.Slices(volumes, (size, size), "kspace")
 
     def of_batch(params: Any, batch: dict[str, jax.Array]) -> Any:
         return predict(batch)
 
-    with loader.evaluation_batches([source], loader.LoaderOptions(batch_size)) as batches:
+    with loader.evaluation_batches(source, batch_size=batch_size, workers=0, prefetch=2) as batches:
         rows, previews = evaluate(of_batch, train_step.compile_score(mesh), {}, batches, volumes, mesh)  # type: ignore[arg-type]
     return summarise(rows)["all"], previews
 
@@ -275,11 +270,11 @@ def main(argv: list[str]) -> None:
     logging.getLogger("mrjax").setLevel(logging.WARNING)
     values = flags.FLAGS
     if not (folder() / "data").exists():
-        acquisition.make(folder() / "data", size=SIZE, coils=4)
+        demo.make(folder() / "data", demo.Settings(size=SIZE, coils=4))
     real_individuals(folder() / "real")
-    described = functools.partial(splits.describe_split, task="kspace", on_bad_file="error", read_samples=True)
-    sets = {"unseen subjects": described(readers.find(str(folder() / "data" / "test")))}
-    sets["real individuals"] = described(readers.find(str(folder() / "real")))
+    described = functools.partial(splits.volumes, task="kspace", on_bad_file="error", read_all=True)
+    sets = {"unseen subjects": described(hdf5.find(str(folder() / "data" / "test")))}
+    sets["real individuals"] = described(hdf5.find(str(folder() / "real")))
     ways: dict[str, Callable[[int], Method]] = {
         "compressed sensing (total variation)": compressed_sensing,
         PYTORCH: pytorch,
@@ -302,7 +297,7 @@ def main(argv: list[str]) -> None:
                         shown |= {"ground truth": images["target"], ZERO_FILLED: images["corrupted"]}
                         shown[name] = images["reconstruction"]
     tables = [table(of, [ZERO_FILLED, *ways], found, costs) for of in sets]
-    figures.gallery(values.figure, shown, title=f"4x, an unseen subject, {values.steps} steps")
+    figures.draw_gallery(values.figure, shown, title=f"4x, an unseen subject, {values.steps} steps")
     raw = [{"of": of, "method": name, "acceleration": a, "seeds": rows} for (of, name, a), rows in found.items()]
     config = {"steps": values.steps, "seeds": values.seeds, "batch": BATCH, "size": SIZE}
     publish("quality", config, tables, raw, values.json)

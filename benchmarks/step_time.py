@@ -106,7 +106,9 @@ def parts_of_the_step(config: ConfigDict, coils: int, compiled: Compiled, argume
     def loss(params: Any, example: Example) -> jax.Array:
         scale = step.scaling(example.corrupted, batch, "slice")
         inputs = step.network_inputs(example, scale)
-        return losses.mean_squared_error(step.run_network(model, params, inputs), scale.apply(example.target))
+        return losses.mean_squared_error(
+            step.run_network(model, params, inputs), scale.apply(example.target), inputs.offset
+        )
 
     corrupted = corrupt(experiment.task(config))
     example, forward, both = corrupted(), jax.jit(loss), jax.jit(jax.value_and_grad(loss))

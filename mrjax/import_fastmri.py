@@ -1,13 +1,13 @@
-"""Weights of fastMRI's U-Net or VarNet, made a workdir that `evaluate`, `reconstruct` and further training accept.
+"""Import the weights of fastMRI's U-Net or VarNet into a workdir that evaluates, reconstructs and trains on.
 
     python -m mrjax.import_fastmri unet.pt --output=runs/imported [--image_size=320,320]
 
-The file is a state_dict or a checkpoint of Lightning: PyTorch's (.pt, .pth, .ckpt), .safetensors or .npz; nothing in it
-is executed, and PyTorch is not needed. Which network, its width and depth are read off the names and shapes.
+The file is a state_dict or a checkpoint of Lightning: PyTorch's (.pt, .pth, .ckpt), .safetensors or .npz. Nothing in it
+is executed, and PyTorch is not needed. The network, its width and its depth are recognised by names and shapes.
 
-The config that comes with the weights has what fastMRI trained them on: average pooling, images of `image_size` cropped
-about their centre, random masks at fourfold acceleration without added noise, and for the U-Net `normalise='standard'`:
-mean 0 and standard deviation 1 in each slice. fastMRI also cuts values off beyond 6 standard deviations; this does not.
+The workdir's config says how fastMRI trained the weights: average pooling, images cropped to `image_size` about their
+centre, random masks at fourfold acceleration without added noise, and for the U-Net `normalise='standard'`: mean 0 and
+standard deviation 1 in each slice. fastMRI also clips values at 6 standard deviations; mrjax does not.
 """
 
 import logging
@@ -28,8 +28,8 @@ from mrjax.train_step import TrainState
 logger = logging.getLogger("mrjax.import_fastmri")
 
 
-def config_of(network: Network, image_size: tuple[int, int]) -> ConfigDict:
-    """The defaults, but with the network's size, and what fastMRI trains it on."""
+def make_config(network: Network, image_size: tuple[int, int]) -> ConfigDict:
+    """Make the config of a network: the defaults, its size, and how fastMRI trains it."""
     config = configs.defaults()
     config.model.update(network.fields, name=network.name, pool="avg")
     config.data.image_size, config.data.resize = image_size, "image"
@@ -42,10 +42,10 @@ def config_of(network: Network, image_size: tuple[int, int]) -> ConfigDict:
 
 
 def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> ConfigDict:
-    """Writes a workdir whose parameters are those of a file, and returns its config.
+    """Write a workdir with the parameters of a file, and return its config.
 
     Raises:
-      UserError: the file holds no such network, the image size is too small for it, or the workdir is in use.
+      UserError: the file holds no such network, the image size is too small for it, or the workdir is not empty.
     """
     if os.path.isdir(workdir) and os.listdir(workdir):
         raise UserError(f"--output is {workdir}, which holds files, expected an empty or new folder")
@@ -53,7 +53,7 @@ def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> Conf
         network = from_fastmri(weight_files.read(path))
     except UserError as error:
         raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
-    config = config_of(network, image_size)
+    config = make_config(network, image_size)
     checkpoint.claim(workdir, config)
     manager = checkpoint.open_checkpoints(workdir, "initial")
     state = TrainState(params=jax.device_put(network.params), opt_state=None)
@@ -63,11 +63,9 @@ def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> Conf
 
 
 def main(argv: list[str]) -> None:
-    """Imports one file, and says how to go on."""
+    """Import one file, and log the commands that use it."""
     if len(argv) != 2:
-        raise UserError(
-            f"{len(argv) - 1} files are named, expected one: python -m mrjax.import_fastmri unet.pt --output=W"
-        )
+        raise UserError(f"{len(argv) - 1} files given, expected one: python -m mrjax.import_fastmri unet.pt --output=W")
     processes.require_one_process("mrjax.import_fastmri")
     size, workdir = flags.FLAGS.image_size, flags.FLAGS.output
     if len(size) != 2 or not all(side.isdigit() for side in size):
@@ -80,6 +78,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", None, "the workdir to make: an empty or new folder", required=True)
-    flags.DEFINE_list("image_size", ["320", "320"], "height,width at which the network works")
+    flags.DEFINE_string("output", None, "workdir to make: an empty or new folder", required=True)
+    flags.DEFINE_list("image_size", ["320", "320"], "height,width of the images the network sees")
     cli.run(main)
