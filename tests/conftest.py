@@ -1,5 +1,6 @@
-"""Small real files for every test: smooth objects seen through coils, written as M4Raw lays them out."""
+"""What all tests share: which of them can run here, and small files of smooth objects seen through coils."""
 
+import importlib.util
 import os
 import tempfile
 
@@ -10,15 +11,69 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --x
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mrjax-tests-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from mrjax.config import defaults
 from mrjax.data import hdf5, ismrmrd
+
+ROOT = Path(__file__).parents[1]
+PEERS = ("torch", "fastmri", "sigpy", "pywt", "safetensors", "dipy")
+AOT_PYTHON = ROOT / os.environ.get("AOT_VENV", ".venv-aot") / "bin" / "python"
+
+
+class Requirement(NamedTuple):
+    """What tests with a marker need beyond the packages of `make test`.
+
+    Attributes:
+      is_met: whether it is here.
+      what: its name.
+      command: what runs the tests.
+    """
+
+    is_met: Callable[[], bool]
+    what: str
+    command: str
+
+
+REQUIREMENTS = {
+    "peer": Requirement(
+        lambda: all(importlib.util.find_spec(name) for name in PEERS),
+        "the packages we compare with",
+        "make bench-packages && make test ARGS='-m peer'",
+    ),
+    "aot": Requirement(AOT_PYTHON.exists, "ahead-of-time compilers", "make aot-packages && make test ARGS='-m aot'"),
+    "gpu": Requirement(
+        lambda: jax.default_backend() == "gpu",
+        "a GPU",
+        "on a GPU machine, .venv/bin/pip install -e '.[cuda12]' && make test ARGS='-m gpu'",
+    ),
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests whose requirement is not met."""
+    for marker, requirement in REQUIREMENTS.items():
+        if item.get_closest_marker(marker) and not requirement.is_met():
+            pytest.skip(f"needs {requirement.what}")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say in the last line how many tests were skipped for want of what, and which command runs them."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput"):  # xdist's workers leave it to their controller
+        return
+    skipped = Counter(m for report in reporter.stats.get("skipped", []) for m in REQUIREMENTS if m in report.keywords)
+    reasons = [f"{n} need {REQUIREMENTS[m].what} ({REQUIREMENTS[m].command})" for m, n in skipped.items()]
+    if reasons:
+        reporter.write_line(f"Tests not run: {'; '.join(reasons)}")
 
 
 def coil_images(slices: int, coils: int, height: int, width: int, seed: int = 0) -> np.ndarray:
