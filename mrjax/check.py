@@ -1,20 +1,21 @@
-"""Check .t5 files: read them from end to end, print a table of what they hold and a line for each fault.
+"""Check files: read them from end to end, print a table of what they hold and a line for each fault.
 
 python -m mrjax.check PATH...      files, folders or globs; exit status 1 if there is a fault
 """
 
 from mrjax import cli
-from mrjax.data import hdf5
+from mrjax.data import checks, readers
+from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 
 
-def check(paths: list[str]) -> tuple[list[hdf5.Volume], list[str]]:
+def check(paths: list[str]) -> tuple[list[Volume], list[str]]:
     """Describe and check files: the volumes that could be described, and a sentence for each fault."""
     volumes, faults = [], []
     for path in paths:
         try:
-            volume, found = hdf5.check(hdf5.describe(path))
-            found += hdf5.empty_slices(volume)
+            volume, found = checks.check(readers.describe(path))
+            found += checks.describe_empty_slices(volume)
         except UserError as error:
             faults.append(str(error))
             continue
@@ -25,15 +26,15 @@ def check(paths: list[str]) -> tuple[list[hdf5.Volume], list[str]]:
     return volumes, faults
 
 
-def format_table(volumes: list[hdf5.Volume]) -> str:
+def format_table(volumes: list[Volume]) -> str:
     """Format a table with a line for each volume."""
     rows = [("file", "layout", "shape", "dtype", "contrast", "slices", "target", "maximum")]
     for volume in volumes:
         shape = " x ".join(map(str, volume.shape[1:]))
         target = volume.target or ("computed" if volume.layout == "kspace" and not volume.undersampled else "none")
         maximum = "-" if volume.maximum is None else f"{volume.maximum:.4g}"
-        kind = (volume.path, volume.layout, shape, volume.dtype, volume.contrast)
-        rows.append((*kind, str(volume.slices), target, maximum))
+        head = (volume.path, volume.layout, shape, volume.dtype, volume.contrast)
+        rows.append((*head, str(volume.slices), target, maximum))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     paths, faults = [], []
     for pattern in argv[1:]:
         try:
-            paths += hdf5.find(pattern)
+            paths += readers.find(pattern)
         except UserError as error:
             faults.append(str(error))
     volumes, found = check(paths)

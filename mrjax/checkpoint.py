@@ -78,7 +78,7 @@ class Run:
         save(self._newest, state, {"step": step, "files": self._train_files}, self._config)
 
     def save_if_best(self, state: TrainState, step: int, value: float) -> None:
-        """Start to write the best checkpoint if `value`, of `BEST_METRIC` on the validation split, is the best so far."""
+        """Start to write the best checkpoint if `value`, the `BEST_METRIC` of the validation, is the best so far."""
         if value > self._best_value:
             self._best_value = value
             progress = {"step": step, "files": self._train_files, BEST_METRIC: value, "validated_on": self._val_files}

@@ -78,7 +78,7 @@ def interval(above: float | None = None, *, optional: bool = False) -> Rule:
     def holds(value: Any) -> bool:
         if len(value) != 2:
             return optional and len(value) == 0
-        return (0 <= value[0] if above is None else above < value[0]) and value[0] <= value[1]
+        return (value[0] >= 0 if above is None else above < value[0]) and value[0] <= value[1]
 
     bound = "0 or more" if above is None else f"more than {above}"
     return Rule(holds, lambda: f"(low, high), both {bound}" + (", or () for none" if optional else ""))
@@ -107,8 +107,8 @@ PRECISIONS = ("float32", "bfloat16")
 COVARIANCES = ("white", "measured")
 
 FIELDS = (
-    # 'kspace': k-space undersampled on the fly; 'paired': `input` and `target` images; 'denoise': a repetition of a scan
-    # towards the mean of the others; 'noise2noise': towards one of the others
+    # 'kspace': k-space undersampled on the fly; 'paired': `input` and `target` images; 'denoise': one repetition of a
+    # scan towards the mean of the others; 'noise2noise': towards one of the others
     Field("task", "kspace", "what is trained: see the table of tasks", one_of(TASKS)),
     Field("seed", 0, "of parameters, order of the examples, corruption and augmentation", between(0, 2**32 - 1)),
     Resumable("steps", 1000, "optimizer steps in all", more_than(0)),

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jax.stages import Compiled, Wrapped
 from ml_collections import ConfigDict
 
 from mrjax import config as configs
-from mrjax import models, optimizers
+from mrjax import demo, models, optimizers
 from mrjax import train_step as steps
 from mrjax.data import device_cache, loader, splits
 from mrjax.data.buckets import bucket_by_size, describe_buckets
@@ -27,7 +27,6 @@ from mrjax.data.cache import HostCache
 from mrjax.data.dataset import Dataset, ExampleIndices, SliceDataset
 from mrjax.data.device_cache import DeviceCache
 from mrjax.data.volume import Volume
-from mrjax.demo import acquisition as demo
 from mrjax.errors import UserError
 from mrjax.measures import evaluator, losses, metrics
 from mrjax.mri.acquire import Acquisition
@@ -58,8 +57,8 @@ class Experiment:
     recipe: Recipe
     train_set: list[Volume]
     val_set: list[Volume]
-    train_datasets: list[Dataset]
-    val_datasets: list[Dataset]
+    train_datasets: Sequence[Dataset]
+    val_datasets: Sequence[Dataset]
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Experiment":
@@ -71,7 +70,7 @@ class Experiment:
         configs.check(config)
         mesh = sharding.make_mesh(mesh_shape(config, jax.device_count()))
         config, train_set, val_set = prepare_data(config)
-        check_sizes(config, mesh, {volume.data_shape for volume in train_set + val_set})
+        check_sizes(config, {volume.data_shape for volume in train_set + val_set}, mesh.shape["spatial"])
         train_datasets, val_datasets = (
             make_datasets(config, split, volumes)
             for split, volumes in (("training", train_set), ("validation", val_set))
@@ -231,15 +230,15 @@ def smallest_side(config: ConfigDict) -> tuple[int, str]:
     return models.MODELS[config.model.name].smallest_side(config.model[field]), field
 
 
-def check_sizes(config: ConfigDict, mesh: Mesh, sizes: Iterable[tuple[int, int]]) -> None:
+def check_sizes(config: ConfigDict, sizes: Iterable[tuple[int, int]], spatial: int = 1) -> None:
     """Raise a `UserError` for a size that is too small for the network or the metrics, or whose rows cannot be split.
 
     Args:
       config: of the run.
-      mesh: whose `spatial` axis splits the rows.
       sizes: (height, width) of the files, which count unless config.data.image_size is set.
+      spatial: devices over which the mesh splits the rows.
     """
-    size, spatial = tuple(config.data.image_size), mesh.shape["spatial"]
+    size = tuple(config.data.image_size)
     least, field = smallest_side(config)
     for height, width in [size] if size else sorted(sizes):
         found = f"config.data.image_size is {size}" if size else f"the files hold slices of {height}x{width}"
@@ -300,19 +299,19 @@ def make_demo_data(task: str) -> str:
     with processes.first_process_first():
         if jax.process_index() == 0 and not os.path.isdir(folder):
             logger.info("config.data.dir is not set: making the demo data in %s", folder)
-            demo.make(folder, **(demo.REPEATED if repeated else {}))
+            demo.make(folder, demo.REPEATED if repeated else None)
     return folder
 
 
-def make_datasets(config: ConfigDict, split: str, volumes: list[Volume]) -> list[Dataset]:
+def make_datasets(config: ConfigDict, split: str, volumes: list[Volume]) -> Sequence[Dataset]:
     """Sort the slices of volumes by size, one dataset for each, kept in memory if config.data.cache is 'host'."""
     adjacent = config.data.adjacent_slices
     if size := tuple(config.data.image_size):
-        datasets: list[Dataset] = [SliceDataset(volumes, size, config.data.resize, adjacent_slices=adjacent)]
+        datasets = [SliceDataset(volumes, size, config.data.resize, adjacent_slices=adjacent)]
     else:
-        datasets = [*bucket_by_size(volumes, config.data.max_shapes, adjacent)]
+        datasets = bucket_by_size(volumes, config.data.max_shapes, adjacent)
     logger.info("%s: %s", split, describe_buckets(datasets))
-    return [HostCache(dataset) if config.data.cache == "host" else dataset for dataset in datasets]
+    return [HostCache(dataset) for dataset in datasets] if config.data.cache == "host" else datasets
 
 
 def load_on_devices(dataset: Dataset, mesh: Mesh, *, half: bool) -> DeviceCache:

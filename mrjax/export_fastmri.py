@@ -13,11 +13,12 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from mrjax import cli, experiment
+from mrjax import cli
 from mrjax.errors import UserError
+from mrjax.inference import Inference
 from mrjax.interop import weight_files
 from mrjax.interop.fastmri import to_fastmri
-from mrjax.parallel import processes, sharding
+from mrjax.parallel import processes
 
 logger = logging.getLogger("mrjax.export_fastmri")
 
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     """Export the best checkpoint."""
     cli.expect_no_arguments(argv)
     processes.require_one_process("mrjax.export_fastmri")
-    inference = experiment.restore(flags.FLAGS.workdir, sharding.make_mesh())
+    inference = Inference.restore(flags.FLAGS.workdir)
     config = inference.config
     require_fastmri_network(config)
     weights = to_fastmri(config.model.name, config.model, jax.device_get(inference.params))

@@ -14,12 +14,14 @@ import logging
 import os
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
 from mrjax import checkpoint, cli
 from mrjax import config as configs
 from mrjax.errors import UserError
+from mrjax.experiment import check_sizes
 from mrjax.interop import weight_files
 from mrjax.interop.fastmri import Network, from_fastmri
 from mrjax.parallel import processes
@@ -37,7 +39,7 @@ def make_config(network: Network, image_size: tuple[int, int]) -> ConfigDict:
     if network.name == "unet":
         config.normalise = "standard"
     configs.check(config)
-    configs.check_image_size(config, 1)
+    check_sizes(config, [image_size])
     return config
 
 
@@ -56,8 +58,8 @@ def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> Conf
     config = make_config(network, image_size)
     checkpoint.claim(workdir, config)
     manager = checkpoint.open_checkpoints(workdir, "initial")
-    state = TrainState(params=jax.device_put(network.params), opt_state=None)
-    checkpoint.save(manager, state, {"step": 0, "examples": 0}, config)
+    state = TrainState(step=jnp.int32(0), params=jax.device_put(network.params), opt_state=None)
+    checkpoint.save(manager, state, {"step": 0}, config)
     manager.close()
     return config
 
@@ -71,7 +73,9 @@ def main(argv: list[str]) -> None:
     if len(size) != 2 or not all(side.isdigit() for side in size):
         raise UserError(f"--image_size is {','.join(size)!r}, expected height,width as in 320,320")
     config = import_weights(argv[1], workdir, (int(size[0]), int(size[1])))
-    fields = [f"--config.{name}={value}" for name, value in configs.flat(config) if name.startswith(configs.NETWORK)]
+    fields = [
+        f"--config.{name}={value}" for name, value in configs.flat(config) if name.startswith(configs.PARAMETER_FIELDS)
+    ]
     logger.info("written: %s, %s", workdir, ", ".join(f"{name} {value}" for name, value in config.model.items()))
     logger.info("reconstruct: python -m mrjax.reconstruct --workdir=%s --input=scan.h5 --output=out", workdir)
     logger.info("train on: python -m mrjax.main --config=configs/unet.py --workdir=%s %s", workdir, " ".join(fields))

@@ -93,11 +93,9 @@ def write_volume(volume: Volume, result: np.ndarray, scores: Scores, output: Pat
 def draw_middle_slice(volume: Volume, images: dict[str, np.ndarray], scores: Scores, output: Path) -> None:
     """Draw <name>.png: corrupted, reconstruction, target and error of the middle slice."""
     middle = volume.slices // 2
-    figures.panel(
+    figures.draw_panel(
         output / f"{volume.name}.png",
-        corrupted=images["corrupted"][middle],
-        reconstruction=images["reconstruction"][middle],
-        target=images["target"][middle] if "target" in images else None,
+        {name: image[middle] for name, image in images.items()},
         title=f"{volume.name}, {volume.contrast}, slice {middle + 1} of {volume.slices}"
         + (", metrics of the volume" if scores else ""),
         metrics=scores,

@@ -61,7 +61,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     if jax.process_index() == 0:
         from mrjax.report import figures  # late: matplotlib would delay the first step
 
-        figures.curves(Path(workdir) / "curves.png", read_rows(workdir))
+        figures.draw_curves(Path(workdir) / "curves.png", read_rows(workdir))
     if step < config.steps:
         logger.info("stopped; step %d of %d is saved, the same command goes on from there", step, config.steps)
 

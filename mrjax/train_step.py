@@ -1,4 +1,4 @@
-"""The functions that are jitted: a training step, inference, its score. Pure: state and batch in, state and values out."""
+"""The functions that are jitted: a training step, inference, its score. All are pure."""
 
 import dataclasses
 import functools

@@ -44,7 +44,9 @@ def test_a_stored_mask_needs_the_task_kspace() -> None:
 def test_a_wrong_augmentation_is_named_with_its_field() -> None:
     config = configs.defaults()
     config.augment.scale = (0.0, 1.0)
-    with pytest.raises(UserError, match=r"config\.augment\.scale is \(0\.0, 1\.0\), expected \(low, high\), both more than 0"):
+    with pytest.raises(
+        UserError, match=r"config\.augment\.scale is \(0\.0, 1\.0\), expected \(low, high\), both more than 0"
+    ):
         configs.check(config)
 
 

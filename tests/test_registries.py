@@ -82,7 +82,9 @@ def test_additions_to_every_registry_train_and_evaluate(tmp_path: Path, monkeypa
     config.loss.mse, config.loss.cubed = 0.0, 1.0
     check(config)
     train.train(config, str(tmp_path / "run"))
-    assert [row["val/nmse2"] == row["val/nmse"] for row in read_rows(str(tmp_path / "run")) if "val/nmse" in row] == [True]
+    assert [row["val/nmse2"] == row["val/nmse"] for row in read_rows(str(tmp_path / "run")) if "val/nmse" in row] == [
+        True
+    ]
     inference = Inference.restore(str(tmp_path / "run"))
     assert inference.params["Conv_0"]["kernel"].shape == (3, 3, 1, 5)
     volume = READERS["npz"].describe(str(tmp_path / "data" / "val" / "0.npz"))

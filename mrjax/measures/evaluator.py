@@ -146,11 +146,10 @@ def table(rows: list[Row], labels: tuple[str, str]) -> str:
     for group, methods in summarise(rows).items():
         count = sum(group in ("all", row["contrast"]) for row in rows)
         for method, label in zip(METHODS, labels, strict=True):
+            scores = methods[method]
             cells = "".join(
-                f"{metric.format(methods[method][name]['mean'])} \u00b1 {metric.format(methods[method][name]['std'])}".rjust(
-                    18
-                )
-                for name, metric in METRICS.items()
+                f"{_format(name, scores[name]['mean'])} \u00b1 {_format(name, scores[name]['std'])}".rjust(18)
+                for name in METRICS
             )
             lines.append(f"{group:<10}{count:>8}  {label:<12}{cells}")
     return "\n".join(lines)
@@ -160,7 +159,10 @@ def one_line(scores: Scores) -> str:
     """Format the PSNR and SSIM of a summary, after and before."""
     after, before = scores["reconstruction"], scores["corrupted"]
     return ", ".join(
-        f"{name.upper()} {METRICS[name].format(after[name]['mean'])} "
-        f"(corrupted {METRICS[name].format(before[name]['mean'])})"
+        f"{name.upper()} {_format(name, after[name]['mean'])} (corrupted {_format(name, before[name]['mean'])})"
         for name in ("psnr", "ssim")
     )
+
+
+def _format(name: str, value: float) -> str:
+    return f"{value:.{METRICS[name].decimals}f}"

@@ -2,8 +2,8 @@
 
 Three axes, in any combination that multiplies to the number of devices:
   data     examples are split; parameters are replicated
-  model    examples are split, and parameters and optimizer state too: each device keeps a shard, and a layer is gathered
-           when it is needed (FSDP; Rajbhandari et al., "ZeRO", arXiv:1910.02054)
+  model    examples are split, and parameters and optimizer state too: each device keeps a shard, and a layer is
+           gathered when it is needed (FSDP; Rajbhandari et al., "ZeRO", arXiv:1910.02054)
   spatial  the rows of each image are split; XLA exchanges the borders that a convolution needs
 """
 
@@ -106,7 +106,8 @@ def mean_gradient(
     gradients, once, in the precision of the parameters.
 
     Args:
-      function: of (params, parts), whole parameters and parts of a batch (parts, batch, ...), to a scalar and gradients.
+      function: of (params, parts), whole parameters and parts of a batch (parts, batch, ...), to a scalar and
+        gradients.
       mesh: whose `spatial` axis is 1: images must not be split.
       dtype: in which the function uses kernels of convolutions (of four axes), and in which these are gathered.
 
