@@ -183,6 +183,9 @@ FIELDS = (
     Resumable("checkpoint_every", 200, "steps between checkpoints", more_than(0)),
 )
 
+# Attributes of networks that other fields or other networks set.
+NO_FIELDS = ("dtype", "remat", "out_channels", "zero_head")
+
 # What parameters belong with: a run that starts from imported ones must share these fields, by their beginning.
 PARAMETER_FIELDS = ("model.", "normalise", "data.adjacent_slices")
 
@@ -195,8 +198,9 @@ def fields() -> dict[str, Field]:
         found[f"loss.{name}"] = Field(f"loss.{name}", weight, "weight of this term of the loss", at_least(0))
     for model, network in MODELS.items():
         for name in attribute_names(model):
-            field = Field(f"model.{name}", getattr(network, name, None), f"of {model}")
-            found.setdefault(field.name, field)
+            if name not in NO_FIELDS:
+                field = Field(f"model.{name}", getattr(network, name, None), f"of {model}")
+                found.setdefault(field.name, field)
     return found
 
 
@@ -205,8 +209,9 @@ def defaults() -> ConfigDict:
     config = ConfigDict()
     for field in fields().values():
         group, _, name = field.name.rpartition(".")
-        node = config.setdefault(group, ConfigDict()) if group else config
-        node[name] = config_dict.placeholder(object) if field.default is None else field.default
+        if group and group not in config:
+            config[group] = ConfigDict()
+        (config[group] if group else config)[name] = config_dict.placeholder(object) if field.default is None else field.default
     return config.lock()
 
 

@@ -148,26 +148,68 @@ def write_pair(path: Path, slices: int = 3, size: tuple[int, int] = (32, 32), se
     return path
 
 
+def write_volume(path: Path, arrays: dict[str, np.ndarray], attributes: dict[str, object] | None = None) -> Path:
+    hdf5.write(path, arrays, attributes)
+    return path
+
+
+def write_splits(folder: Path) -> Path:
+    for number, slices in enumerate((5, 3, 4)):
+        write_scan(folder / "train" / f"{number}_T101.t5", slices, seed=number)
+    write_scan(folder / "val" / "8_T201.h5", 3, seed=8)
+    write_scan(folder / "test" / "9_FLAIR01.hdf5", 3, seed=9)
+    return folder
+
+
+def make_tiny_config(data: Path, **fields: object) -> ConfigDict:
+    config = defaults()
+    config.data.dir = str(data)
+    config.steps, config.log_every, config.eval_every, config.checkpoint_every = 6, 2, 3, 2
+    config.model.channels, config.model.levels = 4, 2
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
     """A folder with train/ (3 volumes of 5, 3 and 4 slices), val/ and test/."""
-    for number, slices in enumerate((5, 3, 4)):
-        write_scan(tmp_path / "data" / "train" / f"{number}_T101.t5", slices, seed=number)
-    write_scan(tmp_path / "data" / "val" / "8_T201.h5", 3, seed=8)
-    write_scan(tmp_path / "data" / "test" / "9_FLAIR01.hdf5", 3, seed=9)
-    return tmp_path / "data"
+    return write_splits(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., ConfigDict]:
+    """A config that trains in seconds; keyword arguments override fields by their dotted names (with __ for a dot)."""
+    return make_tiny_config
+
+
+@pytest.fixture(scope="session")
+def trained_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ConfigDict]:
+    """The config of `trained`, with fields overridden as in `tiny`."""
+    data = write_splits(tmp_path_factory.mktemp("shared") / "data")
+
+    def make(**fields: object) -> ConfigDict:
+        return make_tiny_config(data, **({"schedule": "constant", "data__dir": str(data)} | fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(trained_on: Callable[..., ConfigDict], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a whole run, shared: read it, or copy it."""
+    from mrjax import train
+
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train.train(trained_on(), str(workdir))
+    return workdir
 
 
 @pytest.fixture
-def tiny() -> Callable[..., ConfigDict]:
-    """A config that trains in seconds; keyword arguments override fields by their dotted names (with __ for a dot)."""
-
-    def make(data: Path, **fields: object) -> ConfigDict:
-        config = defaults()
-        config.data.dir = str(data)
-        config.steps, config.log_every, config.eval_every, config.checkpoint_every = 6, 2, 3, 2
-        config.model.channels, config.model.levels = 4, 2
-        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-        return config
-
-    return make
+def small_config(tmp_path: Path) -> Path:
+    """A config file for commands."""
+    file = tmp_path / "small.py"
+    file.write_text(
+        "from mrjax.config import defaults\n\n\ndef get_config():\n    config = defaults()\n"
+        "    config.model.channels, config.model.levels = 4, 2\n"
+        "    config.log_every, config.eval_every, config.checkpoint_every = 5, 20, 5\n    return config\n"
+    )
+    return file
