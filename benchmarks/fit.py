@@ -252,7 +252,7 @@ def main(argv: list[str]) -> None:
     traffic = cost.get("bytes accessed") or sum(one.moved for one in found)
     in_main_memory = sum(one.stored * one.times for one in found)
     sent = hlo.collectives(found)
-    needs, parts = memory.needed(compiled), compiled.memory_analysis()
+    needs, parts = memory.needed_bytes(compiled), compiled.memory_analysis()
     peak, link = device.peak[config.precision], device.link[target.kind == "gpu" and target.shape[0] > 1]
     # Around a ring of devices, an all-reduce sends everything twice.
     on_links = sum(size * (2 if kind == "all-reduce" else 1) for kind, (_, size) in sent.items())

@@ -161,7 +161,7 @@ def measure(case: Case, levels: int, coils: int, rounds: int) -> dict[str, Any]:
         "copy_bytes_per_second": copy,
         "mfu": needed / total / product,
         "roofline_share": max(needed / product, moved / copy) / total if accelerator and moved else None,
-        "needed_bytes": memory.needed(compiled),
+        "needed_bytes": memory.needed_bytes(compiled),
         "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "devices": devices,
     }
@@ -169,12 +169,12 @@ def measure(case: Case, levels: int, coils: int, rounds: int) -> dict[str, Any]:
 
 def largest_batch(case: Case, levels: int, coils: int) -> dict[str, Any]:
     """The largest batch whose step fits, to a sixteenth: doubled until one does not, bisected, and then run."""
-    limit, unit = memory.available(sharding.make_mesh()), jax.device_count()
+    limit, unit = memory.available_bytes(sharding.make_mesh()), jax.device_count()
     if limit is None:
         raise UserError("--largest: this device does not say how much memory it has, expected one that does")
 
     def needs(batch: int) -> int:
-        return memory.needed(compile_step(make_config(case._replace(batch=batch), levels), coils)[0])
+        return memory.needed_bytes(compile_step(make_config(case._replace(batch=batch), levels), coils)[0])
 
     fits, too_large = 0, unit
     while needs(too_large) <= limit:

@@ -108,10 +108,10 @@ def train_step(
         }
         return jitted.lower(state, batch, *cached).compile()
 
-    explain = functools.partial(memory.explain, config, mesh, compile_for)
-    with memory.answered(explain):
+    explain = functools.partial(memory.out_of_memory_error, config, mesh, compile_for)
+    with memory.explain_out_of_memory(explain):
         compiled = compile_for(config.batch_size)
-    need, limit = memory.needed(compiled), memory.available(mesh)
+    need, limit = memory.needed_bytes(compiled), memory.available_bytes(mesh)
     if limit and need > limit:
         raise explain(need)
     return explain, compiled

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     """Joins the other processes, if any, and hands the config over to `train`."""
     cli.expect_no_arguments(argv)
     file = config_flags.get_config_filename(flags.FLAGS["config"])
-    with processes.together():
+    with processes.process_group():
         train(flags.FLAGS.config, flags.FLAGS.workdir or str(Path("runs") / Path(file).stem))
 
 

@@ -69,7 +69,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
     # 3. The state: restored, or fresh.
     with contextlib.ExitStack() as stack:
-        stack.enter_context(memory.answered(explain))
+        stack.enter_context(memory.explain_out_of_memory(explain))
         newest, best = (
             stack.enter_context(contextlib.closing(checkpoint.open_checkpoints(workdir, kind)))
             for kind in ("newest", "best")
