@@ -103,7 +103,7 @@ def scans(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., ConfigDict]:
     """A config that trains in seconds; keyword arguments override fields by their dotted names (with __ for a dot)."""
 
