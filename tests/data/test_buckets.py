@@ -4,12 +4,14 @@ import itertools
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from conftest import write_pair, write_scan
+from conftest import coil_images, to_kspace, write_pair, write_scan
 from test_loader import describe, draw
 
-from mrjax import experiment, reconstruct, train
+from mrjax import experiment, reconstruct, train, train_step
+from mrjax.config import defaults
 from mrjax.data import buckets, hdf5, loader
 from mrjax.data.buckets import BucketSchedule
 from mrjax.errors import UserError
@@ -101,6 +103,30 @@ def test_pairs_are_bucketed_by_size_too(tmp_path: Path) -> None:
     assert buckets.describe_buckets(datasets) == "2 shapes: 24x20 (2 slices), 32x28 (2 slices)"
     assert np.array_equal(datasets[0][1]["target"], hdf5.read(str(tmp_path / "1.t5"), "target")[1])
     assert [int(example["volume"]) for example in (datasets[0][0], datasets[1][0])] == [1, 0]
+
+
+@pytest.mark.parametrize("model", ["unet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("unet_dc", "varnet"))])
+def test_zero_padded_coils_change_no_models_result(model: str) -> None:
+    fields = {"name": model, "channels": 4, "levels": 2, "cascades": 1, "sens_channels": 2, "sens_levels": 2}
+    config = defaults()
+    config.model.update(fields)
+    config.data.image_size, config.acquisition.noise = (26, 22), (0.05, 0.1)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    predict = train_step.compile_predict(
+        mesh, model=experiment.model(config), task=experiment.task(config), normalise_by="slice"
+    )
+    params = jax.jit(experiment.initial_state(config))().params
+    kspace = to_kspace(coil_images(2, 2, 26, 22))
+    labels = {"name": np.arange(2, dtype=np.uint32), "slice": np.arange(2, dtype=np.int32)}
+    results = []
+    for coils in (2, 3):
+        padded = np.zeros((2, coils, 26, 22), np.complex64)
+        padded[:, :2] = kspace
+        images, peak = predict(params, labels | {"kspace": padded, "maximum": np.ones(2, np.float32)})
+        results.append([*(np.asarray(image) for image in images.values()), np.asarray(peak)])
+    for one, other in zip(*results, strict=True):
+        assert float(np.abs(one).max()) > 0.1
+        np.testing.assert_allclose(one, other, atol=1e-5 * float(np.abs(one).max()))
 
 
 @pytest.fixture(scope="module")
