@@ -29,10 +29,10 @@ def bucket_by_size(volumes: Sequence[Volume], max_shapes: int, adjacent_slices: 
     for number, volume in enumerate(volumes):
         buckets.setdefault(volume.data_shape, []).append(number)
     if len(buckets) > max_shapes:
-        first = ", ".join(f"{height}x{width}" for height, width in sorted(buckets)[:5])
+        five = ", ".join(f"{height}x{width}" for height, width in sorted(buckets)[:5])
         raise UserError(
-            f"config.data.max_shapes is {max_shapes}, found files of {len(buckets)} sizes ({first}, ...), for each of "
-            "which the step would be compiled; set config.data.image_size to bring all to one size, or raise it"
+            f"config.data.max_shapes is {max_shapes}, found files of {len(buckets)} sizes, among them {five}; expected "
+            "at most as many, for the step is compiled for each; set config.data.image_size for one size, or raise it"
         )
     return [
         SliceDataset(volumes, size, adjacent_slices=adjacent_slices, volume_numbers=numbers)

@@ -25,11 +25,14 @@ _ALIGNMENT = 64  # JAX takes arrays that start at a multiple of this without a c
 _buffers_by_key: weakref.WeakValueDictionary[str, "Buffers"] = weakref.WeakValueDictionary()
 
 
-class _Buffer(NamedTuple):
-    """Memory of one batch, whose last byte is 1 while it is in use, and where other processes open it."""
+def batch_spec(spec: Spec, size: int) -> Spec:
+    """Add a leading batch axis to a spec."""
+    return {name: ((size, *shape), dtype) for name, (shape, dtype) in spec.items()}
 
-    memory: mmap.mmap
-    path: str
+
+def allocate(spec: Spec) -> Batch:
+    """Allocate uninitialised arrays of a spec."""
+    return {name: np.empty(shape, dtype) for name, (shape, dtype) in spec.items()}
 
 
 class SharedBatch(NamedTuple):
@@ -54,40 +57,34 @@ class Buffers:
     A copy pickled to a worker process has its own buffers, in memory that the sender can map.
     """
 
-    def __init__(self, spec: Spec):
+    def __init__(self, spec: Spec, key: str | None = None):
         self._spec = spec
-        self._key = uuid.uuid4().hex
-        self._shared = False
+        self._key = key or uuid.uuid4().hex
+        self._shared = SHARED and key is not None
+        self._lock = threading.Lock()
+        # By the path where other processes open it; the last byte is 1 while a buffer is in use.
+        self._pool: dict[str, mmap.mmap] = {}
+        self._received: dict[str, mmap.mmap] = {}
         self._offsets, end = {}, 0
         for name, (shape, dtype) in spec.items():
             self._offsets[name] = end
             end += -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
         self._size = end + _ALIGNMENT
-        self._reset()
-        _buffers_by_key[self._key] = self
+        if key is None:
+            _buffers_by_key[self._key] = self
 
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._pool: list[_Buffer] = []
-        self._received: dict[str, mmap.mmap] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("_spec", "_key", "_offsets", "_size")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._shared = SHARED
-        self._reset()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Buffers, (self._spec, self._key)
 
     def fill(self, write: Callable[[Batch], None]) -> Batch | SharedBatch:
         """Return a batch written by `write`, which gets uninitialised arrays; in a worker process a `SharedBatch`."""
-        buffer = self._acquire()
+        path, memory = self._acquire()
         try:
-            write(self._arrays(np.frombuffer(buffer.memory, np.uint8)))
+            write(self._arrays(np.frombuffer(memory, np.uint8)))
         except BaseException:
-            buffer.memory[-1] = 0
+            memory[-1] = 0
             raise
-        return SharedBatch(self._key, buffer.path) if self._shared else self._lend(buffer.memory)
+        return SharedBatch(self._key, path) if self._shared else self._lend(memory)
 
     def receive(self, path: str) -> Batch | None:
         """Return the batch that a worker process wrote into the memory at `path`; None if the worker has ended."""
@@ -99,24 +96,25 @@ class Buffers:
                 return None
         return self._lend(self._received[path])
 
-    def _acquire(self) -> _Buffer:
+    def _acquire(self) -> tuple[str, mmap.mmap]:
         with self._lock:
-            buffer = next((one for one in self._pool if not one.memory[-1]), None)
-            if buffer is None:
-                buffer = self._allocate()
-                self._pool.append(buffer)
-            buffer.memory[-1] = 1
-            return buffer
+            free = next((path for path, memory in self._pool.items() if not memory[-1]), None)
+            path = self._allocate() if free is None else free
+            self._pool[path][-1] = 1
+            return path, self._pool[path]
 
-    def _allocate(self) -> _Buffer:
+    def _allocate(self) -> str:
         if self._shared:
             descriptor = os.memfd_create("mrjax-batch")
             os.ftruncate(descriptor, self._size)
-            return _Buffer(mmap.mmap(descriptor, self._size), f"/proc/{os.getpid()}/fd/{descriptor}")
-        memory = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(AttributeError, OSError):  # only Linux has large pages, and not every kernel
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return _Buffer(memory, "")
+            path, memory = f"/proc/{os.getpid()}/fd/{descriptor}", mmap.mmap(descriptor, self._size)
+        else:
+            path = str(len(self._pool))
+            memory = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with contextlib.suppress(AttributeError, OSError):  # only Linux has large pages, and not every kernel
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        self._pool[path] = memory
+        return path
 
     def _arrays(self, data: np.ndarray) -> Batch:
         return {

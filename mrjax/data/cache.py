@@ -24,38 +24,38 @@ class HostCache(Dataset):
       UserError: it would not fit into the available memory.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset, path: str = ""):
         self._dataset = dataset
         self.spec = dataset.spec
         self._example_size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.spec.values())
+        self._path = path or self._allocate()
+        self._descriptor = os.open(self._path, os.O_RDWR)
+        weakref.finalize(self, os.close, self._descriptor)
+        if not path:
+            _caches.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HostCache, (self._dataset, self._path)
+
+    def _allocate(self) -> str:
+        """Allocate the memory and return the path where any process can open it."""
         # One byte for each example, 1 once it has been read; then the examples.
-        size = len(dataset) * (1 + self._example_size)
+        size = len(self) * (1 + self._example_size)
         available = max(available_memory() - sum(cache.unfilled() for cache in _caches), 0)
         if size > available:
             raise UserError(
-                f"config.data.cache is 'host', which takes {size / 1e9:.2f} GB for {len(dataset)} slices, found "
+                f"config.data.cache is 'host', which takes {size / 1e9:.2f} GB for {len(self)} slices, found "
                 f"{available / 1e9:.2f} GB of memory available; expected 'none', or a smaller config.data.image_size"
             )
         if SHARED:
-            self._own(os.memfd_create("mrjax-cache"))
-            self._path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
+            descriptor = os.memfd_create("mrjax-cache")
+            path = f"/proc/{os.getpid()}/fd/{descriptor}"
         else:
-            descriptor, self._path = tempfile.mkstemp(prefix="mrjax-cache-")
-            self._own(descriptor)
-            weakref.finalize(self, os.unlink, self._path)
-        os.ftruncate(self._descriptor, size)
-        _caches.add(self)
-
-    def _own(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+            descriptor, path = tempfile.mkstemp(prefix="mrjax-cache-")
+            weakref.finalize(self, os.unlink, path)
         weakref.finalize(self, os.close, descriptor)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("_dataset", "spec", "_example_size", "_path")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._own(os.open(self._path, os.O_RDWR))
+        os.ftruncate(descriptor, size)
+        return path
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mrjax.data import readers, resize
-from mrjax.data.buffers import Batch, Spec
+from mrjax.data.buffers import Batch, Spec, allocate, batch_spec
 from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 
@@ -31,7 +31,7 @@ class Dataset(abc.ABC):
         """Read an example into arrays of `spec`, each C-contiguous."""
 
     def __getitem__(self, number: int) -> Batch:
-        example = {name: np.empty(shape, dtype) for name, (shape, dtype) in self.spec.items()}
+        example = allocate(self.spec)
         self.read_into(number, example)
         return example
 
@@ -180,7 +180,7 @@ class ExampleIndices(Dataset):
 
 def read_range(dataset: Dataset, first: int, last: int, threads: int = 4) -> Batch:
     """Read the examples from `first` to before `last` in threads, stacked along a new leading axis."""
-    batch = {name: np.empty((last - first, *shape), dtype) for name, (shape, dtype) in dataset.spec.items()}
+    batch = allocate(batch_spec(dataset.spec, last - first))
 
     def read(number: int) -> None:
         dataset.read_into(number, {name: array[number - first, ...] for name, array in batch.items()})

@@ -1,7 +1,6 @@
 """A cache on the accelerators: a whole dataset split over the devices, from which batches are drawn by number."""
 
 import collections
-import functools
 from collections.abc import Generator, Iterator, Sequence
 
 import jax
@@ -25,7 +24,9 @@ class DeviceCache:
 
     def __init__(self, stored: Arrays, mesh: Mesh):
         self._stored = stored
-        self._mesh = mesh
+        split = PartitionSpec(sharding.EXAMPLES)
+        draw = jax.shard_map(_draw_shard, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+        self._draw = jax.jit(draw, out_shardings=sharding.by_example(mesh))
         self.device_bytes = sum(x.nbytes for x in stored.values()) // sharding.example_shards(mesh)
 
     @classmethod
@@ -57,7 +58,7 @@ class DeviceCache:
 
     def draw(self, numbers: jax.Array) -> Arrays:
         """Draw the examples of these numbers, (batch,) int32, as a batch split by example over the mesh."""
-        return _draw(self._stored, numbers, self._mesh)
+        return self._draw(self._stored, numbers)
 
 
 def cached_batches(
@@ -118,13 +119,6 @@ def _decode(drawn: Arrays) -> Arrays:
         elif not name.endswith("_unit"):
             examples[name] = array
     return examples
-
-
-@functools.partial(jax.jit, static_argnames="mesh")
-def _draw(stored: Arrays, numbers: jax.Array, mesh: Mesh) -> Arrays:
-    split = PartitionSpec(sharding.EXAMPLES)
-    draw = jax.shard_map(_draw_shard, mesh=mesh, in_specs=(split, split), out_specs=split, check_vma=False)
-    return draw(stored, numbers)
 
 
 def _draw_shard(stored: Arrays, numbers: jax.Array) -> Arrays:

@@ -42,21 +42,14 @@ class Hdf5Reader:
 
     suffixes: tuple[str, ...] = (".t5", ".h5", ".hdf5")
 
-    def __init__(self, max_open: int = 64):
+    def __init__(self, max_open: int = 64, offsets: Mapping[tuple[str, str], SliceOffsets | None] | None = None):
         self._max_open = max_open
-        self._offsets: dict[tuple[str, str], SliceOffsets | None] = {}
-        self._reset()
-
-    def _reset(self) -> None:
+        self._offsets = dict(offsets or {})  # by file and data set
         self._lock = threading.Lock()
         self._open: collections.OrderedDict[str, h5py.File] = collections.OrderedDict()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_max_open": self._max_open, "_offsets": self._offsets}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._reset()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hdf5Reader, (self._max_open, self._offsets)
 
     def describe(self, path: str, layout: str | None = None) -> Volume:
         """Read the headers of a file; `layout` as in `describe_arrays`.

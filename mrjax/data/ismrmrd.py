@@ -36,14 +36,9 @@ def header(
       thickness_mm: slice thickness.
       frequency_hz: resonance frequency of hydrogen (0.3 T by default).
     """
-
-    def space(size: tuple[int, int]) -> str:
-        return _SPACE.format(*size, size[0] * pixel_mm[0], size[1] * pixel_mm[1], thickness_mm)
-
-    return _HEADER.format(
-        frequency=frequency_hz,
-        encoded=space(encoded),
-        recon=space(recon),
-        last=encoded[1] - 1,
-        centre=encoded[1] // 2,
-    )
+    spaces = [
+        _SPACE.format(*size, *(n * mm for n, mm in zip(size, pixel_mm, strict=True)), thickness_mm)
+        for size in (encoded, recon)
+    ]
+    last, centre = encoded[1] - 1, encoded[1] // 2
+    return _HEADER.format(frequency=frequency_hz, encoded=spaces[0], recon=spaces[1], last=last, centre=centre)

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from mrjax.data.buckets import BucketSchedule
-from mrjax.data.buffers import Batch, Buffers, SharedBatch
+from mrjax.data.buffers import Batch, Buffers, SharedBatch, batch_spec
 from mrjax.data.dataset import Dataset
 
 BatchStream = contextlib.AbstractContextManager[Iterator[Batch]]
@@ -88,8 +88,7 @@ class _Batches:
       orders: for each dataset the number of the example at each position of that dataset's stream.
       schedule: for each batch its dataset, and the number of batches that this one had before.
       options: how to read.
-      label: one more array: 'index', uint32 positions in the whole stream, or 'valid', bool, False for the examples
-        that fill up the last batch of a dataset.
+      label: the array to add: 'index' or 'valid'.
     """
 
     def __init__(
@@ -105,12 +104,8 @@ class _Batches:
         self._schedule = schedule
         self._batch_size = options.batch_size
         self._rows = range(options.batch_size) if options.rows is None else options.rows
-        label_dtype = np.dtype({"index": np.uint32, "valid": np.bool_}[label])
-        specs = [dataset.spec | {label: ((), label_dtype)} for dataset in datasets]
-        self._buffers = [
-            Buffers({name: ((len(self._rows), *shape), dtype) for name, (shape, dtype) in spec.items()})
-            for spec in specs
-        ]
+        added = {label: ((), np.dtype({"index": np.uint32, "valid": np.bool_}[label]))}
+        self._buffers = [Buffers(batch_spec(dataset.spec | added, len(self._rows))) for dataset in datasets]
 
     def __len__(self) -> int:
         return len(self._schedule)

@@ -126,13 +126,10 @@ def coarse_images(volume: Volume) -> np.ndarray:
 def displacement(fixed: np.ndarray, moving: np.ndarray, steps: int) -> tuple[float, float, float]:
     """Register two images (slices, height, width) and return how far the head moved.
 
-    The affine map and the intensity that best carry one image over to the other, by Gauss-Newton steps with the mean of
-    both images' gradients (Lucas and Kanade, 1981; efficient second-order minimisation, Benhimane and Malis, 2004). A
-    rigid motion in mm is affine in voxels, whatever their size.
-
-    The first step finds a displacement of less than a voxel, or about the first voxel of a greater one. Noise hardly
-    sways it: thirteen numbers are fitted to all voxels, and the noise of both scans acts alike. Later steps compare an
-    image with an interpolated one, which is less noisy for that; in strong noise they go astray.
+    Fits an affine map (a rigid motion in mm is affine in voxels of any size) and an intensity, by Gauss-Newton steps
+    with the mean of both images' gradients (Lucas and Kanade, 1981; Benhimane and Malis, 2004). The first step finds
+    displacements below a voxel, hardly swayed by noise, since thirteen numbers are fitted to all voxels. Later steps
+    find greater ones, but compare an image with an interpolated, less noisy one: in strong noise they go astray.
 
     Returns:
       Root-mean-square displacement of the head, weighted by its intensity: rows, columns, slices.

@@ -22,7 +22,7 @@ _M4RAW_NAME = re.compile(r"_(T1|T2|FLAIR|GRE)\d\d$")
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """One volume: what its file's headers tell (`describe_arrays`), and what only its samples tell (`checks.check`).
+    """What the headers of a file tell of its volume, and after `checks.check` what only its samples tell.
 
     Attributes:
       path: the file.
@@ -154,36 +154,33 @@ def describe_arrays(
 
 
 def _data_shape(path: str, name: str, data: Any) -> tuple[int, ...]:
-    """Check the data's shape and dtype and return the shape, with a coil axis if it is k-space."""
-    shape, dtype = tuple(map(int, data.shape)), data.dtype
-    kspace = name == "kspace"
-    if dtype.kind not in ("c" if kspace else "fciu"):
-        raise UserError(f"{path}: `{name}` is {dtype}, expected {'complex numbers' if kspace else 'numbers'}")
-    if len(shape) not in ((3, 4) if kspace else (3,)):
-        expected = "(slices, coils, height, width)" if kspace else "(slices, height, width)"
-        raise UserError(f"{path}: `{name}` has shape {shape}, expected {expected}")
-    if 0 in shape:
-        raise UserError(f"{path}: `{name}` has shape {shape}, expected at least one sample along each axis")
+    """Check the shape and dtype of the data and return the shape, with a coil axis if it is k-space."""
+    shape, label, kspace = tuple(map(int, data.shape)), f"{path}: `{name}`", name == "kspace"
+    kinds, kind = ("c", "complex numbers") if kspace else ("fciu", "numbers")
+    axes = "(slices, coils, height, width)" if kspace else "(slices, height, width)"
+    _expect(data.dtype.kind in kinds, f"{label} is {data.dtype}", kind)
+    _expect(len(shape) == 3 or (kspace and len(shape) == 4), f"{label} has shape {shape}", axes)
+    _expect(0 not in shape, f"{label} has shape {shape}", "at least one sample along each axis")
     return (shape[0], 1, *shape[1:]) if kspace and len(shape) == 3 else shape
 
 
 def _check_target(label: str, target: Any, data_name: str, data_shape: tuple[int, ...]) -> None:
-    if data_name == "input" and target.shape != data_shape:
-        raise UserError(f"{label} has shape {target.shape}, expected {data_shape}, the shape of `input`")
-    if len(target.shape) != 3 or target.shape[0] != data_shape[0]:
-        raise UserError(
-            f"{label} has shape {target.shape}, expected (slices, height, width) with the {data_shape[0]} slices of "
-            f"`{data_name}`"
-        )
-    if target.dtype.kind not in "fciu":
-        raise UserError(f"{label} is {target.dtype}, expected numbers")
+    found = f"{label} has shape {target.shape}"
+    if data_name == "input":
+        _expect(target.shape == data_shape, found, f"{data_shape}, the shape of `input`")
+    slices = f"(slices, height, width) with the {data_shape[0]} slices of `{data_name}`"
+    _expect(len(target.shape) == 3 and target.shape[0] == data_shape[0], found, slices)
+    _expect(target.dtype.kind in "fciu", f"{label} is {target.dtype}", "numbers")
 
 
 def _read_mask(path: str, mask: Any, width: int) -> tuple[bool, ...]:
     columns = np.asarray(mask).reshape(-1)
-    if columns.size != width:
-        raise UserError(f"{path}: `mask` has shape {mask.shape}, expected ({width},), a value per column")
+    _expect(columns.size == width, f"{path}: `mask` has shape {mask.shape}", f"({width},), a value per column")
     kept = (columns == columns) & columns.astype(bool)  # NaN keeps nothing
-    if not kept.any():
-        raise UserError(f"{path}: `mask` keeps no column, expected at least one that is not zero")
+    _expect(kept.any(), f"{path}: `mask` keeps no column", "at least one that is not zero")
     return tuple(map(bool, kept))
+
+
+def _expect(condition: bool, found: str, expected: str) -> None:
+    if not condition:
+        raise UserError(f"{found}, expected {expected}")

@@ -4,12 +4,14 @@ import itertools
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from conftest import write_pair, write_scan
+from conftest import coil_images, to_kspace, write_pair, write_scan
 from test_loader import describe, draw
 
-from mrjax import experiment, reconstruct, train
+from mrjax import experiment, reconstruct, train, train_step
+from mrjax.config import defaults
 from mrjax.data import buckets, hdf5, loader
 from mrjax.data.buckets import BucketSchedule
 from mrjax.errors import UserError
@@ -70,7 +72,7 @@ def test_a_bucket_holds_the_slices_of_one_size_as_stored_with_coils_zero_padded(
 
 
 def test_more_sizes_than_max_shapes_are_refused_with_the_way_out(mixed: Path) -> None:
-    words = r"config\.data\.max_shapes is 2, found files of 3 sizes \(24x20, 28x36, 32x32\).*config\.data\.image_size"
+    words = r"max_shapes is 2, found files of 3 sizes, among them 24x20, 28x36, 32x32; .*config\.data\.image_size"
     with pytest.raises(UserError, match=words):
         buckets.bucket_by_size(describe(mixed / "train"), 2)
 
@@ -103,36 +105,83 @@ def test_pairs_are_bucketed_by_size_too(tmp_path: Path) -> None:
     assert [int(example["volume"]) for example in (datasets[0][0], datasets[1][0])] == [1, 0]
 
 
-def test_a_run_on_files_of_several_sizes_is_the_same_wherever_the_data_are_kept_and_serves_any_size(
-    mixed: Path, tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("model", ["unet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("unet_dc", "varnet"))])
+def test_zero_padded_coils_change_no_models_result(model: str) -> None:
+    fields = {"name": model, "channels": 4, "levels": 2, "cascades": 1, "sens_channels": 2, "sens_levels": 2}
+    config = defaults()
+    config.model.update(fields)
+    config.data.image_size, config.acquisition.noise = (26, 22), (0.05, 0.1)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    predict = train_step.compile_predict(
+        mesh, model=experiment.model(config), task=experiment.task(config), normalise_by="slice"
+    )
+    params = jax.jit(experiment.initial_state(config))().params
+    kspace = to_kspace(coil_images(2, 2, 26, 22))
+    labels = {"name": np.arange(2, dtype=np.uint32), "slice": np.arange(2, dtype=np.int32)}
+    results = []
+    for coils in (2, 3):
+        padded = np.zeros((2, coils, 26, 22), np.complex64)
+        padded[:, :2] = kspace
+        images, peak = predict(params, labels | {"kspace": padded, "maximum": np.ones(2, np.float32)})
+        results.append([*(np.asarray(image) for image in images.values()), np.asarray(peak)])
+    for one, other in zip(*results, strict=True):
+        assert float(np.abs(one).max()) > 0.1
+        np.testing.assert_allclose(one, other, atol=1e-5 * float(np.abs(one).max()))
+
+
+@pytest.fixture(scope="module")
+def two_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two volumes of two sizes to train on, one to validate on."""
+    data = tmp_path_factory.mktemp("two_sizes")
+    files = (("train", 1, (16, 12)), ("train", 2, (20, 16)), ("val", 1, (20, 16)))
+    for number, (split, coils, size) in enumerate(files):
+        write_scan(data / split / f"{number}_T101.t5", 3 + number, coils, size, seed=number)
+    return data
+
+
+RUN = {"schedule": "constant", "steps": 4, "log_every": 1, "eval_every": 4, "data__cache": "device"}
+
+
+def logged(workdir: Path, name: str) -> float:
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return next(row[name] for row in lines if row["step"] == 4 and name in row)
+
+
+@pytest.fixture(scope="module")
+def cached_on_devices(two_sizes: Path, tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run whose slices are cached on the devices."""
+    workdir = tmp_path_factory.mktemp("cached") / "run"
+    train.train(tiny(two_sizes, **RUN), str(workdir))
+    return workdir
+
+
+def test_a_run_cached_on_the_devices_evaluates_every_file_at_its_own_size(
+    two_sizes: Path, cached_on_devices: Path
+) -> None:
+    inference = experiment.restore(str(cached_on_devices), sharding.make_mesh())
+    assert inference.config.data.image_size == ()
+    (volume,) = describe(two_sizes / "val")
+    images = reconstruct.reconstruct(inference, volume)
+    assert images["reconstruction"].shape == (volume.slices, *volume.data_shape)
+    found = reconstruct.scores(images, volume)["reconstruction"]["psnr"]
+    assert found == pytest.approx(logged(cached_on_devices, "val/psnr"), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_on_two_sizes_is_the_same_bit_for_bit_from_any_cache_and_resumed(
+    two_sizes: Path, cached_on_devices: Path, tiny, tmp_path: Path, caplog, monkeypatch
 ) -> None:
     compiled = []
     compile_one = experiment.train_step
     monkeypatch.setattr(experiment, "train_step", lambda *a, **k: compiled.append(a[3]) or compile_one(*a, **k))
-    fields = {"schedule": "constant", "eval_every": 3, "model__channels": 8}
     with caplog.at_level("INFO", "mrjax"):
-        train.train(tiny(mixed, **fields), str(tmp_path / "none"))
-    assert "training: 3 shapes: 2x24x20 (9 slices)" in caplog.text
-    assert len(compiled) == 3
-    for cache, parts in (("host", (2, 6)), ("device", (6,))):
-        for steps in parts:
-            train.train(tiny(mixed, steps=steps, data__cache=cache, **fields), str(tmp_path / cache))
-    rows = {
-        name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("none", "host", "device")
-    }
-    losses = [{row["step"]: row["loss"] for row in some if "loss" in row and row["step"] > 2} for some in rows.values()]
+        train.train(tiny(two_sizes, **RUN | {"data__cache": "none"}), str(tmp_path / "none"))
+    assert "training: 2 shapes: 1x16x12 (3 slices), 2x20x16 (4 slices)" in caplog.text
+    assert len(compiled) == 2
+    for steps in (2, 4):
+        train.train(tiny(two_sizes, **RUN | {"data__cache": "host", "steps": steps}), str(tmp_path / "host"))
+    losses = [logged(workdir, "loss") for workdir in (cached_on_devices, tmp_path / "none", tmp_path / "host")]
     assert losses[0] == losses[1] == losses[2]
-    # Each file at its own size: what validation saw while training is what evaluation finds.
-    inference = experiment.restore(str(tmp_path / "none"), sharding.make_mesh())
-    assert inference.config.data.image_size == ()
-    scores = []
-    for volume in describe(mixed / "val"):
-        images = reconstruct.reconstruct(inference, volume)
-        assert images["reconstruction"].shape == (volume.slices, *volume.data_shape)
-        scores.append(reconstruct.scores(images, volume)["reconstruction"]["psnr"])
-    seen = {row["step"]: row["val/psnr"] for row in rows["none"] if "val/psnr" in row}
-    assert np.mean(scores) == pytest.approx(seen[inference.progress["step"]], abs=1e-3)
 
 
 def test_sizes_that_cannot_be_trained_on_are_refused(mixed: Path, tiny, tmp_path: Path) -> None:
