@@ -34,7 +34,6 @@ from mrjax.data.loader import Slices, training_batches
 from mrjax.errors import UserError
 
 READ_AHEAD = 20  # more batches than any of the loaders reads ahead
-EPOCHS = 20
 MRJAX, CACHED, GZIP = "mrjax", "mrjax, cache='host'", "mrjax, gzip"
 PEER, BARE = "fastMRI, mask and transform", "fastMRI, neither"
 SLICE_BYTES = 4 * 256 * 256 * 8
@@ -187,23 +186,23 @@ def resident_bytes() -> int:
     return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure_memory(loader: Loader, workers: int, batch: int) -> list[int]:
+def measure_memory(loader: Loader, workers: int, batch: int, epochs: int) -> list[int]:
     """Return the resident bytes after each epoch."""
     found = []
     with loader.stream(workers) as batches:
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             time_batches(batches, loader.slices // batch)
             found.append(resident_bytes())
     return found
 
 
-def memory_rows(loaders: list[Loader], batch: int, raw: dict[str, Any]) -> list[list[Any]]:
+def memory_rows(loaders: list[Loader], batch: int, epochs: int, raw: dict[str, Any]) -> list[list[Any]]:
     """Measure the memory of mrjax's loaders; adds the values to `raw`."""
     rows = []
     for loader, workers in ((loaders[0], 0), (loaders[0], 2), (loaders[1], 0), (loaders[2], 0)):
-        held = measure_memory(loader, workers, batch)
+        held = measure_memory(loader, workers, batch, epochs)
         raw[f"resident bytes, {loader.name}, {workers} workers"] = held
-        rows.append([loader.name, workers, *(held[epoch - 1] / 1e6 for epoch in (1, 2, EPOCHS)), held[-1] / held[1]])
+        rows.append([loader.name, workers, *(held[epoch - 1] / 1e6 for epoch in (1, 2, epochs)), held[-1] / held[1]])
     return rows
 
 
@@ -259,14 +258,14 @@ def main(argv: list[str]) -> None:
             mrjax_loader(GZIP, folders.gzip, batch),
             mrjax_loader(f"{GZIP}, cache='host'", folders.gzip, batch, cached=True),
         ]
-        held = memory_rows(large, batch, raw)
+        held = memory_rows(large, batch, values.epochs, raw)
         # After the memory, of which importing PyTorch takes more than all loaders.
         fastmri_large, fastmri_small = fastmri_loaders(folders, batch)
         later, first = large_rows([*large, *fastmri_large], folders.plain, batch, rounds, raw)
         small = small_rows([mrjax_loader(MRJAX, folders.small, batch), *fastmri_small], batch, rounds, raw)
     columns = ["data path", "workers"]
     ratio = f"over {PEER}"
-    memory_columns = [*columns, "epoch 1", "epoch 2", f"epoch {EPOCHS}", f"{EPOCHS} over 2"]
+    memory_columns = [*columns, "epoch 1", "epoch 2", f"epoch {values.epochs}", f"{values.epochs} over 2"]
     first_columns = [*columns, "s to the first batch", "slices/s", "later epochs", "first over later"]
     later_columns = [*columns, "slices/s", "MB/s", f"{ratio}; same files, same workers"]
     tables = [
@@ -301,6 +300,7 @@ def _first_epoch(timing: Timing) -> tuple[float, float, float, float]:
 if __name__ == "__main__":
     flags.DEFINE_integer("files", 16, "how many plain files of 18 slices, and as many small ones", lower_bound=2)
     flags.DEFINE_integer("batch", 4, "slices in a batch", lower_bound=1, upper_bound=36)
+    flags.DEFINE_integer("epochs", 20, "how many epochs the memory is measured for", lower_bound=2)
     flags.DEFINE_integer("rounds", 3, "how often each loader is timed in its first epoch, and after it", lower_bound=1)
     flags.DEFINE_string("json", None, "file to write all measurements to")
     cli.run(main)

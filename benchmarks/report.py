@@ -32,8 +32,9 @@ def require_packages(*names: str) -> None:
     """Raise a `UserError` unless packages are installed that benchmarks compare with."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        raise UserError(f"{' and '.join(missing)} {verb} not installed, expected after `make bench-packages`")
+        raise UserError(
+            f"not installed: {', '.join(missing)}; `make bench-packages` installs what benchmarks compare with"
+        )
 
 
 def interleaved(parts: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
