@@ -142,7 +142,7 @@ def mesh_and_config(config: ConfigDict, devices: list[Any], batch: int | None) -
     config.data.image_size = tuple(config.data.image_size) or (256, 256)
     if batch:
         # Divisible by every mesh, until it is known over how many devices the examples are split.
-        config.batch_size = batch * len(devices) * config.accumulate
+        config.batch_size = batch * len(devices) * config.grad_accumulation_steps
         data, model, _ = configs.mesh_shape(config, len(devices))
         config.batch_size = batch * data * model
     configs.check(config)
@@ -176,7 +176,7 @@ def advice(config: ConfigDict, mesh: Mesh, largest_batch: int = 0) -> str:
     """List the changes that would make a step smaller."""
     changes = [f"--batch={largest_batch}, about the largest that fits" if largest_batch else "a smaller --batch"]
     changes += ["config.precision=bfloat16"] * (config.precision == "float32")
-    changes += [f"config.accumulate={2 * config.accumulate}"]
+    changes += [f"config.grad_accumulation_steps={2 * config.grad_accumulation_steps}"]
     changes += ["config.remat=True"] * (not config.remat)
     changes += ["a model axis in config.mesh, which splits the parameters"] * (mesh.size > 1 == mesh.shape["model"])
     return "change one of: " + ", ".join(changes)

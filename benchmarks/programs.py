@@ -49,7 +49,7 @@ def jit_train_step(config: ConfigDict, mesh: Mesh) -> Wrapped:
         task=experiment.task(config),
         seed=config.seed,
         normalise_by=config.normalise,
-        accumulate=config.accumulate,
+        accumulate=config.grad_accumulation_steps,
     )
 
 

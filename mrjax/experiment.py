@@ -142,7 +142,7 @@ class TrainStep:
         self._largest = max(specs, key=lambda spec: sum(math.prod(shape) for shape, _ in spec.values()))
         with memory.explain_out_of_memory(self.explain):
             self._compiled = {_shapes(spec): self._compile(spec, experiment.config.batch_size) for spec in specs}
-        need, limit = max(map(memory.needed, self._compiled.values())), memory.available(experiment.mesh)
+        need, limit = max(map(memory.needed_bytes, self._compiled.values())), memory.available_bytes(experiment.mesh)
         if limit and need > limit:
             raise self.explain(need)
 
@@ -153,7 +153,7 @@ class TrainStep:
     def explain(self, need: int | None = None) -> UserError:
         """Return the error for a step that is too large, with the largest batch that fits."""
         compile_for = functools.partial(self._compile, self._largest)
-        return memory.explain(self._experiment.config, self._experiment.mesh, compile_for, need)
+        return memory.out_of_memory_error(self._experiment.config, self._experiment.mesh, compile_for, need)
 
     def _compile(self, spec: Spec, batch_size: int) -> Compiled:
         split = sharding.by_example(self._experiment.mesh)

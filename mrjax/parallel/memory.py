@@ -81,12 +81,12 @@ def out_of_memory_error(
 ) -> UserError:
     """Make the error for a step that needs `need` bytes, too many: it names the limit and the fields that help."""
     limit = available_bytes(mesh) or 0
-    unit = sharding.example_shards(mesh) * config.accumulate
+    unit = sharding.example_shards(mesh) * config.grad_accumulation_steps
     fits = largest_batch(compile_for, config.batch_size, unit, limit)
     advice = [f"config.batch_size = {fits}, the largest that fits" if fits else "smaller images or a narrower network"]
     factors = (n for n in range(2, config.batch_size + 1) if config.batch_size % (n * unit) == 0)
     if factor := next((n for n in factors if config.batch_size // n <= fits), None):
-        advice.append(f"config.accumulate = {config.accumulate * factor}")
+        advice.append(f"config.grad_accumulation_steps = {config.grad_accumulation_steps * factor}")
     if not config.remat:
         advice.append("config.remat = True")
     if config.precision == "float32":
