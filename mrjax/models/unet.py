@@ -4,7 +4,7 @@ Ronneberger, Fischer, Brox, "U-Net", MICCAI 2015; Zbontar et al., "fastMRI", arX
 `UNet(pool="avg")` computes what `fastmri.models.Unet` computes, for odd sizes too.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -85,7 +85,7 @@ class _Down(nn.Module):
     pool: str | None = None
 
     @nn.compact
-    def __call__(self, x: ops.FeatureMap) -> ops.FeatureMap | tuple[ops.FeatureMap, ops.FeatureMap]:
+    def __call__(self, x: ops.FeatureMap) -> Any:
         x = ops.conv_norm_act(x, _Kernel((3, 3, x.channels, self.channels), name="conv_0")())
         x = ops.convolve(x, _Kernel((3, 3, self.channels, self.channels), name="conv_1")())
         return ops.norm_act(x, epilogue=POOLS[self.pool]) if self.pool else ops.norm_act(x)
@@ -97,7 +97,7 @@ class _Up(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(self, x: ops.FeatureMap, skip: ops.FeatureMap, head: tuple[Array, ...] = ()) -> ops.FeatureMap | Array:
+    def __call__(self, x: ops.FeatureMap, skip: ops.FeatureMap, head: tuple[Array, ...] = ()) -> Any:
         kernel = _Kernel((2, 2, x.channels, self.channels), TRANSPOSE_INIT, name="transpose")()
         x = ops.norm_act(ops.upsample(x, kernel, like=skip))
         both = ops.concatenate(ops.pad_like(x, skip), skip)
@@ -110,19 +110,20 @@ class _Kernel(nn.Module):
     """Hold the kernel of a convolution, float32."""
 
     shape: tuple[int, ...]
-    init: Initializer = CONV_INIT
+    initializer: Initializer = CONV_INIT
 
     @nn.compact
     def __call__(self) -> Array:
-        return self.param("kernel", self.init, self.shape)
+        return self.param("kernel", self.initializer, self.shape)
 
 
 class _Head(nn.Module):
     """Hold the kernel (in, out) and bias (out,) of the last 1x1 convolution, float32."""
 
     shape: tuple[int, int]
-    init: Initializer
+    initializer: Initializer
 
     @nn.compact
     def __call__(self) -> tuple[Array, Array]:
-        return self.param("kernel", self.init, self.shape), self.param("bias", nn.initializers.zeros, self.shape[1:])
+        bias = self.param("bias", nn.initializers.zeros, self.shape[1:])
+        return self.param("kernel", self.initializer, self.shape), bias

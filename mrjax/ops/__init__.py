@@ -3,22 +3,14 @@
 What is tuned for a platform stays in this package; `reference` says in a few lines what each operation computes.
 """
 
-from mrjax.ops.convolution import convolve
-from mrjax.ops.features import FeatureMap, concatenate, feature_map, pad_like
-from mrjax.ops.normalisation import conv_norm_act, norm_act, norm_act_conv1x1
-from mrjax.ops.pooling import avg_pool, max_pool
-from mrjax.ops.upsampling import upsample
-
-__all__ = [
-    "FeatureMap",
-    "avg_pool",
-    "concatenate",
-    "conv_norm_act",
-    "convolve",
-    "feature_map",
-    "max_pool",
-    "norm_act",
-    "norm_act_conv1x1",
-    "pad_like",
-    "upsample",
-]
+from mrjax.ops.convolution import convolve as convolve
+from mrjax.ops.features import FeatureMap as FeatureMap
+from mrjax.ops.features import concatenate as concatenate
+from mrjax.ops.features import feature_map as feature_map
+from mrjax.ops.features import pad_like as pad_like
+from mrjax.ops.normalisation import conv_norm_act as conv_norm_act
+from mrjax.ops.normalisation import norm_act as norm_act
+from mrjax.ops.normalisation import norm_act_conv1x1 as norm_act_conv1x1
+from mrjax.ops.pooling import avg_pool as avg_pool
+from mrjax.ops.pooling import max_pool as max_pool
+from mrjax.ops.upsampling import upsample as upsample

@@ -63,14 +63,10 @@ def _in_cpp(x: Array, kernel: Array) -> bool:
     """Return whether the C++ operations are available and compute this: they check nothing themselves."""
     sides = {"float32": (3,), "bfloat16": (3, 1)}.get(x.dtype.name, ())
     known = kernel.dtype == x.dtype and kernel.shape[:3] in [(side, side, x.shape[-1]) for side in sides]
-    return bool(known and x.size and kernel.size and _one_cpu_device() and library.available())
-
-
-def _one_cpu_device() -> bool:
-    """Return whether this is traced for one device of a CPU: XLA cannot split a foreign call among several."""
-    if jax.default_backend() != "cpu":
-        return False
-    return jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
+    # XLA cannot split a foreign call among several devices.
+    one_device = jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
+    on_cpu = jax.default_backend() == "cpu" and one_device
+    return bool(known and x.size and kernel.size and on_cpu and library.available())
 
 
 def _cpp_convolution(x: Array, kernel: Array, *, flipped: bool) -> Array:

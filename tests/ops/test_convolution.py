@@ -1,4 +1,4 @@
-"""The convolution is the textbook's, to rounding, on every device; only on CPUs is it our own."""
+"""The convolution in C++ equals float64 to rounding, runs on CPUs alone, and XLA's runs elsewhere."""
 
 import functools
 import os
@@ -31,20 +31,22 @@ def reference(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def reference_gradient(x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """Of the kernel, float64: it is what the products of the shifted image and the gradient add up to."""
+    """The kernel's gradient in float64: sums of products of the shifted image and the gradient."""
     padded, (height, width) = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), x.shape[1:3]
     shifts = [[padded[:, row : row + height, column : column + width] for column in range(3)] for row in range(3)]
     return np.einsum("yxbhwi,bhwo->yxio", np.array(shifts), gradient)
 
 
-def alone(function, mesh=None):
-    """As a device of a mesh computes it, the only place where the operations are our own."""
+def on_one_device(function, mesh=None):
+    """Jit a function as one device of a mesh computes it, the only place where the C++ operations run."""
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     return jax.jit(lambda *args: sharding.each_alone(function, mesh, whole=len(args))(*args))
 
 
-def with_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array, of=convolve_array) -> tuple[jax.Array, ...]:
-    result, pullback = jax.vjp(of, x, kernel)
+def with_gradients(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, function=convolve_array
+) -> tuple[jax.Array, ...]:
+    result, pullback = jax.vjp(function, x, kernel)
     return result, *pullback(gradient)
 
 
@@ -72,7 +74,7 @@ def test_convolution_and_gradients_equal_float64(
     x, kernel, gradient = (np.asarray(a, np.float64) for a in given)
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     exact = reference(x, kernel), reference(gradient, flipped), reference_gradient(x, gradient)
-    for ours, theirs in zip(alone(with_gradients)(*given), exact, strict=True):
+    for ours, theirs in zip(on_one_device(with_gradients)(*given), exact, strict=True):
         assert ours.dtype == dtype
         # Sums are float32, so that bfloat16's own rounding, of the result alone, is what may be seen of it.
         error = 2e-6 if dtype == "float32" else 2.0**-8
@@ -80,22 +82,24 @@ def test_convolution_and_gradients_equal_float64(
 
 
 @pytest.mark.parametrize(("batch", "height", "width", "cin", "cout"), SHAPES)
-def test_products_and_gradients_equal_float64(batch: int, height: int, width: int, cin: int, cout: int) -> None:
+def test_conv1x1_and_gradients_equal_float64(batch: int, height: int, width: int, cin: int, cout: int) -> None:
     shapes = ((batch, height, width, cin), (cin, cout), (batch, height, width, cout))
     given = [jnp.asarray(images(*shape, seed=seed), "bfloat16") for seed, shape in enumerate(shapes)]
     x, kernel, gradient = (np.asarray(a, np.float64) for a in given)
     exact = x @ kernel, gradient @ kernel.T, np.einsum("bhwi,bhwo->io", x, gradient)
-    for ours, theirs in zip(alone(functools.partial(with_gradients, of=conv1x1))(*given), exact, strict=True):
+    for ours, theirs in zip(
+        on_one_device(functools.partial(with_gradients, function=conv1x1))(*given), exact, strict=True
+    ):
         assert ours.dtype == "bfloat16"
         np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, atol=2.0**-8 * np.abs(theirs).max(), rtol=0)
 
 
 @pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 3), ("tpu", 3)])
-def test_accelerators_see_the_librarys_convolution_alone(platform: str, convolutions: int) -> None:
+def test_accelerators_compile_xlas_convolution_alone(platform: str, convolutions: int) -> None:
     x, kernel = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32), jax.ShapeDtypeStruct((3, 3, 4, 4), jnp.float32)
     mesh = sharding.make_mesh(devices=jax.devices()[:1]).abstract_mesh
     there = mesh.update(abstract_device=jax.sharding.AbstractDevice(platform, None, platform))
-    text = alone(with_gradients, there).trace(x, kernel, x).lower(lowering_platforms=(platform,)).as_text()
+    text = on_one_device(with_gradients, there).trace(x, kernel, x).lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.convolution") == convolutions
     assert text.count("mrjax_") == 3 - convolutions
 
@@ -103,18 +107,18 @@ def test_accelerators_see_the_librarys_convolution_alone(platform: str, convolut
 @pytest.mark.parametrize(
     ("dtype", "batch", "side"), [("float16", 2, 3), ("float32", 2, 5), ("float32", 0, 3), ("bfloat16", 0, 1)]
 )
-def test_what_the_operations_do_not_know_is_xlas(dtype: str, batch: int, side: int) -> None:
+def test_unsupported_shapes_and_dtypes_use_xla(dtype: str, batch: int, side: int) -> None:
     x, kernel = jnp.ones((batch, 6, 6, 2), dtype), jnp.ones((side, side, 2, 4), dtype)
-    result, pullback = jax.vjp(alone(convolve_array), x, kernel)
+    result, pullback = jax.vjp(on_one_device(convolve_array), x, kernel)
     assert result.shape == (batch, 6, 6, 4)
     assert (result[:, 3, 3] == 2 * side**2).all()
     assert pullback(result)[1].shape == kernel.shape
 
 
-def test_it_can_be_mapped_over() -> None:
+def test_vmap_equals_a_batch() -> None:
     x, kernel = (jnp.asarray(images(*shape, seed=0), jnp.float32) for shape in ((3, 1, 6, 7, 2), (3, 3, 2, 4)))
-    mapped = alone(jax.vmap(convolve_array, (0, None)))(x, kernel)
-    np.testing.assert_allclose(mapped, alone(convolve_array)(x[:, 0], kernel)[:, None], rtol=1e-6)
+    mapped = on_one_device(jax.vmap(convolve_array, (0, None)))(x, kernel)
+    np.testing.assert_allclose(mapped, on_one_device(convolve_array)(x[:, 0], kernel)[:, None], rtol=1e-6)
 
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -124,7 +128,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_without_a_compiler_it_is_xlas(tmp_path: Path) -> None:
+def test_xla_is_used_without_a_compiler(tmp_path: Path) -> None:
     program = """
 import jax, jax.numpy as jnp
 from mrjax.ops.convolution import convolve_array
@@ -137,7 +141,7 @@ for _ in range(2):
         assert result.stderr.count("slower") == 1
 
 
-def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
+def test_results_are_bit_identical_for_any_number_of_threads() -> None:
     program = """
 import os
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(os.environ["CORES"])])

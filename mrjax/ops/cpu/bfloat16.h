@@ -2,9 +2,10 @@
 // kernel, [side][side][cin][cout], has 3 taps a side or 1.
 //
 // Both are matrix products of blocks of 32. Rows of an image lie one after the other in scratch memory, a zero pixel
-// before each, so that a tap of the kernel is an offset of pixels there, over the borders too, and 32 pixels may span
-// rows (no such pixel for a single tap); channels are padded with zeros to a multiple of 32. A convolution contracts channels and taps, the gradient of
-// a kernel pixels. The second factor always holds pairs of what is contracted, as the instructions for bfloat16 take it.
+// before each (none for a single tap), so that a tap of the kernel is an offset of pixels there, over the borders too,
+// and 32 pixels may span rows; channels are padded with zeros to a multiple of 32. A convolution contracts channels and
+// taps, a filter gradient contracts pixels. The second factor always holds pairs of the contracted index, as the
+// instructions for bfloat16 take it.
 #pragma once
 
 #include <algorithm>

@@ -1,10 +1,11 @@
 // The 3x3 convolution, zero-padded, of images (batch, height, width, channels) for XLA on CPUs, as FFI calls.
 //
-// What is computed is in the header of each dtype; here its work is shared among XLA's threads. Each header has
-//   packed_bytes(cin, cout) of what `forward` takes; pack(kernel, packed, cin, cout, flipped, tap): the kernel (3, 3, cin, cout) as `forward`
-//     takes it; flipped, it is that of the gradient by the input, from cout channels to cin
-//   forward(x, packed, y, height, width, cin, cout, begin, end): the rows from `begin` to `end` of one image
-//   filter_gradient(x, g, dw, height, width, cin, cout, begin, end): what they give is added to dw, float32
+// Each dtype is computed by a header of its own; this file shares the work among XLA's threads. Each header has
+//   packed_bytes(cin, cout): the size of a packed kernel
+//   pack(kernel, packed, cin, cout, flipped, tap): writes one tap of the kernel (3, 3, cin, cout) as `forward` takes it;
+//     flipped, it is the kernel of the input's gradient, from cout channels to cin
+//   forward(x, packed, y, height, width, cin, cout, begin, end): computes rows [begin, end) of one image
+//   filter_gradient(x, g, dw, height, width, cin, cout, begin, end): adds the contribution of these rows to dw, float32
 // Sums are float32. A result is the same, bit for bit, whatever the number of threads.
 
 #include <algorithm>
@@ -26,8 +27,8 @@ namespace {
 constexpr size_t CACHED = 512 << 10;     // bytes of an image that a thread works on at a time
 constexpr size_t PARTIAL = 16 << 20;     // bytes of filter gradients waiting to be added up
 
-// Tasks 0 to count - 1, each done once by this thread or one of the pool. This thread does those that are not begun, so
-// it does not matter whether the pool has threads to spare.
+// Runs tasks 0 to count - 1, each once, on this thread and those of the pool. This thread runs all that no other has
+// begun, so it does not matter whether the pool has idle threads.
 void share(ffi::ThreadPool& pool, int count, const std::function<void(int)>& task) {
   struct Work {
     std::atomic<int> next{0};

@@ -1,7 +1,4 @@
-"""Operations that XLA's CPU backend is slow at, written in C++ and compiled on first use for the CPU at hand.
-
-Where there is no C++ compiler, XLA's own operations are used.
-"""
+"""Compile and load the C++ operations, on first use and for the CPU at hand; without a compiler XLA's are used."""
 
 import contextlib
 import ctypes
@@ -24,33 +21,33 @@ _TARGETS = {"mrjax_convolution": "Convolution", "mrjax_filter_gradient": "Filter
 
 
 def private_folder(name: str) -> Path:
-    """A folder for what is compiled: such files are trusted code, so nobody else may write there.
+    """Make a cache folder for compiled files: they are trusted code, so no other user may write there.
 
     Raises:
-      OSError: there is none, as for a user without a home, or somebody else may write there.
+      OSError: it cannot be made, as for a user without a home, or others may write there.
     """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mrjax" / name
     except RuntimeError as error:
         raise OSError(str(error)) from error
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise OSError(f"{folder} is a folder that others may write to, expected one of this user alone (chmod 700)")
     return folder
 
 
 @functools.cache
 def available() -> bool:
-    """Whether the operations are there for `jax.ffi.ffi_call` on CPUs; compiles them (ten seconds) the first time."""
+    """Register the operations for `jax.ffi.ffi_call`, compiled if need be (ten seconds); return whether that worked."""
     try:
         compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(shutil.which, ("c++", "g++", "clang++")))[:1]
         if not compiler:
             raise OSError("no C++ compiler found")
-        library = ctypes.cdll.LoadLibrary(str(_built(compiler)))
+        library = ctypes.cdll.LoadLibrary(str(_compiled(compiler)))
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", "").strip().splitlines()
-        reason = next((line for line in said if "error" in line), error)
+        messages = getattr(error, "stderr", "").strip().splitlines()
+        reason = next((line for line in messages if "error" in line), error)
         logging.getLogger(__name__).warning("convolutions are XLA's own, slower ones on this CPU: %s", reason)
         return False
     for target, symbol in _TARGETS.items():
@@ -58,21 +55,23 @@ def available() -> bool:
     return True
 
 
-def _built(compiler: list[str]) -> Path:
-    """The library for this compiler, this CPU and this jaxlib."""
+def _compiled(compiler: list[str]) -> Path:
+    """Compile the library for this compiler, this CPU and this jaxlib, unless the cache has it."""
     sources = sorted([*_SOURCES.glob("*.cc"), *_SOURCES.glob("*.h")])
-    # What the compiler defines tells its version and the instructions of the CPU.
-    defined = _run(*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
-    parts = [jaxlib.__version__, *compiler, *_FLAGS, defined, *(path.read_text() for path in sources)]
+    # The predefined macros name the compiler's version and the instruction sets of the CPU.
+    macros = _run(*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
+    parts = [jaxlib.__version__, *compiler, *_FLAGS, macros, *(path.read_text() for path in sources)]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     library = private_folder("native") / f"{key}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            made = Path(folder) / library.name
-            _run(*compiler, *_FLAGS, "-I", jax.ffi.include_dir(), str(_SOURCES / "convolution.cc"), "-o", str(made))
-            # Never in place of one that another machine of the same home has loaded.
+            temporary = Path(folder) / library.name
+            _run(
+                *compiler, *_FLAGS, "-I", jax.ffi.include_dir(), str(_SOURCES / "convolution.cc"), "-o", str(temporary)
+            )
+            # A file that another machine with the same home has loaded is never overwritten.
             with contextlib.suppress(FileExistsError):
-                os.link(made, library)
+                os.link(temporary, library)
     return library
 
 
