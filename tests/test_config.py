@@ -32,6 +32,22 @@ def test_a_wrong_value_is_named_with_its_field_and_what_was_expected(field, valu
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"loss.mse": 0.0}, "config.loss.mse is 0.0, expected more than 0, or another"),
+        ({"ema": 1.0}, "config.ema is 1.0"),
+        ({"model.name": "varnet", "data.adjacent_slices": 1}, "config.data.adjacent_slices is 1, expected 0: varnet"),
+        ({"model.cascades": 3}, "config.model.cascades is 3, expected no other than 12: unet has no such field"),
+    ],
+)
+def test_fields_that_do_not_fit_one_another_are_named(fields, message) -> None:
+    config = configs.defaults()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=message):
+        configs.check(config)
+
+
 def test_a_stored_mask_needs_the_task_kspace() -> None:
     config = configs.defaults()
     config.acquisition.mask = "stored"

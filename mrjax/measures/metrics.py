@@ -143,31 +143,31 @@ def _mean_square(images: Array) -> Array:
     return jnp.square(images).mean((1, 2))
 
 
-METRICS: dict[str, Metric] = {
-    # |target - prediction|^2 / |target|^2 over the volume.
-    "nmse": Metric(
-        label="NMSE",
-        decimals=4,
-        caption="NMSE {:.3g}",
-        slice_values=lambda target, prediction, _: jnp.stack(
-            [_mean_square(target - prediction), _mean_square(target)], -1
-        ),
-        volume_value=lambda values, _: values[:, 0].sum() / values[:, 1].sum(),
-    ),
-    # 10 log10(data range^2 / mean squared error) over the volume.
-    "psnr": Metric(
-        label="PSNR (dB)",
-        decimals=2,
-        caption="PSNR {:.1f} dB",
-        slice_values=lambda target, prediction, _: _mean_square(target - prediction),
-        volume_value=lambda values, data_range: 10 * np.log10(np.square(data_range) / values.mean()),
-    ),
-    # Mean structural similarity of the slices.
-    "ssim": Metric(
-        label="SSIM",
-        decimals=4,
-        caption="SSIM {:.3f}",
-        slice_values=ssim_slices,
-        volume_value=lambda values, _: values.mean(),
-    ),
+def _error_and_energy(target: Array, prediction: Array, data_range: Array) -> Array:
+    return jnp.stack([_mean_square(target - prediction), _mean_square(target)], -1)
+
+
+def _squared_error(target: Array, prediction: Array, data_range: Array) -> Array:
+    return _mean_square(target - prediction)
+
+
+def _nmse(error_and_energy: np.ndarray, data_range: np.float64) -> np.floating:
+    """|target - prediction|^2 / |target|^2."""
+    error, energy = error_and_energy.sum(0)
+    return error / energy
+
+
+def _psnr(squared_error: np.ndarray, data_range: np.float64) -> np.floating:
+    """10 log10(data range^2 / mean squared error)."""
+    return 10 * np.log10(np.square(data_range) / squared_error.mean())
+
+
+def _mean(values: np.ndarray, data_range: np.float64) -> np.floating:
+    return values.mean()
+
+
+METRICS = {
+    "nmse": Metric("NMSE", 4, "NMSE {:.3g}", _error_and_energy, _nmse),
+    "psnr": Metric("PSNR (dB)", 2, "PSNR {:.1f} dB", _squared_error, _psnr),
+    "ssim": Metric("SSIM", 4, "SSIM {:.3f}", ssim_slices, _mean),
 }

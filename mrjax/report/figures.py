@@ -6,7 +6,7 @@ Only matplotlib's object-oriented interface and its Agg canvas are used: no disp
 import math
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,8 @@ def draw_panel(
     *,
     title: str = "",
     metrics: Mapping[str, Mapping[str, float]] | None = None,
-    labels: Sequence[str] = (),
 ) -> None:
-    """Draw corrupted | reconstruction | ground truth | absolute error as a PNG, one row per slice.
+    """Draw corrupted | reconstruction | ground truth | absolute error of a slice as a PNG.
 
     All images share one grey scale, from 0 (black) to the 99.5th percentile of the target, or of the reconstruction
     where there is no target. The error has a scale of its own, 1, 2, 5, 10, ... times as steep, which is stated. A
@@ -50,33 +49,27 @@ def draw_panel(
 
     Args:
         path: the PNG; it appears under this name once it is complete.
-        images: 'corrupted', 'reconstruction' and, where known, 'target': real (height, width) or (slices, height,
-            width), in one unit.
+        images: 'corrupted', 'reconstruction' and, where known, 'target': real (height, width), in one unit.
         title: volume, contrast, slice.
         metrics: values under a column's name, such as {"reconstruction": {"psnr": 32.1, "ssim": 0.95}}.
-        labels: one for each slice, written into the corner of its row.
     """
-    columns = {name: _as_stack(images[name]) for name in ("corrupted", "reconstruction")}
+    columns = {name: np.asarray(images[name], np.float64) for name in ("corrupted", "reconstruction")}
     notes = {name: "   ".join(map(_caption, values, values.values())) for name, values in (metrics or {}).items()}
-    reference = columns["reconstruction"]
-    if "target" in images:
-        reference = columns["ground truth"] = _as_stack(images["target"])
+    if "target" not in images:
+        grid = _Grid(1, columns, title=title, notes=notes)
+        white = _percentile(columns["reconstruction"]) or 1.0
+    else:
+        target = np.asarray(images["target"], np.float64)
         with np.errstate(invalid="ignore"):
-            columns[ERROR] = np.abs(reference - columns["reconstruction"])
-    white = _percentile(reference) or 1.0
-    gain = _error_gain(columns.get(ERROR, reference[:0]), white)
-    if ERROR in columns:
+            error = np.abs(target - columns["reconstruction"])
+        columns["ground truth"], white = target, _percentile(target) or 1.0
+        gain = _error_gain(error, white)
         notes[ERROR] = _describe_gain(gain)
-
-    slices, *shape = reference.shape
-    grid = _Grid(slices, list(columns), shape, title=title, notes=notes, bar=ERROR in columns)
-    for column, (name, stack) in enumerate(columns.items()):
-        for row, image in enumerate(stack):
-            grid.draw_image(row, column, image, white, gain if name == ERROR else None)
-    for row, label in enumerate(labels[:slices]):
-        grid.write(grid.left(0) + 10, grid.top(row) + 8, label, size=9, color=TEXT)
-    if ERROR in columns:
-        grid.draw_error_bar(len(columns) - 1, gain)
+        grid = _Grid(1, columns | {ERROR: error}, title=title, notes=notes, bar=True)
+        grid.draw_image(0, len(columns), error, white, gain)
+        grid.draw_error_bar(len(columns), gain)
+    for column, image in enumerate(columns.values()):
+        grid.draw_image(0, column, image, white)
     _save(grid.figure, path)
 
 
@@ -92,7 +85,7 @@ def draw_gallery(path: str | os.PathLike[str], images: Mapping[str, np.ndarray],
     white = _percentile(target) or 1.0
     errors = [np.abs(image - target) for image in reconstructions]
     gain = min(_error_gain(error, white) for error in errors)
-    grid = _Grid(2, list(images), target.shape, title=title)
+    grid = _Grid(2, images, title=title)
     for column, image in enumerate([target, *reconstructions]):
         grid.draw_image(0, column, image, white)
     for column, error in enumerate(errors, start=1):
@@ -149,23 +142,23 @@ class _Grid:
     def __init__(
         self,
         rows: int,
-        names: Sequence[str],
-        shape: Sequence[int],
+        columns: Mapping[str, np.ndarray],
         *,
         title: str,
         notes: Mapping[str, str] | None = None,
         bar: bool = False,
     ):
+        shape = next(iter(columns.values())).shape
         zoom = max(1, min(math.ceil(SHORT_SIDE / min(shape)), LONG_SIDE // max(shape)))
         self.image_height, self.image_width = (zoom * side for side in shape)
         names_top = MARGIN + (TITLE if title else 0)
         self.header = names_top + NAME + (NOTE if notes else 0)
-        self.width = self.left(len(names)) - GAP + MARGIN + (BAR if bar else 0)
+        self.width = self.left(len(columns)) - GAP + MARGIN + (BAR if bar else 0)
         self.height = self.top(rows) - GAP + MARGIN
         self.figure = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI, facecolor=BACKGROUND)
         FigureCanvasAgg(self.figure)
         self.write(MARGIN, MARGIN, title, size=12.5, color=TEXT, weight="bold")
-        for column, name in enumerate(names):
+        for column, name in enumerate(columns):
             self.write(self.left(column), names_top, name, size=10.5, color=TEXT)
             self.write(self.left(column), names_top + NAME - 4, (notes or {}).get(name, ""), size=9, color=FAINT)
 
@@ -198,11 +191,6 @@ class _Grid:
         axes.tick_params(colors=FAINT, labelsize=8.5, length=3)
         for edge in axes.spines.values():
             edge.set_visible(False)
-
-
-def _as_stack(images: np.ndarray) -> np.ndarray:
-    images = np.asarray(images, np.float64)
-    return images[None] if images.ndim == 2 else images
 
 
 def _percentile(images: np.ndarray) -> float:

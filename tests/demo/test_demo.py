@@ -1,4 +1,4 @@
-"""The embedded demo data: reproducible, told apart by subject, true to its own physics, and in M4Raw's layout."""
+"""The demo data: reproducible, different for each subject, physically consistent, and in M4Raw's layout."""
 
 import sys
 
@@ -6,10 +6,10 @@ import h5py
 import numpy as np
 import pytest
 
-pytest.importorskip("nilearn")
-
-from mrjax.data import hdf5, readers
-from mrjax.demo import acquisition
+from mrjax import demo
+from mrjax.data import hdf5
+from mrjax.demo import acquisition, anatomy
+from mrjax.demo.anatomy import TISSUES, Subject
 from mrjax.errors import UserError
 
 SMALL = {"size": 48, "slices": 3, "coils": 2, "repetitions": 2, "subjects": {"train": 2, "val": 1, "test": 1}}
@@ -18,7 +18,7 @@ SMALL = {"size": 48, "slices": 3, "coils": 2, "repetitions": 2, "subjects": {"tr
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "first"
-    acquisition.make(folder, **SMALL, progress=False)
+    demo.make(folder, demo.Settings(**SMALL), progress=False)
     return folder
 
 
@@ -31,7 +31,7 @@ def load(path):
         return {name: file[name][()] for name in file} | dict(file.attrs)
 
 
-def test_layout(made):
+def test_files_are_in_m4raws_layout(made):
     names = files(made)
     assert len(names) == 4 * 3 * 2
     assert "train/2026010001_FLAIR02.t5" in names
@@ -43,7 +43,7 @@ def test_layout(made):
     assert scan["max"] == pytest.approx(scan["reconstruction_rss"].max())
     assert scan["norm"] == pytest.approx(np.linalg.norm(scan["reconstruction_rss"]), rel=1e-5)
     assert b"ismrmrdHeader" in scan["ismrmrd_header"]
-    assert len(readers.find(str(made / "train"))) == 12
+    assert len(hdf5.find(str(made / "train"))) == 12
 
 
 def test_rss_is_that_of_the_kspace(made):
@@ -56,8 +56,8 @@ def test_rss_is_that_of_the_kspace(made):
 
 def test_same_seed_same_bytes(made, tmp_path):
     fewer = SMALL | {"subjects": {"train": 1, "val": 1}}
-    acquisition.make(tmp_path / "again", **fewer, progress=False)
-    acquisition.make(tmp_path / "other", **fewer, seed=1, progress=False)
+    demo.make(tmp_path / "again", demo.Settings(**fewer), progress=False)
+    demo.make(tmp_path / "other", demo.Settings(**fewer, seed=1), progress=False)
     assert len(files(tmp_path / "again")) == 12
     for name in files(tmp_path / "again"):
         assert (tmp_path / "again" / name).read_bytes() == (made / name).read_bytes()
@@ -65,11 +65,14 @@ def test_same_seed_same_bytes(made, tmp_path):
 
 
 def test_subjects_differ_and_stay_in_one_split(made):
-    studies = {split: {n.split("_")[0] for n in files(made / split)} for split in acquisition.SPLITS}
-    assert [len(studies[split]) for split in acquisition.SPLITS] == [2, 1, 1]
+    studies = {split: {n.split("_")[0] for n in files(made / split)} for split in demo.SPLITS}
+    assert [len(studies[split]) for split in demo.SPLITS] == [2, 1, 1]
     assert len(set.union(*studies.values())) == 4
-    template = acquisition.load_template()
-    heads = [acquisition.subject(template, (0, *who), size=64, slices=3) for who in ((0, 0), (0, 1), (1, 0), (2, 0))]
+    template = anatomy.load_template()
+    heads = [
+        anatomy.make_anatomy(template, Subject(0, split, number), size=64, slices=3)
+        for split, number in ((0, 0), (0, 1), (1, 0), (2, 0))
+    ]
     for i, one in enumerate(heads):
         for other in heads[:i]:
             a, b = one.fractions[:3].ravel(), other.fractions[:3].ravel()
@@ -89,32 +92,31 @@ def test_repetitions_differ_by_noise_alone(made):
 
 def test_signal_is_the_steady_state_of_its_sequence():
     """Against the recovery of the magnetisation followed pulse by pulse, and the order of tissues it is there for."""
-    for contrast, (tr, te, inverted) in acquisition.PROTOCOLS.items():
-        nominal = {
-            tissue: acquisition.signal(contrast, *values, tr, te) for tissue, values in acquisition.TISSUES.items()
-        }
-        if not inverted:
-            for tissue, (density, t1, t2) in acquisition.TISSUES.items():
+    for contrast, (tr, te, inversion, _) in acquisition.PROTOCOLS.items():
+        sequence = {"tr": tr, "te": te, "inversion": inversion}
+        nominal = {name: acquisition.spin_echo_signal(*tissue, **sequence) for name, tissue in TISSUES.items()}
+        if inversion:
+            assert abs(nominal["fluid"]) < 1e-6
+            assert acquisition.spin_echo_signal(*TISSUES["lesion"], **sequence) > 1.4 * nominal["grey"]
+        else:
+            for name, (density, t1, t2) in TISSUES.items():
                 m = 1.0
                 for _ in range(50):
                     echo = density * m * np.exp(-te / t2)
                     m = 1 - np.exp(-tr / t1)  # from zero, after the excitation
-                assert nominal[tissue] == pytest.approx(echo)
-        else:
-            assert abs(nominal["fluid"]) < 1e-6
+                assert nominal[name] == pytest.approx(echo)
         ratio = nominal["white"] / nominal["grey"]
         assert 1.15 < ratio < 1.4 if contrast == "T1" else 0.7 < ratio < 0.9
-    assert acquisition.signal("FLAIR", *acquisition.TISSUES["lesion"], 7500, 96) > 1.4 * nominal["grey"]
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_contrasts(number):
-    template, key = acquisition.load_template(), (0, 0, number)
-    anatomy = acquisition.subject(template, key, size=96, slices=9)
-    pure = {t: anatomy.fractions[i] > 0.9 for i, t in enumerate(acquisition.TISSUES)}
+def test_contrasts_order_the_tissues_as_in_scans(number):
+    subject = Subject(0, 0, number)
+    head = anatomy.make_anatomy(anatomy.load_template(), subject, size=96, slices=9)
+    pure = {name: head.fractions[i] > 0.9 for i, name in enumerate(TISSUES)}
     levels = {}
     for contrast in acquisition.PROTOCOLS:
-        picture = np.abs(acquisition.image(anatomy, key, contrast))
+        picture = np.abs(acquisition.make_image(head, subject, contrast))
         levels[contrast] = {t: picture[pure[t]].mean() for t in ("white", "grey", "fluid")}
     white, grey, fluid = levels["T1"].values()
     assert white > 1.05 * grey > 1.05 * 2 * fluid
@@ -125,49 +127,52 @@ def test_contrasts(number):
 
 
 def test_anatomy_is_a_head_upright():
-    anatomy = acquisition.subject(acquisition.load_template(), (0, 0, 0), size=64, slices=7)
-    assert anatomy.fractions.min() >= 0
-    assert anatomy.fractions.sum(0).max() <= 1 + 1e-5
-    head = anatomy.fractions.sum(0)[3] > 0.5
+    made = anatomy.make_anatomy(anatomy.load_template(), Subject(0, 0, 0), size=64, slices=7)
+    assert made.fractions.min() >= 0
+    assert made.fractions.sum(0).max() <= 1 + 1e-5
+    head = made.fractions.sum(0)[3] > 0.5
     tall, wide = (np.ptp(np.flatnonzero(head.any(axis))) / 64 for axis in (1, 0))
     assert 0.65 < tall < 0.9
     assert 0.5 < wide < tall  # a head is longer from nose to nape than across
     assert not head[[0, -1]].any()
     # The front is up: in the lowest slice the eyes' fluid and the orbits' fat lie above, the cerebellum below.
-    lowest = dict(zip(acquisition.TISSUES, anatomy.fractions[:, 0], strict=True))
+    lowest = dict(zip(TISSUES, made.fractions[:, 0], strict=True))
     assert lowest["fat"][:32].sum() > 2 * lowest["fat"][32:].sum()
     assert lowest["grey"][32:].sum() > lowest["grey"][:32].sum()
     # The patient's right (MNI x > 0) is on the left, front (y > 0) above, and slices go upwards.
-    x, y, z = acquisition._coordinates(np.random.default_rng(0), acquisition.load_template(), 32, 3)
+    x, y, z = anatomy._draw_coordinates(np.random.default_rng(0), anatomy.load_template(), 32, 3)
     assert x[..., 0].min() > 0 > x[..., -1].max()
     assert y[:, :, 0].min() > 0 > y[:, :, -1].max()
     assert z[0].max() < z[1].mean() < z[2].min()
 
 
 def test_same_subject_at_any_size():
-    template = acquisition.load_template()
-    small, large = (acquisition.subject(template, (0, 0, 0), size=n, slices=2).fractions for n in (33, 99))
+    template = anatomy.load_template()
+    small, large = (
+        anatomy.make_anatomy(template, Subject(0, 0, 0), size=size, slices=2).fractions for size in (33, 99)
+    )
     assert np.corrcoef(small.ravel(), large[..., 1::3, 1::3].ravel())[0, 1] > 0.99
 
 
 def test_sensitivities_are_smooth_and_cover_the_head():
-    maps = acquisition.sensitivities((0, 0, 0), size=64, coils=4, slices=3)
+    maps = acquisition.make_sensitivities(Subject(0, 0, 0), size=64, coils=4, slices=3)
     total = np.linalg.norm(maps, axis=1)[:, 8:56, 16:48]
     assert total.mean() == pytest.approx(1, abs=0.15)
     assert total.min() > 0.5
     assert np.abs(np.diff(maps, axis=-1)).max() < 0.3
     strongest = [np.unravel_index(np.abs(m[8:56, 8:56]).argmax(), (48, 48)) for m in maps[1]]
     assert len({(row > 24, column > 24) for row, column in strongest}) == 4  # a coil to a corner
-    assert np.all(acquisition.sensitivities((0, 0, 0), size=64, coils=1, slices=1) == 1)
+    assert np.all(acquisition.make_sensitivities(Subject(0, 0, 0), size=64, coils=1, slices=1) == 1)
 
 
 def test_existing_output_is_refused(made, tmp_path):
     before = files(made)
     with pytest.raises(UserError, match="exists already"):
-        acquisition.make(made, **SMALL)
+        demo.make(made)
     assert files(made) == before
     (tmp_path / "empty").mkdir()
-    acquisition.make(tmp_path / "empty", **(SMALL | {"subjects": {"val": 1}, "repetitions": 1}), progress=False)
+    settings = demo.Settings(**(SMALL | {"subjects": {"val": 1}, "repetitions": 1}))
+    demo.make(tmp_path / "empty", settings, progress=False)
     assert len(files(tmp_path / "empty")) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 
@@ -175,22 +180,21 @@ def test_existing_output_is_refused(made, tmp_path):
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5, "write", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        acquisition.make(tmp_path / "out", **SMALL, progress=False)
+        demo.make(tmp_path / "out", demo.Settings(**SMALL), progress=False)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     "wrong", [{"size": 31}, {"coils": 0}, {"slices": 0}, {"seed": -1}, {"subjects": {"dev": 1}}, {"subjects": {}}]
 )
-def test_wrong_arguments(tmp_path, wrong):
+def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(UserError, match="expected"):
-        acquisition.make(tmp_path / "out", **(SMALL | wrong))
-    assert not list(tmp_path.iterdir())
+        demo.Settings(**(SMALL | wrong))
 
 
 def test_without_nilearn(tmp_path, monkeypatch):
-    acquisition.load_template.cache_clear()
+    anatomy.load_template.cache_clear()
     monkeypatch.setitem(sys.modules, "nilearn", None)
     with pytest.raises(UserError, match=r"the demo data need nilearn: pip install -e '\.\[demo\]'"):
-        acquisition.make(tmp_path / "out", **SMALL)
+        demo.make(tmp_path / "out", demo.Settings(**SMALL))
     assert not list(tmp_path.iterdir())

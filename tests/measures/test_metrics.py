@@ -1,4 +1,4 @@
-"""The metrics equal fastMRI's `evaluate.py` where float32 is least able to, and slice sums add up to them."""
+"""The metrics equal fastMRI's `evaluate.py` where float32 is least able to; values of slices combine to them."""
 
 import jax
 import numpy as np
@@ -8,13 +8,11 @@ from skimage.metrics import structural_similarity
 from mrjax.errors import UserError
 from mrjax.measures import metrics
 
-NAMES = ("nmse", "psnr", "ssim")
-slice_sums = jax.jit(metrics.slice_sums)
+slice_values = jax.jit(metrics.slice_values)
 
 
-@jax.jit
 def volume_metrics(target, prediction):
-    return {n: getattr(metrics, n)(target, prediction) for n in NAMES}
+    return metrics.volume_values(slice_values(target, prediction, target.max()), target.max())
 
 
 def reference(target, prediction):
@@ -72,58 +70,67 @@ def test_equal_to_scikit_image_in_float64(kind, shape):
     assert_equal(volume_metrics(target, prediction), reference(target, prediction))
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_to_fastmri(kind):
-    evaluate = pytest.importorskip("fastmri.evaluate", exc_type=ImportError)
+    from fastmri import evaluate
+
     target, prediction = pair(kind, (2, 64, 51))
     # In float64: fastMRI's own float32 SSIM strays by more than 1e-5.
     expected = {
         n: np.asarray(getattr(evaluate, n)(target.astype(np.float64), prediction.astype(np.float64))).item()
-        for n in NAMES
+        for n in metrics.METRICS
     }
     assert_equal(volume_metrics(target, prediction), expected)
 
 
-def test_float32_scalars():
+def test_slice_values_are_float32_whatever_the_dtype_of_the_images():
     target, prediction = pair("noisy", (2, 9, 8))
-    for value in volume_metrics(target.astype(np.float64), prediction).values():
-        assert (value.shape, value.dtype) == ((), np.float32)
+    values = jax.eval_shape(metrics.slice_values, target.astype(np.float16), prediction, 1.0)
+    assert {x.dtype for x in values.values()} == {np.dtype(np.float32)}
+    assert {x.shape[0] for x in values.values()} == {2}
 
 
 def test_slices_of_several_volumes_combine_to_each_volumes_metrics():
     pairs = [pair("noisy", (3, 32, 20)), pair("1e4", (2, 32, 20))]
     targets, predictions = (np.concatenate(side) for side in zip(*pairs, strict=True))
     ranges = np.repeat([t.max() for t, _ in pairs], [3, 2])
-    sums = slice_sums(targets, predictions, ranges)
-    assert {v.shape for v in sums.values()} == {(5,)}
+    values = slice_values(targets, predictions, ranges)
     for (target, prediction), part in zip(pairs, (slice(3), slice(3, 5)), strict=True):
-        found = metrics.combine({k: v[part] for k, v in sums.items()}, 32 * 20, target.max())
+        found = metrics.volume_values({name: x[part] for name, x in values.items()}, target.max())
         assert_equal(found, reference(target, prediction))
-        assert_equal(found, volume_metrics(target, prediction))
 
 
-def test_identical_volumes():
-    target, _ = pair("noisy", (2, 16, 15))
+def test_identical_volumes_are_perfect():
+    target, _ = pair("noisy", (3, 7, 7))
     assert volume_metrics(target, target) == {"nmse": 0, "psnr": np.inf, "ssim": 1}
-    assert metrics.combine(slice_sums(target, target, target.max()), 240, target.max()) == {
-        "nmse": 0,
-        "psnr": np.inf,
-        "ssim": 1,
-    }
 
 
 def test_a_target_of_zeros_gives_what_the_module_says():
-    zeros, other = np.zeros((2, 9, 9), np.float32), np.random.default_rng(0).random((2, 9, 9), np.float32)
+    zeros, other = np.zeros((3, 7, 7), np.float32), np.random.default_rng(0).random((3, 7, 7), np.float32)
     for prediction, expected in ((other, [np.inf, -np.inf, 0]), (zeros, [np.nan] * 3)):
-        found = volume_metrics(zeros, prediction)
-        np.testing.assert_array_equal([found[n] for n in NAMES], expected)
-        found = metrics.combine(slice_sums(zeros, prediction, 0.0), 81, 0.0)
-        np.testing.assert_array_equal([found[n] for n in NAMES], expected)
+        np.testing.assert_array_equal(list(volume_metrics(zeros, prediction).values()), expected)
+
+
+def test_a_metric_is_added_by_one_entry(monkeypatch):
+    peak_error = metrics.Metric(
+        label="peak error",
+        decimals=3,
+        caption="peak error {:.3g}",
+        slice_values=lambda target, prediction, _: abs(target - prediction).max((1, 2)),
+        volume_value=lambda values, _: values.max(),
+    )
+    monkeypatch.setitem(metrics.METRICS, "peak", peak_error)
+    target, prediction = pair("noisy", (2, 9, 8))
+    values = jax.jit(lambda *images: metrics.slice_values(*images))(target, prediction, target.max())
+    values = metrics.volume_values(values, target.max())
+    assert values["peak"] == pytest.approx(np.abs(target - prediction).max())
 
 
 def test_the_gradient_of_ssim_is_finite_on_empty_background():
     target, prediction = pair("noisy", (1, 24, 24))
-    gradient = jax.jit(jax.grad(metrics.ssim, argnums=1))(target, prediction * (target > 0))
+    gradient_of = jax.jit(jax.grad(lambda p: metrics.ssim_slices(target, p, target.max((1, 2))).mean()))
+    gradient = gradient_of(prediction * (target > 0))
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() > 0
 
@@ -137,6 +144,6 @@ def test_the_gradient_of_ssim_is_finite_on_empty_background():
         (np.ones((2, 9, 9)), np.ones((2, 9, 9), np.complex64), "real volumes"),
     ],
 )
-def test_mistakes_are_told_at_trace_time(target, prediction, message):
+def test_wrong_images_are_refused_while_tracing(target, prediction, message):
     with pytest.raises(UserError, match=message):
-        jax.eval_shape(metrics.ssim, target, prediction)
+        jax.eval_shape(metrics.slice_values, target, prediction, 1.0)

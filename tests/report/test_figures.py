@@ -1,4 +1,4 @@
-"""Figures appear whole, show every pixel undistorted on the scale they state, and survive odd input."""
+"""Figures appear complete, show every pixel undistorted on the scale they state, and survive odd input."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from mrjax.report import figures
 
 
 def picture(path):
-    """The PNG as (height, width, 3) floats, once it is sure that nothing else was left behind."""
+    """Read a PNG as (height, width, 3) floats, and expect no other file beside it."""
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert path.read_bytes().startswith(b"\x89PNG")
     return imread(path)[..., :3]
@@ -36,26 +36,25 @@ def test_pixels_are_square_blocks_of_the_stated_scales(tmp_path, height, width):
     target = 1e-6 * rng.random((height, width)).astype(np.float32)
     reconstruction = target * 0.96
     corrupted = 1e-6 * rng.random((height, width)).astype(np.float32)
-    figures.panel(tmp_path / "a.png", corrupted=corrupted, reconstruction=reconstruction, target=target)
+    images = {"corrupted": corrupted, "reconstruction": reconstruction, "target": target}
+    figures.draw_panel(tmp_path / "a.png", images)
     shown, white = picture(tmp_path / "a.png"), np.percentile(target, 99.5)
-    for image in (corrupted, reconstruction, target):
+    for image in images.values():
         assert contains(shown, colormaps["gray"](image / white)[..., :3])
     # An error of 4 % is shown on a scale 20 times as steep.
     assert contains(shown, colormaps["inferno"](20 * (target - reconstruction) / white)[..., :3])
 
 
-def test_size_follows_slices_and_columns(tmp_path):
-    stack = np.random.default_rng(0).random((3, 64, 32))
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    arguments = {"title": "volume", "labels": ["slice 1", "slice 2", "slice 3"]}
-    figures.panel(tmp_path / "one/a.png", corrupted=stack[0], reconstruction=stack[0], target=stack[0])
-    figures.panel(tmp_path / "two/a.png", corrupted=stack, reconstruction=stack, **arguments)
-    sizes = {name: picture(tmp_path / name / "a.png").shape for name in ("one", "two")}
-    assert 4 * 448 < sizes["one"][1] < 4 * 448 + 250
-    assert 896 < sizes["one"][0] < 896 + 200
-    assert 2 * 448 < sizes["two"][1] < 2 * 448 + 100
-    assert 3 * 896 < sizes["two"][0] < 3 * 896 + 250
+def test_size_follows_the_image_and_the_columns(tmp_path):
+    image, sizes = np.random.default_rng(0).random((64, 32)), {}
+    for names in (("corrupted", "reconstruction"), ("corrupted", "reconstruction", "target")):
+        path = tmp_path / str(len(names)) / "a.png"
+        path.parent.mkdir()
+        figures.draw_panel(path, dict.fromkeys(names, image), title="volume")
+        sizes[len(names)] = picture(path).shape
+    assert 2 * 448 < sizes[2][1] < 2 * 448 + 100
+    assert 4 * 448 < sizes[3][1] < 4 * 448 + 250
+    assert 896 < sizes[2][0] < sizes[3][0] < 896 + 250
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, np.nan, np.inf])
@@ -63,14 +62,15 @@ def test_size_follows_slices_and_columns(tmp_path):
 def test_constant_and_broken_images_are_drawn(tmp_path, value):
     image = np.full((16, 16), value)
     metrics = {"reconstruction": {"psnr": np.inf, "ssim": np.nan, "nmse": 0.0, "l1": 0.1}}
-    figures.panel(tmp_path / "a.png", corrupted=image, reconstruction=image, target=image, metrics=metrics)
+    images = dict.fromkeys(("corrupted", "reconstruction", "target"), image)
+    figures.draw_panel(tmp_path / "a.png", images, metrics=metrics)
     shown = picture(tmp_path / "a.png")
     colour = {1.0: (1, 1, 1)}.get(value, (1, 0, 1) if not np.isfinite(value) else (0, 0, 0))
     assert contains(shown, np.full((16, 16, 3), colour, np.float32))
 
 
 def test_a_figure_that_fails_leaves_the_old_one_and_no_rubbish(tmp_path, monkeypatch):
-    figures.curves(tmp_path / "a.png", [{"step": 1, "loss": 0.5}])
+    figures.draw_curves(tmp_path / "a.png", [{"step": 1, "loss": 0.5}])
     before = (tmp_path / "a.png").read_bytes()
 
     def fail(self, path, **_):
@@ -79,15 +79,21 @@ def test_a_figure_that_fails_leaves_the_old_one_and_no_rubbish(tmp_path, monkeyp
 
     monkeypatch.setattr(figures.Figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        figures.curves(tmp_path / "a.png", [{"step": 2, "loss": 0.4}])
+        figures.draw_curves(tmp_path / "a.png", [{"step": 2, "loss": 0.4}])
     picture(tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == before
 
 
-def test_a_gallery_holds_the_truth_every_method_and_its_error_on_one_scale(tmp_path):
-    truth = np.outer(np.linspace(0, 1, 32), np.ones(24))
-    others = {"far": np.zeros_like(truth), "near": truth}
-    figures.gallery(tmp_path / "gallery.png", {"truth": truth} | others, title="a slice")
+def test_text_with_dollar_signs_is_drawn_as_it_is(tmp_path):
+    images = dict.fromkeys(("corrupted", "reconstruction"), np.ones((16, 16)))
+    figures.draw_panel(tmp_path / "cost_$5_$.png", images, title=r"cost_$5_{$ \frac")
+    assert picture(tmp_path / "cost_$5_$.png").max() == 1
+
+
+def test_a_gallery_holds_the_target_every_method_and_its_error_on_one_scale(tmp_path):
+    target = np.outer(np.linspace(0, 1, 32), np.ones(24))
+    reconstructions = {"far": np.zeros_like(target), "near": target}
+    figures.draw_gallery(tmp_path / "gallery.png", {"target": target} | reconstructions, title="a slice")
     image = imread(tmp_path / "gallery.png")[..., :3]
     zoom = -(-figures.SHORT_SIDE // 24)
     height, width = zoom * 32, zoom * 24
@@ -112,7 +118,7 @@ def test_a_gallery_holds_the_truth_every_method_and_its_error_on_one_scale(tmp_p
     ],
 )
 def test_curves_of_a_run_that_just_began_or_broke(tmp_path, rows):
-    figures.curves(tmp_path / "a.png", rows)
+    figures.draw_curves(tmp_path / "a.png", rows)
     height, width, _ = picture(tmp_path / "a.png").shape
     assert (height, width) == (352, 1210)
 
@@ -121,7 +127,7 @@ def test_every_logged_curve_is_drawn(tmp_path):
     row, drawn = {}, []
     for key in ("step", "loss", "val/psnr", "val/ssim"):
         row[key] = 0.5
-        figures.curves(tmp_path / "a.png", [row | {"step": step} for step in range(5)])
+        figures.draw_curves(tmp_path / "a.png", [row | {"step": step} for step in range(5)])
         blue = np.abs(picture(tmp_path / "a.png") - (0x2F / 255, 0x6D / 255, 0xB3 / 255)) < 0.02
         drawn.append(blue.all(-1).sum())
     assert drawn[0] == 0
