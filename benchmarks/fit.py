@@ -160,7 +160,7 @@ def abstract_batch(config: ConfigDict, mesh: Mesh, coils: int) -> dict[str, jax.
     if config.task == "paired":
         images = {"input": ((*several, *size), jnp.float32), "target": (size, jnp.float32)}
     elif config.task in splits.REPEATED:
-        images["others"] = ((2, coils, *size), jnp.complex64)  # as M4Raw's T1 and T2 have them
+        images["repetitions"] = ((2, coils, *size), jnp.complex64)  # as M4Raw's T1 and T2 have them
     shapes = images | {"index": ((), jnp.uint32), "maximum": ((), jnp.float32)}
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=split)

@@ -23,7 +23,7 @@ from benchmarks import peers
 from benchmarks.report import Table, interleaved, publish, spread
 from mrjax import cli, experiment, train_step
 from mrjax.config import check, defaults
-from mrjax.mri.tasks import as_given
+from mrjax.mri.tasks import as_measured
 from mrjax.parallel import sharding
 
 _BATCH = 8
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
         lambda: train_step.init_state(model, optimizer, config.data.image_size, 0).params,
         out_shardings=sharding.replicated(mesh),
     )
-    compiled = train_step.compile_predict(mesh, model=model, task=as_given, normalise_by=config.normalise)
+    compiled = train_step.compile_predict(mesh, model=model, task=as_measured, normalise_by=config.normalise)
     predict = functools.partial(compiled, init())
     latency, latency_times = latencies(predict, mesh)
     by_batch, batch_times = throughput(predict, mesh, sizes)

@@ -117,7 +117,7 @@ def defaults() -> ConfigDict:
 CHOICES = {
     "model.name": tuple(MODELS),
     "task": tuple(TASKS),
-    "acquisition.mask": (*masks.LINES, *masks.SAMPLES, masks.STORED),
+    "acquisition.mask": tuple(masks.MASKS),
     "acquisition.noise_covariance": ("white", "measured"),
     "precision": ("float32", "bfloat16"),
     "normalise": ("slice", "volume", "standard"),

@@ -21,7 +21,7 @@ from mrjax.errors import UserError
 from mrjax.measures import losses
 from mrjax.mri.acquire import Acquisition
 from mrjax.mri.augment import Augment
-from mrjax.mri.tasks import TASKS, as_given
+from mrjax.mri.tasks import TASKS, as_measured
 from mrjax.parallel import memory, sharding
 
 
@@ -172,5 +172,5 @@ def restore(workdir: str, mesh: Mesh) -> Inference:
         mesh=mesh,
         params=params,
         predict=step.compile_predict(mesh, task=task(config), **fixed),
-        reconstruct=step.compile_predict(mesh, task=as_given, **fixed),
+        reconstruct=step.compile_predict(mesh, task=as_measured, **fixed),
     )

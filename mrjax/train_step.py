@@ -67,17 +67,15 @@ def init_state(
 
 def scaling(corrupted: jax.Array, batch: Batch, how: str) -> normalise.Scaling:
     """How the images of a batch are scaled: by 'slice', by the 'volume' maximum that its file knows, or 'standard'."""
-    if how == "volume":
-        return normalise.by_volume(batch["maximum"])
-    return {"slice": normalise.by_slice, "standard": normalise.by_deviation}[how](corrupted)
+    return normalise.NORMALISATIONS[how](corrupted, batch["maximum"])
 
 
 def network_inputs(example: Example, scale: normalise.Scaling) -> Inputs:
     """All that a network may ask for, normalised."""
     image = scale.apply(example.corrupted)[..., None]
-    if example.around is not None:
-        around = (example.around - scale.offset[..., None]) / scale.scale[..., None]
-        image = jnp.concatenate([image, around], -1)
+    if example.adjacent is not None:
+        adjacent = (example.adjacent - scale.offset[..., None]) / scale.scale[..., None]
+        image = jnp.concatenate([image, adjacent], -1)
     kspace = None if example.kspace is None else example.kspace / scale.scale[:, None]
     return Inputs(image, kspace, example.mask, scale.offset / scale.scale)
 

@@ -52,7 +52,7 @@ class Slices(Source):
 
     An example is a dict:
       kspace: (coils, height, width) complex64, padded with empty coils to the largest number among the volumes; and
-      others: (repetitions, coils, height, width) complex64, the same slice of the volume's other repetitions, padded
+      repetitions: (repetitions, coils, height, width) complex64, the same slice of the volume's other repetitions, padded
         with empty ones to the largest number among the volumes, where any has others; and
       mask: (width,) bool, the columns to keep, where k-space is all there and all volumes store it; or
       input, target: (height, width) float32, magnitudes; target is missing if a volume has none
@@ -77,7 +77,7 @@ class Slices(Source):
             coils, kind = max(volume.coils for volume in volumes), np.dtype(np.complex64)
             data: Spec = {"kspace": ((*several, coils, *self._size), kind)}
             if others := max(len(volume.others) for volume in volumes):
-                data["others"] = ((others, coils, *self._size), kind)
+                data["repetitions"] = ((others, coils, *self._size), kind)
             if all(volume.stored_mask and not volume.undersampled for volume in volumes):
                 data["mask"] = ((self._size[1],), np.dtype(np.bool_))
                 for volume in volumes:
@@ -108,9 +108,9 @@ class Slices(Source):
             self._image(volume, (volume.path, "target", i), example["target"])
         if "mask" in self.spec:
             example["mask"][...] = volume.stored_mask
-        if "others" in self.spec:
-            example["others"][len(volume.others) :] = 0
-            for path, out in zip(volume.others, example["others"], strict=False):
+        if "repetitions" in self.spec:
+            example["repetitions"][len(volume.others) :] = 0
+            for path, out in zip(volume.others, example["repetitions"], strict=False):
                 self._kspace(volume, (path, "kspace", i), out)
         labels = (number, i, self._names[number], volume.maximum or 0)
         for name, label in zip(("volume", "slice", "name", "maximum"), labels, strict=True):

@@ -103,15 +103,15 @@ def test_examples_hold_the_other_repetitions_and_a_slice_that_any_lacks_is_left_
     volumes = read(tmp_path, on_bad_file="skip")
     source = loader.Slices(volumes, (32, 32), "kspace")
     assert len(source) == 3 * 2 + 2 * 3
-    assert source.spec["others"] == ((2, 2, 32, 32), np.complex64)
+    assert source.spec["repetitions"] == ((2, 2, 32, 32), np.complex64)
     example = {name: np.full(shape, 7, dtype) for name, (shape, dtype) in source.spec.items()}
     for place, (number, i) in enumerate(source.where):
         source.fill(place, example)
         assert np.array_equal(example["kspace"], hdf5.read(volumes[number].path, "kspace")[i])
         others = [hdf5.read(path, "kspace")[i] for path in volumes[number].others]
         assert volumes[number].path not in volumes[number].others
-        assert np.array_equal(example["others"][: len(others)], others)
-        assert not example["others"][len(others) :].any()
+        assert np.array_equal(example["repetitions"][: len(others)], others)
+        assert not example["repetitions"][len(others) :].any()
     assert splits.fingerprint(volumes) != splits.fingerprint(read(tmp_path, "kspace", on_bad_file="skip"))
 
 
