@@ -8,7 +8,7 @@ WORKDIR := runs/unet
 # Large pages for large arrays: without them a step on a CPU spends a tenth of its time on page faults. glibc reads this.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo docs test check bench bench-fit bench-quality bench-packages clean
+.PHONY: demo docs test check bench bench-fit bench-quality bench-packages aot-packages clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m mrjax.main --config=configs/unet.py --workdir=$(WORKDIR)
@@ -31,27 +31,35 @@ check: $(VENV)/.test
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# benchmarks/README.md, from scripts that take about 20 minutes on 2 cores.
+# Measure and rewrite benchmarks/README.md: about 20 minutes on 2 cores.
 bench: bench-packages
 	$(RUN) -m benchmarks.tables --aot_python=$(AOT_VENV)/bin/python
 
-# How good the reconstructions are: trains every network three times, an hour and a quarter on 2 cores.
+# Train every network three times and score it: an hour and a quarter on 2 cores.
 bench-quality: bench-packages
 	$(RUN) -m benchmarks.quality
 	$(RUN) -m benchmarks.denoising
 
-# The same with steps compiled for GPUs and TPUs that are not here. Their plugins warn of missing drivers at every
-# import, so they live in an environment of their own.
-bench-fit: $(VENV)/.test
-	$(RUN) -m venv $(AOT_VENV)
-	$(AOT_VENV)/bin/python -m pip install --quiet -e '.[aot]'
+# `make bench` with training steps compiled ahead of time for GPUs and TPUs that are not here.
+bench-fit: aot-packages
 	$(MAKE) bench
 
-# The peer we compare with: fastMRI's package without its trainer, and a CPU build of PyTorch where one is served.
-bench-packages: $(VENV)/.test
+# The packages we compare with: fastMRI's without its trainer, and a CPU build of PyTorch where one is served.
+bench-packages: $(VENV)/.bench
+
+$(VENV)/.bench: $(VENV)/.test
 	$(RUN) -m pip install --quiet torch==2.13.0
 	$(RUN) -m pip install --quiet -e '.[bench]'
 	$(RUN) -m pip install --quiet --no-deps fastmri==0.3.0
+	@touch $@
+
+# The ahead-of-time compilers have an environment of their own: their plugins warn of missing drivers at every import.
+aot-packages: $(AOT_VENV)/.aot
+
+$(AOT_VENV)/.aot: pyproject.toml
+	$(PYTHON) -m venv $(AOT_VENV)
+	$(AOT_VENV)/bin/python -m pip install --quiet -e '.[aot]'
+	@touch $@
 
 $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

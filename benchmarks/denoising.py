@@ -1,15 +1,14 @@
-"""What is lost by learning to remove noise without ever seeing an image that has none.
+"""Measure what is lost by learning to remove noise without clean images.
 
     python -m benchmarks.denoising [--steps=1500] [--seeds=3] [--folder=runs/denoising] [--json=FILE]
 
 Demo data of 128x128 pixels, 4 coils and 4 repetitions of every scan are made in the folder. One U-Net learns the mean
-of the other repetitions (`denoise`), one another repetition (`noise2noise`), one the truth (`paired`), with the same
-steps, slices, parameters and learning rates. The truth is the expected image of one scan: the mean of 32 simulated
-ones, from the demo's own noise-free images, so that the floor which the magnitude of noise leaves is in it as it is in
-every repetition. All are scored against it on subjects that none has seen.
+of the other repetitions (`denoise`), one another repetition (`noise2noise`), one the clean image (`paired`), with the
+same steps, slices, parameters and learning rates. The clean image is the expected image of one scan: the mean of 32
+scans simulated from the demo's noise-free images, which has the same noise floor of the magnitude as each repetition.
+All networks are scored against it on unseen subjects.
 """
 
-import functools
 import logging
 import shutil
 from pathlib import Path
@@ -20,26 +19,27 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from benchmarks.quality import evaluated, flips_alone, page_section, put
-from benchmarks.report import Table, publish
-from mrjax import cli, experiment, train_step
+from benchmarks import scoring
+from benchmarks.report import Table, page_section, publish, replace_section
+from mrjax import cli, experiment
 from mrjax.config import defaults
-from mrjax.data import hdf5, splits
+from mrjax.data import hdf5
 from mrjax.demo import acquisition
-from mrjax.parallel import sharding
 from mrjax.train import train
 
 BATCH, CHANNELS, LEVELS, SIZE, COILS, REPETITIONS, SCANS = 8, 8, 3, 128, 4, 4, 32
 SUBJECTS = {"train": 12, "val": 1, "test": 2}
-WAYS = {
+NETWORKS = {
     "denoise": "U-Net, the mean of the other repetitions",
     "noise2noise": "U-Net, one other repetition",
-    "paired": "U-Net, the truth",
+    "paired": "U-Net, the clean image",
 }
+ONE_REPETITION = "one repetition"
+MEAN_OF_OTHERS = "mean of the three others, which `denoise` learns from"
 
 
 def make_data(folder: Path) -> None:
-    """The repetitions; and pairs whose target is the truth: of a repetition, and of the mean of the others."""
+    """Write the repetitions, and pairs with the clean image: of each repetition, and of the mean of the others."""
     acquisition.make(folder / "scans", size=SIZE, coils=COILS, subjects=SUBJECTS, repetitions=REPETITIONS)
     template = acquisition.load_template()
     for index, (split, count) in enumerate(SUBJECTS.items()):
@@ -48,93 +48,97 @@ def make_data(folder: Path) -> None:
             anatomy = acquisition.subject(template, key, size=SIZE, slices=18)
             maps = acquisition.sensitivities(key, size=SIZE, coils=COILS, slices=18)
             for contrast in acquisition.PROTOCOLS:
-                truth = expected_scan(acquisition.image(anatomy, key, contrast), maps, key)
+                clean = simulate_expected_scan(acquisition.image(anatomy, key, contrast), maps, key)
                 paths = sorted((folder / "scans" / split).glob(f"*{number + 1:04d}_{contrast}*.t5"))
-                images = [hdf5.read(str(path), "reconstruction_rss") for path in paths]
-                for i, path in enumerate(paths):
-                    others = np.mean([image for j, image in enumerate(images) if j != i], 0)
-                    for kind, image in (("truth", images[i]), ("mean", others)):
-                        hdf5.write(
-                            folder / kind / split / path.name,
-                            {"input": image, "target": truth},
-                            {"acquisition": contrast, "max": float(truth.max())},
-                        )
+                write_pairs(folder, paths, clean, contrast)
 
 
-def expected_scan(clean: np.ndarray, maps: np.ndarray, key: tuple[int, int, int]) -> np.ndarray:
-    """Mean root-sum-of-squares image of many scans with the noise that the demo's have."""
-    total = np.zeros(clean.shape, np.float64)
+def write_pairs(folder: Path, paths: list[Path], clean: np.ndarray, contrast: str) -> None:
+    """Pair the clean image with each repetition, and with the mean of the others."""
+    images = [hdf5.read(str(path), "reconstruction_rss") for path in paths]
+    for i, path in enumerate(paths):
+        mean = np.mean([image for j, image in enumerate(images) if j != i], 0)
+        attributes = {"acquisition": contrast, "max": float(clean.max())}
+        for kind, image in (("single", images[i]), ("mean", mean)):
+            hdf5.write(folder / kind / path.parent.name / path.name, {"input": image, "target": clean}, attributes)
+
+
+def simulate_expected_scan(noise_free: np.ndarray, maps: np.ndarray, key: tuple[int, int, int]) -> np.ndarray:
+    """Average the root-sum-of-squares images of many scans with the demo's noise."""
+    total = np.zeros(noise_free.shape, np.float64)
     for scan in range(SCANS):
         rng = np.random.default_rng((*key, 9, scan))
-        total += acquisition.root_sum_of_squares(acquisition.measure(clean, maps, rng, noise=0.4 / rng.uniform(24, 34)))
+        kspace = acquisition.measure(noise_free, maps, rng, noise=0.4 / rng.uniform(24, 34))
+        total += acquisition.root_sum_of_squares(kspace)
     return (total / SCANS).astype(np.float32)
 
 
 def make_config(task: str, seed: int, data: Path) -> ConfigDict:
-    """The same training for every kind of target."""
+    """Return the config of a training, the same for every kind of target."""
     config = defaults()
     config.task, config.seed, config.steps, config.batch_size = task, seed, flags.FLAGS.steps, BATCH
     config.log_every = config.eval_every = config.checkpoint_every = config.steps
-    config.data.dir = str(data / ("truth" if task == "paired" else "scans"))
+    config.data.dir = str(data / ("single" if task == "paired" else "scans"))
     config.data.cache = "device"
     config.learning_rate, config.ema = 2e-3, 0.99
     config.model.channels, config.model.levels, config.model.residual = CHANNELS, LEVELS, True
     config.acquisition.accelerations, config.acquisition.noise = (1.0,), (0.0, 0.0)
-    flips_alone(config)
+    scoring.use_flips_only(config)
     return config
 
 
+def measure(folder: Path, seeds: int) -> dict[str, list[Any]]:
+    """Train and score every network; returns the mean metrics of each kind of image by seed."""
+    data = folder / "data"
+    single, mean = (scoring.find_volumes(data / kind / "test", "paired") for kind in ("single", "mean"))
+    scores: dict[str, list[Any]] = {}
+    for task, name in NETWORKS.items():
+        for seed in range(seeds):
+            workdir = folder / f"{task}-{seed}"
+            train(make_config(task, seed, data), str(workdir))
+            model, params = scoring.restore_network(workdir)
+            # Every network is scored on pairs of a repetition and its clean image.
+            config = make_config("paired", seed, data)
+            predict = scoring.jit_predict(model, params, experiment.task(config), config.normalise)
+            found, _ = scoring.score_volumes(predict, single, SIZE, BATCH)
+            scores.setdefault(name, []).append(found["reconstruction"])
+            scores[ONE_REPETITION] = [found["corrupted"]]
+    found, _ = scoring.score_volumes(predict, mean, SIZE, BATCH)
+    scores[MEAN_OF_OTHERS] = [found["corrupted"]]
+    return scores
+
+
 def main(argv: list[str]) -> None:
-    """Makes the data, trains, scores and prints."""
+    """Make the data, train, score and publish."""
     cli.expect_no_arguments(argv)
     logging.getLogger("mrjax").setLevel(logging.WARNING)
     values = flags.FLAGS
-    folder, mesh = Path(values.folder), sharding.make_mesh()
-    data = folder / "data"
-    if not data.exists():
+    folder = Path(values.folder)
+    if not (folder / "data").exists():
         part = folder / ".data.part"
         shutil.rmtree(part, ignore_errors=True)
         make_data(part)
-        part.rename(data)
-    read = functools.partial(splits.volumes, task="paired", on_bad_file="error", read_all=True)
-    truth, mean = (read(hdf5.find(str(data / kind / "test"))) for kind in ("truth", "mean"))
-    found: dict[str, list[Any]] = {}
-    for task, name in WAYS.items():
-        for seed in range(values.seeds):
-            workdir = str(folder / f"{task}-{seed}")
-            train(make_config(task, seed, data), workdir)
-            restored = experiment.restore(workdir, mesh)
-            # Whatever it learnt from, it is asked about the pairs of a repetition and its truth.
-            config = make_config("paired", seed, data)
-            fixed = {"model": experiment.model(config, mesh), "task": experiment.task(config), "normalise_by": "slice"}
-            predict = functools.partial(train_step.compile_predict(mesh, **fixed), restored.params)
-            scores, _ = evaluated(predict, truth, SIZE, BATCH)
-            found.setdefault(name, []).append(scores["reconstruction"])
-            found["one repetition"] = [scores["corrupted"]]
-    scores, _ = evaluated(
-        functools.partial(train_step.compile_predict(mesh, **fixed), restored.params), mean, SIZE, BATCH
-    )
-    found["mean of the three others, which `denoise` learns from"] = [scores["corrupted"]]
-    psnr = {name: float(np.mean([one["psnr"]["mean"] for one in seeds])) for name, seeds in found.items()}
-    ssim = {name: float(np.mean([one["ssim"]["mean"] for one in seeds])) for name, seeds in found.items()}
-    best = psnr[WAYS["paired"]]
-    order = sorted(found, key=lambda name: psnr[name])
-    rows = [
-        [name, f"{psnr[name]:.2f}", f"{ssim[name]:.4f}", f"{psnr[name] - best:+.2f}" if name in WAYS.values() else ""]
-        for name in order
-    ]
-    table = Table(
-        "Denoising of unseen subjects", ["image", "PSNR (dB)", "SSIM", "PSNR over learning from the truth (dB)"], rows
-    )
-    config_shown = {"steps": values.steps, "seeds": values.seeds, "batch": BATCH, "devices": jax.device_count()}
-    publish("denoising", config_shown, [table], found, values.json)
-    put(Path(values.readme), "denoising", page_section("denoising", config_shown, [table]))
+        part.rename(folder / "data")
+    scores = measure(folder, values.seeds)
+    psnr = {name: float(np.mean([found["psnr"]["mean"] for found in seeds])) for name, seeds in scores.items()}
+    ssim = {name: float(np.mean([found["ssim"]["mean"] for found in seeds])) for name, seeds in scores.items()}
+    best = psnr[NETWORKS["paired"]]
+    rows = []
+    for name in sorted(scores, key=lambda name: psnr[name]):
+        difference = f"{psnr[name] - best:+.2f}" if name in NETWORKS.values() else ""
+        rows.append([name, f"{psnr[name]:.2f}", f"{ssim[name]:.4f}", difference])
+    columns = ["image", "PSNR (dB)", "SSIM", "PSNR over learning from the clean image (dB)"]
+    table = Table("Denoising of unseen subjects", columns, rows)
+    command = {"steps": values.steps, "seeds": values.seeds}
+    config_shown = command | {"batch": BATCH, "devices": jax.device_count()}
+    publish("denoising", config_shown, [table], scores, values.json)
+    replace_section(Path(values.readme), "denoising", page_section("denoising", command, [table]))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("steps", 1500, "of every training")
+    flags.DEFINE_integer("steps", 1500, "steps of every training")
     flags.DEFINE_integer("seeds", 3, "trainings of every network")
-    flags.DEFINE_string("folder", "runs/denoising", "for the data and the trained networks")
-    flags.DEFINE_string("readme", "benchmarks/README.md", "page whose section of this is written anew")
-    flags.DEFINE_string("json", None, "file to write everything measured to")
+    flags.DEFINE_string("folder", "runs/denoising", "folder for the data and the trained networks")
+    flags.DEFINE_string("readme", "benchmarks/README.md", "page whose section `denoising` is rewritten")
+    flags.DEFINE_string("json", None, "file to write all measurements to")
     cli.run(main)

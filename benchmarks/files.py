@@ -1,4 +1,4 @@
-"""Files for the benchmarks."""
+"""Write M4Raw-shaped files for the benchmarks."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mrjax.mri.fourier import centred_fft2_host, centred_ifft2_host
 
 
 def make_files(folder: Path, size: int, volumes: int, slices: int = 18, coils: int = 4) -> None:
-    """Volumes as M4Raw lays them out; what they show, smoothed noise, does not matter to the time it takes."""
+    """Write volumes of smoothed noise with M4Raw's layout and its unsampled columns."""
     rng = np.random.default_rng(0)
     low = slice(size * 3 // 8, size * 5 // 8)
     columns = slice(size * 30 // 256, size * 226 // 256)
@@ -20,7 +20,7 @@ def make_files(folder: Path, size: int, volumes: int, slices: int = 18, coils: i
         smooth += 0.01 * images
         kspace = np.zeros_like(smooth)
         kspace[..., columns] = smooth[..., columns]
-        truth = np.sqrt((np.abs(centred_ifft2_host(kspace)) ** 2).sum(1)).astype(np.float32)
+        target = np.sqrt((np.abs(centred_ifft2_host(kspace)) ** 2).sum(1)).astype(np.float32)
         header = ismrmrd.header((size, size), (size, size))
-        arrays = {"kspace": kspace, "reconstruction_rss": truth, "ismrmrd_header": header}
-        hdf5.write(folder / f"{number}_T101.h5", arrays, {"max": truth.max(), "norm": np.linalg.norm(truth)})
+        arrays = {"kspace": kspace, "reconstruction_rss": target, "ismrmrd_header": header}
+        hdf5.write(folder / f"{number}_T101.h5", arrays, {"max": target.max(), "norm": np.linalg.norm(target)})

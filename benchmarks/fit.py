@@ -1,14 +1,15 @@
-"""Whether a training step fits an accelerator that this machine need not have, and what it would do there.
+"""Say whether a training step fits an accelerator that this machine need not have, and estimate its speed there.
 
     python -m benchmarks.fit --config=configs/unet.py --config.precision=bfloat16 --target=h100 --batch=16
 
-Compiles the real step ahead of time for a GPU or a slice of TPUs and reads off memory, traffic, collectives and the
-instructions that move most. Targets: h100, h100:2x8 (two hosts of eight), a100, v5e:4x4, v5p:2x2x1, v6e:4x4 and
-slices of other sizes. Needs the extra `aot` and no accelerator; a TPU takes a minute or two, a GPU seconds.
+Compiles the real step ahead of time for a GPU or a TPU slice and reports memory, traffic, collectives and the
+instructions that move most bytes. Targets: h100, h100:2x8 (two hosts of eight), a100, v5e:4x4, v5p:2x2x1, v6e:4x4 and
+slices of other shapes. Needs the extra `aot` (`make aot-packages`) and no accelerator; takes seconds for a GPU, a
+minute or two for a TPU.
 
-Traffic on a GPU is the operands and results of every instruction that runs, loops included, counted from the optimised
-program; on a TPU it is XLA's own account. Speed is an ESTIMATE: the slowest of arithmetic, memory and links, each at
-the device's published peak.
+Traffic on a GPU is the operands and results of every executed instruction, loops included, counted from the optimised
+HLO; on a TPU it is XLA's cost analysis. Speed is an ESTIMATE: the slowest of arithmetic, memory and links, each at the
+device's published peak.
 """
 
 import importlib.util
@@ -18,17 +19,15 @@ import re
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from jax.experimental import topologies
-from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from benchmarks import hlo, report
-from mrjax import cli, experiment, train_step
+from benchmarks import hlo, programs
+from benchmarks.report import Table, publish
+from mrjax import cli
 from mrjax import config as configs
-from mrjax.data import splits
 from mrjax.errors import UserError
 from mrjax.parallel import memory, sharding
 
@@ -36,13 +35,13 @@ GB = 1e9
 
 
 class Device(NamedTuple):
-    """What is published of a device.
+    """Published properties of a device.
 
     Attributes:
       memory: bytes.
       bandwidth: of the memory, bytes/s.
-      peak: FLOP/s by precision, as the compiler's default has it (float32 convolutions in TF32, on a TPU in bfloat16).
-      link: bytes/s to other devices, each way; between hosts for GPUs of several.
+      peak: FLOP/s by precision under the compiler's defaults (float32 convolutions in TF32, on a TPU in bfloat16).
+      link: bytes/s to other devices, each way: within a host, and between hosts.
       proto: XLA's description of a GPU; empty for a TPU.
     """
 
@@ -75,7 +74,7 @@ DEVICES = {
         *(85_094_825_984, 2.04e12, {"bfloat16": 312e12, "float32": 156e12}, (300e9, 25e9)),
         _gpu("NVIDIA A100-SXM4-80GB", 85_094_825_984, 2_039_000_000_000, 108, 1.41, 41_943_040, 167_936, 8),
     ),
-    # Google Cloud's pages on TPU versions; links of a chip together.
+    # Google Cloud's pages on TPU versions; all links of a chip together.
     "v5e": Device(16 << 30, 819e9, {"bfloat16": 197e12, "float32": 197e12}, (200e9, 200e9)),
     "v5p": Device(95 << 30, 2.765e12, {"bfloat16": 459e12, "float32": 459e12}, (600e9, 600e9)),
     "v6e": Device(32 << 30, 1.64e12, {"bfloat16": 918e12, "float32": 918e12}, (448e9, 448e9)),
@@ -84,14 +83,14 @@ EXTRA = {"gpu": "jax_cuda12_plugin", "tpu": "libtpu"}
 
 
 class Target(NamedTuple):
-    """A device and how many: hosts by GPUs of each, or the sides of a slice of TPUs."""
+    """A kind of device and its topology: (hosts, GPUs per host), or the sides of a TPU slice."""
 
     name: str
     shape: tuple[int, ...]
 
     @property
     def device(self) -> Device:
-        """What is known of each of them."""
+        """Published properties of each device."""
         return DEVICES[self.name]
 
     @property
@@ -101,7 +100,7 @@ class Target(NamedTuple):
 
 
 def parse_target(text: str) -> Target:
-    """`h100`, `h100:2x8`, `v5e:4x4`, `v5p:2x2x1`; a `UserError` lists what is known."""
+    """Parse `h100`, `h100:2x8`, `v5e:4x4` or `v5p:2x2x1`; a `UserError` lists the known targets."""
     found = re.fullmatch(r"(\w+)(?::(\d+(?:x\d+)*))?", text)
     name = found.group(1) if found else ""
     shape = tuple(map(int, found.group(2).split("x"))) if found and found.group(2) else ()
@@ -116,7 +115,7 @@ def parse_target(text: str) -> Target:
 
 
 def topology_of(target: Target) -> Any:
-    """The target's devices, described without any of them being there.
+    """Describe the target's devices without having any of them.
 
     Raises:
       UserError: its compiler is not installed, or knows no such slice.
@@ -124,7 +123,7 @@ def topology_of(target: Target) -> Any:
     if importlib.util.find_spec(EXTRA[target.kind]) is None:
         raise UserError(
             f"--target={target.name} needs the package {EXTRA[target.kind]}, which is not installed: "
-            "pip install 'mrjax[aot]'"
+            "make aot-packages, or pip install 'mrjax[aot]'"
         )
     sides = "x".join(map(str, target.shape))
     try:
@@ -138,12 +137,12 @@ def topology_of(target: Target) -> Any:
 
 
 def mesh_and_config(config: ConfigDict, devices: list[Any], batch: int | None) -> tuple[Mesh, ConfigDict]:
-    """config.mesh over the devices, and the config with `batch` images for each of them, checked."""
+    """Return the mesh of config.mesh, and the checked config with `batch` images for each device."""
     config = config.copy_and_resolve_references()
     config.data.image_size = tuple(config.data.image_size) or (256, 256)
     if batch:
-        # A batch that any mesh divides, until it is known over how many devices the examples are split.
-        config.batch_size = batch * len(devices) * config.accumulate
+        # Divisible by every mesh, until it is known over how many devices the examples are split.
+        config.batch_size = batch * len(devices) * config.grad_accumulation_steps
         data, model, _ = configs.mesh_shape(config, len(devices))
         config.batch_size = batch * data * model
     configs.check(config)
@@ -152,173 +151,188 @@ def mesh_and_config(config: ConfigDict, devices: list[Any], batch: int | None) -
     return mesh, config
 
 
-def abstract_batch(config: ConfigDict, mesh: Mesh, coils: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch of config.task, split by example."""
-    size, split = tuple(config.data.image_size), sharding.by_example(mesh)
-    several = (1 + 2 * config.data.neighbours,) if config.data.neighbours else ()
-    images: dict[str, Any] = {"kspace": ((*several, coils, *size), jnp.complex64)}
-    if config.task == "paired":
-        images = {"input": ((*several, *size), jnp.float32), "target": (size, jnp.float32)}
-    elif config.task in splits.REPEATED:
-        images["repetitions"] = ((2, coils, *size), jnp.complex64)  # as M4Raw's T1 and T2 have them
-    shapes = images | {"index": ((), jnp.uint32), "maximum": ((), jnp.float32)}
-    return {
-        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=split)
-        for name, (shape, dtype) in shapes.items()
-    }
-
-
-def bytes_of(tree: Any) -> int:
-    """Bytes on each device of arrays that are described with their shardings."""
+def bytes_per_device(tree: Any) -> int:
+    """Count the bytes on each device of a tree of arrays or of their shapes and shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def flops(jaxpr: Any) -> int:
-    """Floating-point operations of the convolutions and matrix products of a program, over its devices and loops."""
-    total = 0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            total += 2 * equation.outvars[0].aval.size * inner
-        elif name == "conv_general_dilated":
-            kernel, out = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
-            total += 2 * equation.outvars[0].aval.size * math.prod(kernel) // kernel[out]
-        elif name == "ffi_call" and params["target_name"].startswith("mrjax_"):
-            kernel = (equation.outvars if params["target_name"] == "mrjax_filter_gradient" else equation.invars[1:])[0]
-            total += 2 * math.prod(equation.invars[0].aval.shape[:3]) * kernel.aval.size
-        inside = [flops(getattr(inner, "jaxpr", inner)) for inner in jaxprs_in_params(params)]
-        times = params["mesh"].size if name == "shard_map" else params.get("length", 1)
-        total += max(inside, default=0) if name == "cond" else sum(inside) * times
-    return total
-
-
 def compile_step(config: ConfigDict, mesh: Mesh, batch: dict[str, Any], target: Target) -> tuple[Any, int]:
-    """The training step compiled for the mesh, and its FLOPs over all devices; a `UserError` if it cannot fit."""
-    fixed = {"model": experiment.model(config, mesh), "task": experiment.task(config), "normalise_by": config.normalise}
-    fixed |= {"optimizer": experiment.optimizer(config), "seed": config.seed, "accumulate": config.accumulate}
-    traced = train_step.compile_train(mesh, **fixed).trace(
-        experiment.abstract_state(experiment.initial_state(config), mesh), batch
-    )
-    # There is no device to try algorithms on.
+    """Return the compiled training step, and its FLOPs over all devices; a `UserError` if it cannot fit."""
+    # Without a device there is nothing to autotune on.
     options = {"xla_gpu_autotune_level": 0} if target.kind == "gpu" else {}
     try:
-        return traced.lower().compile(compiler_options=options), flops(traced.jaxpr.jaxpr)
+        return programs.compile_train_step(config, mesh, batch, options)
     except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        found_text = f"needs {found.group(1)} of {found.group(2)} of memory" if found else "needs more than its memory"
+        used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", str(error))
+        need = f"needs {used.group(1)} of {used.group(2)} of memory" if used else "needs more than its memory"
         raise UserError(
-            f"--target={target.name} is too small: the step {found_text} on each device; {advice(config, mesh)}"
+            f"--target={target.name} is too small: the step {need} on each device; {advice(config, mesh)}"
         ) from error
 
 
-def advice(config: ConfigDict, mesh: Mesh, fits: int = 0) -> str:
-    """What would make a step smaller, in one phrase."""
-    turns = [f"--batch={fits}, about the largest that fits" if fits else "a smaller --batch"]
-    turns += ["config.precision=bfloat16"] * (config.precision == "float32")
-    turns += [f"config.accumulate={2 * config.accumulate}"]
-    turns += ["config.remat=True"] * (not config.remat)
-    turns += ["a model axis in config.mesh, which splits the parameters"] * (mesh.size > 1 == mesh.shape["model"])
-    return "change one of: " + ", ".join(turns)
+def advice(config: ConfigDict, mesh: Mesh, largest_batch: int = 0) -> str:
+    """List the changes that would make a step smaller."""
+    changes = [f"--batch={largest_batch}, about the largest that fits" if largest_batch else "a smaller --batch"]
+    changes += ["config.precision=bfloat16"] * (config.precision == "float32")
+    changes += [f"config.grad_accumulation_steps={2 * config.grad_accumulation_steps}"]
+    changes += ["config.remat=True"] * (not config.remat)
+    changes += ["a model axis in config.mesh, which splits the parameters"] * (mesh.size > 1 == mesh.shape["model"])
+    return "change one of: " + ", ".join(changes)
 
 
 def verdict(need: int, limit: int, fixed: int, batch: int, config: ConfigDict, mesh: Mesh) -> str:
-    """Fits, or by how much not; what grows with the batch is what is not the state and its gradients."""
+    """Say whether a step fits.
+
+    Args:
+      need: bytes on each device.
+      limit: bytes that a device has.
+      fixed: bytes that do not grow with the batch: the state and its gradients.
+      batch: images on each device.
+      config: of the step.
+      mesh: of the step.
+    """
     amounts = f"{need / GB:.2f} GB of {limit / GB:.1f} GB on each device"
-    fits = int(max(limit - fixed, 0) / max((need - fixed) / batch, 1))
+    largest_batch = int(max(limit - fixed, 0) / max((need - fixed) / batch, 1))
     if need <= limit:
-        return f"fits: {amounts}; about {fits} images a device would"
-    return f"does not fit: {amounts}, {(need - limit) / GB:.2f} GB too much; {advice(config, mesh, fits)}"
+        return f"fits: {amounts}; about {largest_batch} images a device would"
+    return f"does not fit: {amounts}, {(need - limit) / GB:.2f} GB too much; {advice(config, mesh, largest_batch)}"
+
+
+class Analysis(NamedTuple):
+    """What a compiled step takes; bytes and seconds are of one step on each device.
+
+    Attributes:
+      state, gradients, batch, temporary, needed: bytes of memory.
+      flops_per_image: of convolutions and matrix products.
+      traffic: bytes read and written.
+      traffic_source: how the traffic was counted.
+      main_memory_traffic: bytes read from and written to main memory, as laid out there.
+      collectives: (count, bytes) by kind.
+      seconds: estimated time of arithmetic, memory and links at the published peaks.
+      instructions: all executed instructions.
+    """
+
+    state: int
+    gradients: int
+    batch: int
+    temporary: int
+    needed: int
+    flops_per_image: float
+    traffic: float
+    traffic_source: str
+    main_memory_traffic: int
+    collectives: dict[str, tuple[int, int]]
+    seconds: dict[str, float]
+    instructions: list[hlo.Instruction]
+
+    @property
+    def slowest(self) -> str:
+        """Which of arithmetic, memory and links limits the speed."""
+        return max(self.seconds, key=lambda name: self.seconds[name])
+
+
+def analyse(config: ConfigDict, mesh: Mesh, target: Target, coils: int) -> Analysis:
+    """Compile the training step for the target and read off what it takes."""
+    batch, state = programs.abstract_batch(config, mesh, coils), programs.abstract_state(config, mesh)
+    compiled, flops = compile_step(config, mesh, batch, target)
+    device, instructions = target.device, list(hlo.instructions(compiled.as_text()))
+    by_xla = (compiled.cost_analysis() or {}).get("bytes accessed")
+    traffic = by_xla or sum(instruction.moved for instruction in instructions)
+    collectives = hlo.collectives(instructions)
+    # On a ring of devices, an all-reduce sends everything twice.
+    sent = sum(size * (2 if kind == "all-reduce" else 1) for kind, (_, size) in collectives.items())
+    return Analysis(
+        state=bytes_per_device(state),
+        gradients=bytes_per_device(state.params),
+        batch=bytes_per_device(batch),
+        temporary=compiled.memory_analysis().temp_size_in_bytes,
+        needed=memory.needed(compiled),
+        flops_per_image=flops / config.batch_size,
+        traffic=traffic,
+        traffic_source="XLA's account" if by_xla else "operands + results",
+        main_memory_traffic=sum(instruction.stored * instruction.times for instruction in instructions),
+        collectives=collectives,
+        seconds={
+            "arithmetic": flops / mesh.size / device.peak[config.precision],
+            "memory": traffic / device.bandwidth,
+            "links": sent / device.link[target.kind == "gpu" and target.shape[0] > 1],
+        },
+        instructions=instructions,
+    )
+
+
+def make_tables(found: Analysis, device: Device, images: float, speed: float) -> list[Table]:
+    """Return the tables of memory, work and the instructions that move most; `images` are those on each device."""
+    memory_rows = [
+        ("state: parameters and optimizer", found.state / GB),
+        ("batch", found.batch / GB),
+        ("temporary", found.temporary / GB),
+        ("in all", found.needed / GB),
+        ("the device has", device.memory / GB),
+    ]
+    collectives = found.collectives.items()
+    work_rows = [
+        (f"traffic an image ({found.traffic_source}), GB", found.traffic / images / GB),
+        ("of main memory alone, by layouts, GB", found.main_memory_traffic / images / GB),
+        ("convolutions and matrix products an image, GFLOP", found.flops_per_image / GB),
+        *((f"{kind} a step on each device: {count}, MB", size / 1e6) for kind, (count, size) in collectives),
+        *((f"estimated time of {name}, ms", 1e3 * seconds) for name, seconds in found.seconds.items()),
+        (f"ESTIMATE at the published peaks, held by {found.slowest}: images/s", speed),
+    ]
+    movers = sorted(found.instructions, key=lambda instruction: instruction.moved, reverse=True)[:10]
+    return [
+        Table("Memory on each device", ("what", "GB"), memory_rows),
+        Table("Work", ("what", "amount"), work_rows),
+        Table(
+            "The ten instructions that move most (operands + results, without padding)",
+            ("MB an image", "times", "instruction", "result", "from"),
+            [(m.moved / images / 1e6, m.times, m.opcode, _short(m.shape), _short(m.source, 60)) for m in movers],
+        ),
+    ]
 
 
 def main(argv: list[str]) -> None:
-    """Compiles for the target and publishes what was found."""
+    """Compile for the target and publish the analysis."""
     cli.expect_no_arguments(argv)
     values = flags.FLAGS
-    jax.config.update("jax_platforms", "cpu")  # what there is of accelerators here is not looked at
-    jax.config.update("jax_enable_compilation_cache", False)  # without the device, what was kept cannot be loaded
+    jax.config.update("jax_platforms", "cpu")  # ignore accelerators of this machine
+    jax.config.update("jax_enable_compilation_cache", False)  # cached programs cannot be loaded without the device
     target = parse_target(values.target)
     mesh, config = mesh_and_config(values.config, topology_of(target).devices, values.batch)
-    batch = abstract_batch(config, mesh, values.coils)
-    state = experiment.abstract_state(experiment.initial_state(config), mesh)
-    compiled, operations = compile_step(config, mesh, batch, target)
-
-    device, images = target.device, config.batch_size / mesh.size
-    found = list(hlo.instructions(compiled.as_text()))
-    cost = compiled.cost_analysis() or {}
-    traffic = cost.get("bytes accessed") or sum(one.moved for one in found)
-    in_main_memory = sum(one.stored * one.times for one in found)
-    sent = hlo.collectives(found)
-    needs, parts = memory.needed(compiled), compiled.memory_analysis()
-    peak, link = device.peak[config.precision], device.link[target.kind == "gpu" and target.shape[0] > 1]
-    # Around a ring of devices, an all-reduce sends everything twice.
-    on_links = sum(size * (2 if kind == "all-reduce" else 1) for kind, (_, size) in sent.items())
-    times = {
-        "arithmetic": operations / mesh.size / peak,
-        "memory": traffic / device.bandwidth,
-        "links": on_links / link,
-    }
-    slowest = max(times, key=lambda name: times[name])
-    speed = config.batch_size / times[slowest]
-    of_state, of_batch = bytes_of(state), bytes_of(batch)
-    conclusion = verdict(needs, device.memory, of_state + bytes_of(state.params), int(images), config, mesh)
-
-    by_opcode = "XLA's account" if cost.get("bytes accessed") else "operands + results"
-    memory_table = report.Table(
-        "Memory on each device",
-        ("what", "GB"),
-        [
-            ("state: parameters and optimizer", of_state / GB),
-            ("batch", of_batch / GB),
-            ("temporary", parts.temp_size_in_bytes / GB),
-            ("in all", needs / GB),
-            ("the device has", device.memory / GB),
-        ],
-    )
-    work_table = report.Table(
-        "Work",
-        ("what", "amount"),
-        [
-            (f"traffic an image ({by_opcode}), GB", traffic / images / GB),
-            ("of main memory alone, by layouts, GB", in_main_memory / images / GB),
-            ("convolutions and matrix products an image, GFLOP", operations / config.batch_size / GB),
-            *((f"{kind} a step on each device: {count}, MB", size / 1e6) for kind, (count, size) in sent.items()),
-            *((f"estimated time of {name}, ms", 1e3 * seconds) for name, seconds in times.items()),
-            (f"ESTIMATE at the published peaks, held by {slowest}: images/s", speed),
-        ],
-    )
-    movers = sorted(found, key=lambda one: one.moved, reverse=True)[:10]
-    mover_table = report.Table(
-        "The ten instructions that move most (operands + results, without padding)",
-        ("MB an image", "times", "instruction", "result", "from"),
-        [(m.moved / images / 1e6, m.times, m.opcode, _short(m.shape), _short(m.source, 60)) for m in movers],
-    )
-    verdict_table = report.Table("Verdict", ("target", "verdict"), [(values.target, conclusion)])
+    found = analyse(config, mesh, target, values.coils)
+    images, device = config.batch_size / mesh.size, target.device
+    speed = config.batch_size / found.seconds[found.slowest]
+    conclusion = verdict(found.needed, device.memory, found.state + found.gradients, int(images), config, mesh)
+    tables = [*make_tables(found, device, images, speed)]
+    tables.append(Table("Verdict", ("target", "verdict"), [(values.target, conclusion)]))
     raw = {
-        "memory": {"state": of_state, "batch": of_batch, "temporary": parts.temp_size_in_bytes, "needed": needs},
-        "traffic_per_image": traffic / images,
-        "main_memory_per_image": in_main_memory / images,
-        "flops_per_image": operations / config.batch_size,
-        "gradients": bytes_of(state.params),
-        "collectives": {kind: {"count": count, "bytes": size} for kind, (count, size) in sent.items()},
-        "estimated_seconds": times,
+        "memory": {
+            "state": found.state,
+            "batch": found.batch,
+            "temporary": found.temporary,
+            "needed": found.needed,
+        },
+        "traffic_per_image": found.traffic / images,
+        "main_memory_per_image": found.main_memory_traffic / images,
+        "flops_per_image": found.flops_per_image,
+        "gradients": found.gradients,
+        "collectives": {kind: {"count": count, "bytes": size} for kind, (count, size) in found.collectives.items()},
+        "estimated_seconds": found.seconds,
         "estimated_images_per_second": speed,
         "verdict": conclusion,
     }
-    about = {"target": values.target, "mesh": dict(mesh.shape), "images_on_each_device": images}
-    about |= {name: value for name, value in configs.flat(config) if name in SHOWN}
-    tables = [memory_table, work_table, mover_table, verdict_table]
-    report.publish("fit (compiled ahead of time)", about, tables, raw, values.json)
+    shown = {"target": values.target, "mesh": dict(mesh.shape), "images_on_each_device": images}
+    shown |= {name: value for name, value in configs.flat(config) if name in SHOWN}
+    publish("fit (compiled ahead of time)", shown, tables, raw, values.json)
 
 
 SHOWN = ("task", "precision", "accumulate", "remat", "model.name", "model.channels", "model.levels", "data.image_size")
 
 
 def _short(text: str, length: int = 40) -> str:
-    """The end of a path, the beginning of a shape."""
+    """Shorten a path to its end, a shape to its beginning."""
     text = text.removeprefix("jit(train_step)/").replace("|", "/")
     if len(text) <= length:
         return text
@@ -328,7 +342,9 @@ def _short(text: str, length: int = 40) -> str:
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "file of the experiment, e.g. configs/unet.py")
     flags.DEFINE_string("target", None, "h100, h100:2x8, a100, v5e:4x4, v5p:2x2x1, v6e:4x4, ...", required=True)
-    flags.DEFINE_integer("batch", None, "images on each device; config.batch_size over all by default", lower_bound=1)
-    flags.DEFINE_integer("coils", 4, "of each slice, for the task 'kspace'", lower_bound=1)
-    flags.DEFINE_string("json", None, "file to write everything to")
+    flags.DEFINE_integer(
+        "batch", None, "images on each device; by default config.batch_size over all devices", lower_bound=1
+    )
+    flags.DEFINE_integer("coils", 4, "coils of each slice, for the task 'kspace'", lower_bound=1)
+    flags.DEFINE_string("json", None, "file to write all measurements to")
     cli.run(main, configs.check_flags)

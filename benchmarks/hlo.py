@@ -1,4 +1,4 @@
-"""What a compiled program moves, counted from the text of its optimised HLO (`compiled.as_text()`)."""
+"""Count the bytes that a compiled program moves from its optimised HLO (`compiled.as_text()`)."""
 
 import collections
 import math
@@ -22,22 +22,22 @@ _COLLECTIVES = (
     "all-to-all",
     "collective-broadcast",
 )
-# They name memory, or wait for an instruction that is counted where it starts.
+# They name memory, or wait for an instruction that is counted at its start.
 _MOVE_NOTHING = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "opt-barrier"}
 _MOVE_NOTHING |= {"partition-id", "replica-id", "iota", "while", "call", "conditional", "async-start"}
 
 
 class Instruction(NamedTuple):
-    """One instruction of the entry computation, or of one that it calls.
+    """An instruction of the entry computation, or of one that it calls.
 
     Attributes:
-      opcode: HLO's, of a custom call its target.
-      source: where in the program it comes from.
-      shape: of the result, as HLO writes it.
-      read, written: bytes of the operands and of the result, each time that it runs.
-      times: how often it runs in one run of the program.
-      stored: bytes that it reads from and writes to main memory as they lie there: padded, and without what a TPU
-        keeps on the chip. Elsewhere as much as `read` and `written`.
+      opcode: HLO's; of a custom call its target.
+      source: its place in the Python program.
+      shape: of the result, in HLO's notation.
+      read, written: bytes of the operands and of the result at each execution.
+      times: number of executions in one run of the program.
+      stored: bytes read from and written to main memory as laid out there: padded, and without arrays that a TPU keeps
+        on the chip. Elsewhere the sum of `read` and `written`.
     """
 
     opcode: str
@@ -62,7 +62,7 @@ class _Line(NamedTuple):
 
 
 def size_of(shape: str) -> int:
-    """Bytes of an array, or of all arrays of a tuple, written as HLO does: `(bf16[16,8]{1,0}, f32[])`."""
+    """Count the bytes of an array or of all arrays of a tuple, in HLO's notation: `(bf16[16,8]{1,0}, f32[])`."""
     bits = 0
     for dtype, dims in _ARRAY.findall(shape):
         width = _BITS.get(dtype) or int((re.search(r"\d+", dtype) or [0])[0])
@@ -71,7 +71,7 @@ def size_of(shape: str) -> int:
 
 
 def stored(shape: str) -> int:
-    """`size_of` as it lies in the main memory of a TPU: rows padded to whole tiles, nothing for what is on the chip."""
+    """Count bytes in the main memory of a TPU: rows padded to whole tiles, nothing for arrays on the chip."""
     total = 0
     for dtype, dims, order, tile, on_chip in _PLACED.findall(shape):
         sizes = [int(n) for n in dims.split(",") if n]
@@ -85,9 +85,9 @@ def stored(shape: str) -> int:
 
 
 def instructions(text: str) -> Iterator[Instruction]:
-    """The instructions that a run executes: those of the entry, and of loops, calls and branches within it.
+    """Iterate over the executed instructions: those of the entry, and of loops, calls and branches within it.
 
-    A loop counts as often as XLA knows that it runs, or once. What a fusion computes inside moves nothing.
+    A loop counts by its trip count where XLA knows it, else once. Instructions inside a fusion move nothing.
     """
     computations, entry = _parse(text)
 
@@ -116,23 +116,24 @@ def instructions(text: str) -> Iterator[Instruction]:
 
 
 def _in_main_memory(line: _Line, operands: list[str]) -> int:
-    if line.opcode == "slice-start":  # its result names the whole operand, of which it reads the slice
+    if line.opcode == "slice-start":  # its result names the whole operand but it reads only the slice
         piece = line.shape.split("), ")[-1]
         return stored(piece.replace("S(1)", "")) + stored(piece)
-    # The result of a copy that runs in the background names its operand, too.
+    # The result of an asynchronous copy names its operand, too.
     return stored(line.shape) + (0 if line.opcode == "copy-start" else sum(map(stored, operands)))
 
 
 def collectives(found: list[Instruction]) -> dict[str, tuple[int, int]]:
-    """(how many, bytes) of each kind of collective in one run on one device: bytes of the whole arrays exchanged."""
+    """Count (instructions, bytes) of each kind of collective in one run on one device: bytes of the whole arrays."""
     totals: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
-    for one in found:
-        kind = one.opcode.removesuffix("-start")
+    for instruction in found:
+        kind = instruction.opcode.removesuffix("-start")
         if kind in _COLLECTIVES:
-            # What starts an exchange in the background may hold its operands beside its results.
-            result = one.written - one.read if one.opcode != kind and one.written > one.read else one.written
+            read, result = instruction.read, instruction.written
+            if instruction.opcode != kind and result > read:
+                result -= read  # the result of an asynchronous start may hold its operands, too
             count, total = totals[kind]
-            totals[kind] = count + one.times, total + one.times * max(one.read, result)
+            totals[kind] = count + instruction.times, total + instruction.times * max(read, result)
     return dict(totals)
 
 
@@ -154,7 +155,7 @@ def _parse(text: str) -> tuple[dict[str, dict[str, _Line]], str]:
 
 
 def _closing(text: str, start: int = 0) -> int:
-    """The place behind the bracket that closes the one at `start`."""
+    """Return the index after the bracket that closes the one at `start`."""
     depth = 0
     for place in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[place], 0)

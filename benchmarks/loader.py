@@ -1,20 +1,18 @@
-"""The data path alone: slices a second beside a memory copy and beside fastMRI's loader, first epochs, memory.
+"""Time the data path alone: slices a second beside a memory copy and beside fastMRI's loader, first epochs, memory.
 
     python -m benchmarks.loader [--files=16] [--batch=4] [--rounds=3] [--json=FILE]
 
-It makes M4Raw-shaped files (18 slices, 4 coils, 256x256) in a temporary folder, plain ones and gzipped ones, and small
-ones (18 slices, 1 coil, 128x128). Every loader shuffles, makes batches of the same size and keeps its workers and its
-place from one round to the next; a round first draws untimed what was read ahead while the others had their turn.
-fastMRI's loader is its `SliceDataset` under a PyTorch `DataLoader`, with its random mask and `UnetDataTransform` as its
-own training uses it (in mrjax that work is the accelerator's), and with neither.
+Makes M4Raw-shaped files (18 slices, 4 coils, 256x256) in a temporary folder, plain and gzipped, and small ones
+(18 slices, 1 coil, 128x128). Every loader shuffles, makes batches of the same size and keeps its workers and its
+position from one round to the next; a round first draws untimed batches that were read ahead during the others' turns.
+fastMRI's loader is its `SliceDataset` under a PyTorch `DataLoader`, with its random mask and `UnetDataTransform` as in
+its own training (mrjax does that work on the accelerator), and without both.
 
-A first epoch is timed from its first batch on, and finds the files in the page cache. For the rows "read from disk" the
-kernel was asked to drop them from there (posix_fadvise); what the disk itself or a virtual machine's host keeps stays.
+A first epoch is timed from its first batch on, with the files in the page cache. For the rows "read from disk" the
+kernel was asked to drop them from it (posix_fadvise); caches of the disk itself and of a virtual machine's host remain.
 """
 
 import contextlib
-import gc
-import itertools
 import multiprocessing
 import os
 import statistics
@@ -29,35 +27,46 @@ import h5py
 import numpy as np
 from absl import flags
 
-from benchmarks import report
+from benchmarks.report import Table, interleaved, publish, require_packages, spread
 from mrjax import cli
-from mrjax.data import cache, hdf5, ismrmrd, loader, splits
+from mrjax.data import cache, hdf5, ismrmrd, splits
+from mrjax.data.loader import Slices, training_batches
+from mrjax.errors import UserError
 
-AHEAD = 20  # more batches than any of the loaders reads ahead
-EPOCHS = 20
+READ_AHEAD = 20  # more batches than any of the loaders reads ahead
+MRJAX, CACHED, GZIP = "mrjax", "mrjax, cache='host'", "mrjax, gzip"
 PEER, BARE = "fastMRI, mask and transform", "fastMRI, neither"
+SLICE_BYTES = 4 * 256 * 256 * 8
 Stream = AbstractContextManager[Iterator[Any]]
 
 
 class Loader(NamedTuple):
-    """A way of reading: `stream(workers)` opens an endless one of batches, `slices` make an epoch."""
+    """A way of reading: `stream(workers)` opens an endless stream of batches, `slices` make an epoch."""
 
     name: str
     stream: Callable[[int], Stream]
     slices: int
 
 
-def make(folder: Path, files: int, coils: int, size: int, gzip: bool = False) -> str:
-    """Files of noise: what they show does not matter to the time it takes."""
+class Folders(NamedTuple):
+    """Folders of plain, gzipped and small files."""
+
+    plain: str
+    gzip: str
+    small: str
+
+
+def make_folder(folder: Path, files: int, coils: int, size: int, gzip: bool = False) -> str:
+    """Write files of random k-space."""
     rng = np.random.default_rng(0)
     for number in range(files):
         parts = rng.normal(size=(18, coils, size, size, 2)).astype(np.float32)
         kspace = parts.view(np.complex64)[..., 0]
-        truth = np.sqrt((np.abs(np.fft.ifft2(kspace, norm="ortho")) ** 2).sum(1)).astype(np.float32)
+        target = np.sqrt((np.abs(np.fft.ifft2(kspace, norm="ortho")) ** 2).sum(1)).astype(np.float32)
         path = folder / f"{number}_T101.h5"
         header = ismrmrd.header((size, size), (size, size))
-        arrays = {"kspace": kspace, "reconstruction_rss": truth, "ismrmrd_header": header}
-        hdf5.write(path, arrays, {"max": truth.max(), "acquisition": "T1"})
+        arrays = {"kspace": kspace, "reconstruction_rss": target, "ismrmrd_header": header}
+        hdf5.write(path, arrays, {"max": target.max(), "acquisition": "T1"})
         if gzip:
             with h5py.File(path, "r+") as file:
                 del file["kspace"]
@@ -65,55 +74,42 @@ def make(folder: Path, files: int, coils: int, size: int, gzip: bool = False) ->
     return str(folder)
 
 
-def ours(name: str, folder: str, batch: int, cached: bool = False) -> Loader:
-    """This package's training stream."""
+def mrjax_loader(name: str, folder: str, batch: int, cached: bool = False) -> Loader:
+    """Return mrjax's stream of training batches."""
     volumes = splits.volumes(hdf5.find(folder), "kspace", on_bad_file="error", read_all=False)
-    slices = loader.Slices(volumes, volumes[0].data_shape, "kspace")
+    slices = Slices(volumes, volumes[0].data_shape, "kspace")
 
     def stream(workers: int) -> Stream:
         source = cache.HostCache(slices) if cached else slices
-        return loader.training_batches(source, batch_size=batch, seed=0, start=0, workers=workers, prefetch=2)
+        return training_batches(source, batch_size=batch, seed=0, start=0, workers=workers, prefetch=2)
 
     return Loader(name, stream, len(slices))
 
 
-def theirs(name: str, folder: str, batch: int, transform: Callable[..., Any]) -> Loader:
-    """fastMRI's `SliceDataset` under a `DataLoader`."""
-    import torch
-    from fastmri.data import SliceDataset
+def fastmri_loaders(folders: Folders, batch: int) -> tuple[list[Loader], list[Loader]]:
+    """Return fastMRI's loaders of the large and of the small files; none if the packages are not installed."""
+    try:
+        require_packages("torch", "fastmri")
+    except UserError as error:
+        print(f"fastMRI's loaders are not measured: {error}")
+        return [], []
+    from benchmarks import pytorch
 
-    data = SliceDataset(folder, "multicoil", transform=transform)
+    def make(name: str, folder: str, transform: Callable[..., Any]) -> Loader:
+        endless = pytorch.EndlessLoader(folder, batch, transform)
+        return Loader(name, endless.stream, endless.slices)
 
-    @contextlib.contextmanager
-    def stream(workers: int) -> Iterator[Iterator[Any]]:
-        loader = torch.utils.data.DataLoader(
-            data, batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
-        )
-
-        epochs = (loader for _ in iter(int, 1))
-        yield itertools.chain.from_iterable(epochs)
-        epochs.close()
-        del loader
-        gc.collect()  # which ends its workers
-
-    return Loader(name, stream, len(data))
-
-
-def as_stored(kspace: np.ndarray, mask: Any, target: np.ndarray, *_: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The transform of fastMRI's loader that does nothing, but for what cannot be put into a batch."""
-    return kspace, target
+    large = [
+        make(PEER, folders.plain, pytorch.unet_transform()),
+        make(BARE, folders.plain, pytorch.unchanged),
+        make(f"{PEER}, gzip", folders.gzip, pytorch.unet_transform()),
+    ]
+    small = [make(PEER, folders.small, pytorch.unet_transform()), make(BARE, folders.small, pytorch.unchanged)]
+    return large, small
 
 
-def fastmri_transform() -> Callable[..., Any]:
-    """Mask and transform as fastMRI's own training has them."""
-    from fastmri.data.subsample import RandomMaskFunc
-    from fastmri.data.transforms import UnetDataTransform
-
-    return UnetDataTransform("multicoil", RandomMaskFunc([0.08], [4]), use_seed=False)
-
-
-def draw(batches: Iterator[Any], count: int) -> float:
-    """Seconds that `count` batches take."""
+def time_batches(batches: Iterator[Any], count: int) -> float:
+    """Draw `count` batches and return the seconds that they take."""
     start = time.perf_counter()
     for _ in range(count):
         next(batches)
@@ -121,55 +117,61 @@ def draw(batches: Iterator[Any], count: int) -> float:
 
 
 class Timing(NamedTuple):
-    """Seconds to the first batch and slices a second in the first epoch, medians, and in each round after it."""
+    """Speed of a loader.
+
+    Attributes:
+      start: seconds to the first batch, median.
+      first: slices a second in the first epoch, median.
+      later: slices a second in each later round.
+    """
 
     start: float
     first: float
     later: list[float]
 
 
-def timings(loaders: list[Loader], workers: int, batch: int, rounds: int) -> dict[str, Timing]:
-    """One after the other through their first epoch, each time anew, then in turn."""
+def time_loaders(loaders: list[Loader], workers: int, batch: int, rounds: int) -> dict[str, Timing]:
+    """Time first epochs, one loader after the other and newly opened each round, then later epochs in turn."""
     counts = {loader.name: loader.slices // batch for loader in loaders}
     with contextlib.ExitStack() as stack:
         streams, starts, firsts = {}, {}, {}
         for loader in loaders:
             count = counts[loader.name] - 1
-            begun: list[tuple[float, float]] = []
-            while len(begun) < rounds:
+            opened: list[tuple[float, float]] = []
+            while len(opened) < rounds:
                 with contextlib.ExitStack() as fresh:
                     begin = time.perf_counter()
                     batches = fresh.enter_context(loader.stream(workers))
                     next(batches)
                     start = time.perf_counter() - begin
-                    begun.append((start, count * batch / draw(batches, count)))
-                    if len(begun) == rounds:
+                    opened.append((start, count * batch / time_batches(batches, count)))
+                    if len(opened) == rounds:
                         streams[loader.name] = batches
                         stack.push(fresh.pop_all())
-            starts[loader.name], firsts[loader.name] = map(statistics.median, zip(*begun, strict=True))
+            starts[loader.name], firsts[loader.name] = map(statistics.median, zip(*opened, strict=True))
         later: dict[str, list[float]] = {name: [] for name in streams}
         for _ in range(rounds):
             for name, batches in streams.items():
-                draw(batches, AHEAD)
-                later[name].append(counts[name] * batch / draw(batches, counts[name]))
+                time_batches(batches, READ_AHEAD)
+                later[name].append(counts[name] * batch / time_batches(batches, counts[name]))
         return {name: Timing(starts[name], firsts[name], later[name]) for name in streams}
 
 
-def copies(slices: int, size: int, batch: int, rounds: int) -> list[float]:
-    """Slices a second of a plain copy in memory, from everywhere in a data set into batches used again."""
+def time_copies(slices: int, size: int, batch: int, rounds: int) -> list[float]:
+    """Time a plain copy in memory, from random places of a data set into reused batches; returns slices a second."""
     data = np.ones((slices, size), np.uint8)
     into = np.empty((batch, size), np.uint8)
     order = np.random.default_rng(0).permutation(slices)
 
     def run() -> None:
-        for at, place in enumerate(order):
-            np.copyto(into[at % batch], data[place])
+        for row, index in enumerate(order):
+            np.copyto(into[row % batch], data[index])
 
-    return [slices / seconds for seconds in report.interleaved({"copy": run}, rounds)["copy"]]
+    return [slices / seconds for seconds in interleaved({"copy": run}, rounds)["copy"]]
 
 
-def forget_pages(folder: str) -> None:
-    """Asks the kernel to drop the files from its cache."""
+def drop_page_cache(folder: str) -> None:
+    """Ask the kernel to drop the files from its page cache."""
     os.sync()
     for path in hdf5.find(folder):
         number = os.open(path, os.O_RDONLY)
@@ -177,127 +179,120 @@ def forget_pages(folder: str) -> None:
         os.close(number)
 
 
-def resident() -> int:
-    """Bytes of memory that this process and its workers hold."""
+def resident_bytes() -> int:
+    """Return the resident memory of this process and its workers."""
     processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
     pages = (int(Path(f"/proc/{number}/statm").read_text().split()[1]) for number in processes)
     return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def memory(loader: Loader, workers: int, batch: int) -> list[int]:
-    """Resident bytes after each epoch."""
+def measure_memory(loader: Loader, workers: int, batch: int, epochs: int) -> list[int]:
+    """Return the resident bytes after each epoch."""
     found = []
     with loader.stream(workers) as batches:
-        for _ in range(EPOCHS):
-            draw(batches, loader.slices // batch)
-            found.append(resident())
+        for _ in range(epochs):
+            time_batches(batches, loader.slices // batch)
+            found.append(resident_bytes())
     return found
 
 
+def memory_rows(loaders: list[Loader], batch: int, epochs: int, raw: dict[str, Any]) -> list[list[Any]]:
+    """Measure the memory of mrjax's loaders; adds the values to `raw`."""
+    rows = []
+    for loader, workers in ((loaders[0], 0), (loaders[0], 2), (loaders[1], 0), (loaders[2], 0)):
+        held = measure_memory(loader, workers, batch, epochs)
+        raw[f"resident bytes, {loader.name}, {workers} workers"] = held
+        rows.append([loader.name, workers, *(held[epoch - 1] / 1e6 for epoch in (1, 2, epochs)), held[-1] / held[1]])
+    return rows
+
+
+def large_rows(
+    loaders: list[Loader], plain: str, batch: int, rounds: int, raw: dict[str, Any]
+) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Time the loaders of large files with 0, 1 and 2 workers; returns rows of later and of first epochs."""
+    raw["copy"] = time_copies(loaders[0].slices, SLICE_BYTES, batch, rounds)
+    later: list[list[Any]] = [["a plain copy in memory", "", *_rates(raw["copy"]), ""]]
+    first: list[list[Any]] = []
+    for workers in (0, 1, 2):
+        found = time_loaders(loaders, workers, batch, rounds)
+        raw[f"{workers} workers"] = {name: timing._asdict() for name, timing in found.items()}
+        for name, timing in found.items():
+            peer = f"{PEER}, gzip" if "gzip" in name else PEER
+            later.append([name, workers, *_rates(timing.later), _ratio(timing, found.get(peer))])
+            first.append([name, workers, *_first_epoch(timing)])
+        for loader in (loader for loader in loaders if loader.name in (MRJAX, PEER)):
+            drop_page_cache(plain)
+            timing = time_loaders([loader], workers, batch, 1)[loader.name]
+            raw[f"{workers} workers"][f"{loader.name}, read from disk"] = timing._asdict()
+            first.append([f"{loader.name}, read from disk", workers, *_first_epoch(timing)])
+    return later, first
+
+
+def small_rows(loaders: list[Loader], batch: int, rounds: int, raw: dict[str, Any]) -> list[list[Any]]:
+    """Time the loaders of small files without workers."""
+    found = time_loaders(loaders, 0, batch, rounds)
+    raw["128x128, one coil"] = {name: timing._asdict() for name, timing in found.items()}
+    rows = []
+    for name, timing in found.items():
+        milliseconds = 1e3 * batch / statistics.median(timing.later)
+        rows.append([name, spread(timing.later), milliseconds, _ratio(timing, found.get(PEER))])
+    return rows
+
+
 def main(argv: list[str]) -> None:
-    """Measures, prints and writes."""
+    """Make the files, measure and publish."""
     cli.expect_no_arguments(argv)
     values = flags.FLAGS
     batch, rounds = values.batch, values.rounds
+    raw: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        where = Path(name)
-        plain = make(where / "plain", values.files, 4, 256)
-        gzip = make(where / "gzip", 2, 4, 256, gzip=True)
-        small = make(where / "small", values.files, 1, 128)
-        none, host, packed = "mrjax", "mrjax, cache='host'", "mrjax, gzip"
-        loaders = [
-            ours(none, plain, batch),
-            ours(host, plain, batch, cached=True),
-            ours(packed, gzip, batch),
-            ours(f"{packed}, cache='host'", gzip, batch, cached=True),
+        root = Path(name)
+        folders = Folders(
+            plain=make_folder(root / "plain", values.files, 4, 256),
+            gzip=make_folder(root / "gzip", 2, 4, 256, gzip=True),
+            small=make_folder(root / "small", values.files, 1, 128),
+        )
+        large = [
+            mrjax_loader(MRJAX, folders.plain, batch),
+            mrjax_loader(CACHED, folders.plain, batch, cached=True),
+            mrjax_loader(GZIP, folders.gzip, batch),
+            mrjax_loader(f"{GZIP}, cache='host'", folders.gzip, batch, cached=True),
         ]
-        raw: dict[str, Any] = {}
-        held = []
-        for loader, workers in ((loaders[0], 0), (loaders[0], 2), (loaders[1], 0), (loaders[2], 0)):
-            row = memory(loader, workers, batch)
-            raw[f"resident bytes, {loader.name}, {workers} workers"] = row
-            held.append([loader.name, workers, *(row[epoch - 1] / 1e6 for epoch in (1, 2, EPOCHS)), row[-1] / row[1]])
-
-        tiny = [ours(none, small, batch)]
-        try:  # after the memory, of which PyTorch takes more than all of this
-            loaders += [
-                theirs(PEER, plain, batch, fastmri_transform()),
-                theirs(BARE, plain, batch, as_stored),
-                theirs(f"{PEER}, gzip", gzip, batch, fastmri_transform()),
-            ]
-            tiny += [theirs(PEER, small, batch, fastmri_transform()), theirs(BARE, small, batch, as_stored)]
-        except ImportError:
-            print("PyTorch or fastmri is not installed (pip install 'mrjax[bench]'; pip install --no-deps fastmri)")
-
-        nbytes = 4 * 256 * 256 * 8
-        raw["copy"] = copies(loaders[0].slices, nbytes, batch, rounds)
-        speed: list[list[Any]] = [["a plain copy in memory", "", *_rates(raw["copy"], nbytes), ""]]
-        first: list[list[Any]] = []
-        for workers in (0, 1, 2):
-            found = timings(loaders, workers, batch, rounds)
-            raw[f"{workers} workers"] = {key: timing._asdict() for key, timing in found.items()}
-            for key, timing in found.items():
-                peer = f"{PEER}, gzip" if "gzip" in key else PEER
-                speed.append([key, workers, *_rates(timing.later, nbytes), _over(timing, found.get(peer))])
-                first.append([key, workers, *_first(timing)])
-            for loader in (one for one in loaders if one.name in (none, PEER)):
-                forget_pages(plain)
-                timing = timings([loader], workers, batch, 1)[loader.name]
-                raw[f"{workers} workers"][f"{loader.name}, read from disk"] = timing._asdict()
-                first.append([f"{loader.name}, read from disk", workers, *_first(timing)])
-
-        found = timings(tiny, 0, batch, rounds)
-        raw["128x128, one coil"] = {key: timing._asdict() for key, timing in found.items()}
-        light = [
-            [
-                key,
-                report.spread(timing.later),
-                1e3 * batch / statistics.median(timing.later),
-                _over(timing, found.get(PEER)),
-            ]
-            for key, timing in found.items()
-        ]
-
+        held = memory_rows(large, batch, values.epochs, raw)
+        # After the memory, of which importing PyTorch takes more than all loaders.
+        fastmri_large, fastmri_small = fastmri_loaders(folders, batch)
+        later, first = large_rows([*large, *fastmri_large], folders.plain, batch, rounds, raw)
+        small = small_rows([mrjax_loader(MRJAX, folders.small, batch), *fastmri_small], batch, rounds, raw)
     columns = ["data path", "workers"]
-    report.publish(
+    ratio = f"over {PEER}"
+    memory_columns = [*columns, "epoch 1", "epoch 2", f"epoch {values.epochs}", f"{values.epochs} over 2"]
+    first_columns = [*columns, "s to the first batch", "slices/s", "later epochs", "first over later"]
+    later_columns = [*columns, "slices/s", "MB/s", f"{ratio}; same files, same workers"]
+    tables = [
+        Table("Later epochs: median (quartiles)", later_columns, later),
+        Table("First epoch, from its first batch on", first_columns, first),
+        Table("Small slices (128x128, one coil), no workers", ["data path", "slices/s", "ms a batch", ratio], small),
+        Table("Resident memory, MB, including the workers'", memory_columns, held),
+    ]
+    shape = f"4 coils, 256x256, {SLICE_BYTES / 1e6:.1f} MB"
+    publish(
         "The data path",
-        {"files": values.files, "batch": batch, "rounds": rounds, "slice": f"4 coils, 256x256, {nbytes / 1e6:.1f} MB"},
-        [
-            report.Table(
-                "Later epochs: median (quartiles)",
-                [*columns, "slices/s", "MB/s", f"over {PEER}; same files, same workers"],
-                speed,
-            ),
-            report.Table(
-                "First epoch, from its first batch on",
-                [*columns, "s to the first batch", "slices/s", "later epochs", "first over later"],
-                first,
-            ),
-            report.Table(
-                "Small slices (128x128, one coil), no workers",
-                ["data path", "slices/s", "ms a batch", f"over {PEER}"],
-                light,
-            ),
-            report.Table(
-                "Resident memory, MB, with the workers'",
-                [*columns, "epoch 1", "epoch 2", f"epoch {EPOCHS}", f"{EPOCHS} over 2"],
-                held,
-            ),
-        ],
+        {"files": values.files, "batch": batch, "rounds": rounds, "slice": shape},
+        tables,
         raw,
         values.json,
     )
 
 
-def _rates(slices: list[float], nbytes: int) -> tuple[str, float]:
-    return report.spread(slices), statistics.median(slices) * nbytes / 1e6
+def _rates(slices: list[float]) -> tuple[str, float]:
+    return spread(slices), statistics.median(slices) * SLICE_BYTES / 1e6
 
 
-def _over(timing: Timing, peer: Timing | None) -> float | None:
+def _ratio(timing: Timing, peer: Timing | None) -> float | None:
     return statistics.median(timing.later) / statistics.median(peer.later) if peer else None
 
 
-def _first(timing: Timing) -> tuple[float, float, float, float]:
+def _first_epoch(timing: Timing) -> tuple[float, float, float, float]:
     later = statistics.median(timing.later)
     return timing.start, timing.first, later, timing.first / later
 
@@ -305,6 +300,7 @@ def _first(timing: Timing) -> tuple[float, float, float, float]:
 if __name__ == "__main__":
     flags.DEFINE_integer("files", 16, "how many plain files of 18 slices, and as many small ones", lower_bound=2)
     flags.DEFINE_integer("batch", 4, "slices in a batch", lower_bound=1, upper_bound=36)
+    flags.DEFINE_integer("epochs", 20, "how many epochs the memory is measured for", lower_bound=2)
     flags.DEFINE_integer("rounds", 3, "how often each loader is timed in its first epoch, and after it", lower_bound=1)
-    flags.DEFINE_string("json", None, "file to write everything measured to")
+    flags.DEFINE_string("json", None, "file to write all measurements to")
     cli.run(main)

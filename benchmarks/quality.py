@@ -1,19 +1,17 @@
-"""How good the reconstructions are: every method on the same unseen subjects, the same masks, the same budget.
+"""Score reconstructions: every method on the same unseen subjects, the same masks, the same budget of training.
 
     python -m benchmarks.quality [--steps=400] [--seeds=3] [--folder=runs/quality] [--json=FILE]
 
-Demo data of 128x128 pixels and 4 coils are made in the folder, and each network is trained there, or found trained: a
-run that was cut off goes on. All networks have about as many parameters, train for as many steps of as many slices, on
-masks of 4x and 8x (random columns, centre 8 % and 4 %). PyTorch's is fastMRI's `Unet` with fastMRI's `SliceDataset`,
+Demo data of 128x128 pixels and 4 coils are made in the folder, and the networks are trained there; a run that was
+interrupted resumes. All networks have about as many parameters and train for as many steps of as many slices, on masks
+of 4x and 8x (random columns, centre 8 % and 4 %). PyTorch's is fastMRI's `Unet` with fastMRI's `SliceDataset`,
 `RandomMaskFunc` and `UnetDataTransform`, L1 and Adam; "same recipe" is the same U-Net, loss and optimizer in mrjax;
 "our recipe" adds a residual connection, warm-up and cosine, random flips, an average of the parameters, and minimises
-the squared error with a little SSIM; so does VarNet. Every method
-is scored by mrjax on the same zero-filled slices, over volumes as fastMRI's `evaluate.py` does. The real individuals
-are the T1-weighted slice and the ten b = 0 slices that the package dipy carries: magnitudes, taken for a single coil's
-image. Nothing was trained on them.
+the squared error with a little SSIM; so does VarNet. mrjax scores every method on the same zero-filled slices, by
+volume as fastMRI's `evaluate.py` does. The real individuals are the T1-weighted slice and the ten b = 0 slices that the
+package dipy carries: magnitudes, taken for a single coil's image. Nothing was trained on them.
 """
 
-import datetime
 import functools
 import json
 import logging
@@ -24,327 +22,274 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fastmri.data
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from absl import flags
-from fastmri.data.subsample import RandomMaskFunc
-from fastmri.data.transforms import UnetDataTransform
-from fastmri.models import Unet
 from ml_collections import ConfigDict
 
-from benchmarks.report import Table, environment, markdown, publish
-from benchmarks.tables import write
-from mrjax import cli, experiment, train_step
+from benchmarks import scoring
+from benchmarks.programs import disable_augmentation
+from benchmarks.report import Table, page_section, publish, replace_section, require_packages
+from mrjax import cli, experiment
 from mrjax.baselines.compressed_sensing import CompressedSensing
 from mrjax.checkpoint import write_json
 from mrjax.config import defaults
-from mrjax.data import hdf5, loader, resize, splits
+from mrjax.data import hdf5, resize
 from mrjax.demo import acquisition
-from mrjax.evaluate import evaluate, summarise
-from mrjax.mri.augment import Augment
 from mrjax.mri.fourier import centred_fft2_host
-from mrjax.parallel import sharding
+from mrjax.mri.tasks import Task
 from mrjax.report import figures
 from mrjax.train import train
 
 BATCH, CHANNELS, LEVELS, SIZE = 8, 16, 4, 128
-ACCELERATIONS = {4.0: 0.08, 8.0: 0.04}
+CENTRE_FRACTIONS = {4.0: 0.08, 8.0: 0.04}  # by acceleration
 ZERO_FILLED, PYTORCH = "zero-filled", "fastMRI's U-Net, PyTorch"
-Predict = Callable[[Any, dict[str, jax.Array]], tuple[dict[str, jax.Array], jax.Array]]
+UNSEEN = "unseen subjects"
+# (set of volumes, method, acceleration) to the mean metrics of each seed.
+Scores = dict[tuple[str, str, float], list[dict[str, Any]]]
 
 
 class Method(NamedTuple):
-    """A way to reconstruct, ready for use: what makes a prediction under an acceleration, and its parameters."""
+    """A method ready for use.
 
-    predict: Callable[[float], Predict]
-    params: Any
-    size: int
+    Attributes:
+      predict: from an acceleration, makes the function that reconstructs a batch.
+      parameters: number of parameters.
+      seconds: that training took, 0 if nothing was trained.
+    """
+
+    predict: Callable[[float], scoring.Predict]
+    parameters: int
     seconds: float
 
 
-def base(seed: int) -> ConfigDict:
-    """What all trainings of mrjax share."""
+def base_config(seed: int) -> ConfigDict:
+    """Return the fields that all trainings of mrjax share."""
     config = defaults()
     config.seed, config.batch_size, config.steps = seed, BATCH, flags.FLAGS.steps
     config.log_every = config.eval_every = config.checkpoint_every = config.steps
-    config.data.dir, config.data.check, config.data.cache = str(folder() / "data"), "headers", "device"
+    config.data.dir, config.data.check, config.data.cache = str(root() / "data"), "headers", "device"
     config.data.image_size = (SIZE, SIZE)
-    config.acquisition.accelerations = tuple(ACCELERATIONS)
-    config.acquisition.centre_fractions = tuple(ACCELERATIONS.values())
+    config.acquisition.accelerations = tuple(CENTRE_FRACTIONS)
+    config.acquisition.centre_fractions = tuple(CENTRE_FRACTIONS.values())
     config.acquisition.noise = (0.0, 0.0)
     return config
 
 
-def same_recipe(config: ConfigDict) -> None:
-    """fastMRI's U-Net, trained as PyTorch's is here."""
+def use_fastmri_unet(config: ConfigDict) -> None:
+    """Set fastMRI's U-Net."""
     config.model.channels, config.model.levels, config.model.pool = CHANNELS, LEVELS, "avg"
+
+
+def use_pytorch_recipe(config: ConfigDict) -> None:
+    """Set fastMRI's U-Net, trained as PyTorch's is here."""
+    use_fastmri_unet(config)
     config.schedule, config.warmup, config.normalise = "constant", 0.0, "standard"
     config.loss.mse, config.loss.l1 = 0.0, 1.0
-    config.augment.update({name: 0.0 for name in vars(Augment()) if name.endswith("_p")})
+    disable_augmentation(config)
 
 
-def our_recipe(config: ConfigDict) -> None:
-    """The same U-Net as we would train it."""
-    config.model.channels, config.model.levels, config.model.pool = CHANNELS, LEVELS, "avg"
-    ours(config)
+def use_our_recipe(config: ConfigDict) -> None:
+    """Set fastMRI's U-Net, trained as we recommend."""
+    use_fastmri_unet(config)
+    use_our_training(config)
 
 
-def ours(config: ConfigDict) -> None:
-    """How we would train any network here."""
-    config.model.residual = True
-    config.learning_rate, config.ema, config.loss.ssim = 3e-3, 0.99, 0.02
-    flips_alone(config)
-
-
-def flips_alone(config: ConfigDict) -> None:
-    """Augments by flips and nothing else: a few hundred steps are too few to learn from images that are resampled."""
-    for name in ("rotation_p", "scale_p", "anisotropy_p", "translation_p"):
-        config.augment[name] = 0.0
-
-
-def variational(config: ConfigDict) -> None:
-    """A VarNet with as many parameters, as we would train it."""
+def use_varnet(config: ConfigDict) -> None:
+    """Set a VarNet with as many parameters, trained as we recommend."""
     config.model.name, config.model.levels = "varnet", LEVELS
     config.model.channels, config.model.cascades, config.model.sens_channels = 6, 7, 2
     config.clip_norm = 1.0
-    ours(config)
+    use_our_training(config)
+
+
+def use_our_training(config: ConfigDict) -> None:
+    """Set the training that we recommend for any network."""
+    config.model.residual = True
+    config.learning_rate, config.ema, config.loss.ssim = 3e-3, 0.99, 0.02
+    scoring.use_flips_only(config)
 
 
 RECIPES = {
-    "mrjax's U-Net, same recipe": same_recipe,
-    "mrjax's U-Net, our recipe": our_recipe,
-    "mrjax's VarNet": variational,
+    "mrjax's U-Net, same recipe": use_pytorch_recipe,
+    "mrjax's U-Net, our recipe": use_our_recipe,
+    "mrjax's VarNet": use_varnet,
 }
 
 
-def folder() -> Path:
-    """Where everything is kept."""
+def root() -> Path:
+    """Return the folder of the data and the trained networks."""
     return Path(flags.FLAGS.folder)
 
 
-def conditions(config: ConfigDict, acceleration: float) -> train_step.Task:
-    """The task of a config at one acceleration."""
+def make_task(config: ConfigDict, acceleration: float) -> Task:
+    """Return the task of a config at one acceleration."""
     config = config.copy_and_resolve_references()
     config.acquisition.accelerations = (acceleration,)
-    config.acquisition.centre_fractions = (ACCELERATIONS[acceleration],)
+    config.acquisition.centre_fractions = (CENTRE_FRACTIONS[acceleration],)
     return experiment.task(config)
 
 
-def network(name: str, seed: int) -> Method:
-    """A network of mrjax, trained by its own program."""
-    config = base(seed)
+def make_method(model: Any, params: Any, config: ConfigDict, seconds: float = 0.0) -> Method:
+    """Return the method that applies a model of mrjax."""
+
+    def predict(acceleration: float) -> scoring.Predict:
+        return scoring.jit_predict(model, params, make_task(config, acceleration), config.normalise)
+
+    return Method(predict, sum(leaf.size for leaf in jax.tree.leaves(params)), seconds)
+
+
+def mrjax_network(name: str, seed: int) -> Method:
+    """Train a network of mrjax with its own program."""
+    config = base_config(seed)
     RECIPES[name](config)
-    workdir = folder() / f"{name.partition(' ')[2].replace(' ', '-').replace(',', '')}-{seed}"
-    started = time.perf_counter()
+    workdir = root() / f"{name.partition(' ')[2].replace(' ', '-').replace(',', '')}-{seed}"
+    start = time.perf_counter()
     train(config, str(workdir))
-    seconds = once(workdir / "seconds.json", time.perf_counter() - started)
-    mesh = sharding.make_mesh()
-    restored = experiment.restore(str(workdir), mesh)
-    return of_model(experiment.model(config, mesh), restored.params, config, seconds)
+    seconds = keep_first(workdir / "seconds.json", time.perf_counter() - start)
+    return make_method(*scoring.restore_network(workdir), config, seconds)
 
 
-def of_model(model: Any, params: Any, config: ConfigDict, seconds: float) -> Method:
-    """A method of mrjax's: its model applied inside the compiled step of inference."""
-
-    def predict(acceleration: float) -> Predict:
-        task = conditions(config, acceleration)
-        return train_step.compile_predict(sharding.make_mesh(), model=model, task=task, normalise_by=config.normalise)
-
-    return Method(predict, params, sum(leaf.size for leaf in jax.tree.leaves(params)), seconds)
-
-
-def once(file: Path, value: float) -> float:
-    """The value that was written first: a training found finished took no time now."""
+def keep_first(file: Path, value: float) -> float:
+    """Write the value unless the file exists; return the file's: a training found finished took no time now."""
     if not file.exists():
         write_json(file, value)
     return float(json.loads(file.read_text()))
 
 
-def pytorch(seed: int) -> Method:
-    """fastMRI's U-Net, trained with fastMRI's data path."""
-    torch.manual_seed(seed)
-    unet = Unet(1, 1, chans=CHANNELS, num_pool_layers=LEVELS)
-    file = folder() / f"pytorch-{seed}.pt"
-    started = time.perf_counter()
-    if file.exists():
-        unet.load_state_dict(torch.load(file, weights_only=True))
-    else:
-        train_pytorch(unet, seed)
-        torch.save(unet.state_dict(), file)
-    seconds = once(file.with_suffix(".json"), time.perf_counter() - started)
-    zero_filled = of_model(AsItIs(), {}, base(seed), 0.0)
-
-    def predict(acceleration: float) -> Predict:
-        given = zero_filled.predict(acceleration)
-
-        def run(params: Any, batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array]:
-            images, peaks = given(params, batch)
-            corrupted = torch.from_numpy(np.array(images["corrupted"]))
-            mean, std = (f(corrupted, dim=(1, 2), keepdim=True) for f in (torch.mean, torch.std))
-            with torch.inference_mode():
-                output = unet(((corrupted - mean) / (std + 1e-11)).clamp(-6, 6)[:, None])[:, 0] * std + mean
-            return images | {"reconstruction": jnp.asarray(output.numpy())}, peaks
-
-        return run
-
-    return Method(predict, {}, sum(p.numel() for p in unet.parameters()), seconds)
-
-
-def train_pytorch(unet: Unet, seed: int) -> None:
-    """L1 and Adam, on what fastMRI's classes read, mask and normalise."""
-    mask = RandomMaskFunc(list(ACCELERATIONS.values()), [int(a) for a in ACCELERATIONS])
-    slices = fastmri.data.SliceDataset(
-        folder() / "data" / "train",
-        challenge="multicoil",
-        transform=UnetDataTransform("multicoil", mask, use_seed=False),
-    )
-    loader = torch.utils.data.DataLoader(slices, batch_size=BATCH, shuffle=True, drop_last=True)
-    mask.rng.seed(seed)
-    optimizer = torch.optim.Adam(unet.parameters(), lr=1e-3)
-    done = 0
-    while done < flags.FLAGS.steps:
-        for batch in loader:
-            loss = torch.nn.functional.l1_loss(unet(batch.image[:, None])[:, 0], batch.target)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            done += 1
-            if done == flags.FLAGS.steps:
-                return
-
-
-class AsItIs:
-    """A network that gives back what it is given."""
+class Identity:
+    """A network that returns its input image."""
 
     needs = ("image",)
 
     def apply(self, variables: Any, image: jax.Array) -> jax.Array:
-        """(batch, height, width, 1) to the same."""
+        """Return the image, (batch, height, width, 1), unchanged."""
         return image
 
 
+def pytorch_network(seed: int) -> Method:
+    """Train fastMRI's U-Net with fastMRI's data path."""
+    from benchmarks import pytorch
+
+    file = root() / f"pytorch-{seed}.pt"
+    start = time.perf_counter()
+    unet = pytorch.TrainedUnet(CHANNELS, LEVELS, seed)
+    unet.train_or_load(file, root() / "data" / "train", CENTRE_FRACTIONS, BATCH, flags.FLAGS.steps)
+    seconds = keep_first(file.with_suffix(".json"), time.perf_counter() - start)
+    zero_filled = make_method(Identity(), {}, base_config(seed))
+
+    def predict(acceleration: float) -> scoring.Predict:
+        zero_fill = zero_filled.predict(acceleration)
+
+        def reconstruct(batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array]:
+            images, peaks = zero_fill(batch)
+            return images | {"reconstruction": jnp.asarray(unet(np.array(images["corrupted"])))}, peaks
+
+        return reconstruct
+
+    return Method(predict, unet.parameters, seconds)
+
+
 def compressed_sensing(seed: int) -> Method:
-    """FISTA, which has nothing to train."""
-    return of_model(CompressedSensing(), {}, base(seed), 0.0)
+    """Return FISTA, which has nothing to train."""
+    return make_method(CompressedSensing(), {}, base_config(seed))
 
 
-def real_individuals(where: Path) -> None:
-    """The T1-weighted slice and the ten b = 0 slices of dipy as single-coil k-space files."""
+def write_real_individuals(folder: Path) -> None:
+    """Write dipy's T1-weighted slice and its ten b = 0 slices as single-coil k-space files."""
     import dipy
     import nibabel
 
     files = Path(dipy.__file__).parent / "data" / "files"
-    found = {
+    volumes = {
         "real_T1": np.load(files / "t1_coronal_slice.npy")[None],
         "real_b0": np.moveaxis(nibabel.nifti1.load(files / "S0_10slices.nii.gz").get_fdata()[..., 0], 2, 0),
     }
-    for name, images in found.items():
+    for name, images in volumes.items():
         images = images.astype(np.float32) / images.max()
         square = max(images.shape[1:])
         fitted = np.stack([resize.scale_to(resize.fit(image, (square, square)), (SIZE, SIZE)) for image in images])
         kspace = centred_fft2_host(fitted).astype(np.complex64)[:, None]
         attributes = {"max": float(fitted.max()), "norm": float(np.linalg.norm(fitted)), "acquisition": name}
-        hdf5.write(where / f"{name}.t5", {"kspace": kspace, "reconstruction_rss": fitted}, attributes)
+        hdf5.write(folder / f"{name}.t5", {"kspace": kspace, "reconstruction_rss": fitted}, attributes)
 
 
-def evaluated(
-    predict: Callable[..., Any], volumes: list[hdf5.Volume], size: int, batch_size: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Mean PSNR and SSIM over volumes, before and after `predict(batch)`; images of the first ones' middle slices."""
-    mesh = sharding.make_mesh()
-    source = loader.Slices(volumes, (size, size), "kspace")
-
-    def of_batch(params: Any, batch: dict[str, jax.Array]) -> Any:
-        return predict(batch)
-
-    with loader.evaluation_batches(source, batch_size=batch_size, workers=0, prefetch=2) as batches:
-        rows, previews = evaluate(of_batch, train_step.compile_score(mesh), {}, batches, volumes, mesh)  # type: ignore[arg-type]
-    return summarise(rows)["all"], previews
+METHODS: dict[str, Callable[[int], Method]] = {
+    "compressed sensing (total variation)": compressed_sensing,
+    PYTORCH: pytorch_network,
+    **{name: functools.partial(mrjax_network, name) for name in RECIPES},
+}
 
 
-def main(argv: list[str]) -> None:
-    """Makes the data, trains, scores, draws and prints."""
-    cli.expect_no_arguments(argv)
-    logging.getLogger("mrjax").setLevel(logging.WARNING)
-    values = flags.FLAGS
-    if not (folder() / "data").exists():
-        acquisition.make(folder() / "data", size=SIZE, coils=4)
-    real_individuals(folder() / "real")
-    described = functools.partial(splits.volumes, task="kspace", on_bad_file="error", read_all=True)
-    sets = {"unseen subjects": described(hdf5.find(str(folder() / "data" / "test")))}
-    sets["real individuals"] = described(hdf5.find(str(folder() / "real")))
-    ways: dict[str, Callable[[int], Method]] = {
-        "compressed sensing (total variation)": compressed_sensing,
-        PYTORCH: pytorch,
-    }
-    ways |= {name: functools.partial(network, name) for name in RECIPES}
-    found: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+def measure(sets: dict[str, list[hdf5.Volume]], seeds: int) -> tuple[Scores, dict[str, Method], dict[str, np.ndarray]]:
+    """Train and score all methods; also returns the methods, and each one's image of the same slice at 4x."""
+    scores: Scores = {}
+    methods: dict[str, Method] = {}
     shown: dict[str, np.ndarray] = {}
-    costs: dict[str, Method] = {}
-    for name, make in ways.items():
-        for seed in range(values.seeds if name in RECIPES or name == PYTORCH else 1):
-            method = costs[name] = make(seed)
-            for of, volumes in sets.items():
-                for acceleration in ACCELERATIONS:
-                    predict = functools.partial(method.predict(acceleration), method.params)
-                    scores, previews = evaluated(predict, volumes, SIZE, BATCH)
-                    found.setdefault((of, name, acceleration), []).append(scores["reconstruction"])
-                    found[of, ZERO_FILLED, acceleration] = [scores["corrupted"]]
-                    if of == "unseen subjects" and acceleration == 4 and seed == 0:
+    for name, make in METHODS.items():
+        for seed in range(1 if make is compressed_sensing else seeds):
+            method = methods[name] = make(seed)
+            for set_name, volumes in sets.items():
+                for acceleration in CENTRE_FRACTIONS:
+                    predict = method.predict(acceleration)
+                    found, previews = scoring.score_volumes(predict, volumes, SIZE, BATCH)
+                    scores.setdefault((set_name, name, acceleration), []).append(found["reconstruction"])
+                    scores[set_name, ZERO_FILLED, acceleration] = [found["corrupted"]]
+                    if set_name == UNSEEN and acceleration == 4 and seed == 0:
                         images = next(iter(previews.values()))
                         shown |= {"ground truth": images["target"], ZERO_FILLED: images["corrupted"]}
                         shown[name] = images["reconstruction"]
-    tables = [table(of, [ZERO_FILLED, *ways], found, costs) for of in sets]
+    return scores, methods, shown
+
+
+def main(argv: list[str]) -> None:
+    """Make the data, train, score, draw and publish."""
+    cli.expect_no_arguments(argv)
+    require_packages("torch", "fastmri", "dipy")
+    logging.getLogger("mrjax").setLevel(logging.WARNING)
+    values = flags.FLAGS
+    if not (root() / "data").exists():
+        acquisition.make(root() / "data", size=SIZE, coils=4)
+    write_real_individuals(root() / "real")
+    sets = {
+        UNSEEN: scoring.find_volumes(root() / "data" / "test", "kspace"),
+        "real individuals": scoring.find_volumes(root() / "real", "kspace"),
+    }
+    scores, methods, shown = measure(sets, values.seeds)
+    tables = [quality_table(name, scores, methods) for name in sets]
     figures.gallery(values.figure, shown, title=f"4x, an unseen subject, {values.steps} steps")
-    raw = [{"of": of, "method": name, "acceleration": a, "seeds": rows} for (of, name, a), rows in found.items()]
-    config = {"steps": values.steps, "seeds": values.seeds, "batch": BATCH, "size": SIZE}
-    publish("quality", config, tables, raw, values.json)
+    raw = [{"of": of, "method": name, "acceleration": a, "seeds": found} for (of, name, a), found in scores.items()]
+    command = {"steps": values.steps, "seeds": values.seeds}
+    publish("quality", command | {"batch": BATCH, "size": SIZE}, tables, raw, values.json)
     picture = f"![Every method on the same slice]({os.path.relpath(values.figure, Path(values.readme).parent)})\n"
-    put(Path(values.readme), "quality", page_section("quality", config, tables) + f"\n{picture}")
+    section = f"{page_section('quality', command, tables)}\n{picture}"
+    replace_section(Path(values.readme), "quality", section)
 
 
-def page_section(name: str, config: dict[str, Any], tables: list[Table]) -> str:
-    """A section of benchmarks/README.md: the command, where and when it ran, its tables."""
-    given = " ".join(f"--{flag}={config[flag]}" for flag in ("steps", "seeds"))
-    where = environment()
-    versions = ", ".join(f"{package} {version}" for package, version in where["versions"].items())
-    heading = f"## {name}\n\n    python -m benchmarks.{name} {given}\n"
-    place = f"{where['device']} ({where['processor']}); {versions}; {datetime.datetime.now(datetime.UTC):%Y-%m-%d}\n"
-    return "\n".join([heading, place, *(f"{markdown(table)}\n" for table in tables)])
-
-
-def put(page: Path, name: str, section: str) -> None:
-    """Replaces the section of this name, the last but for others like it, or adds it."""
-    before, found, after = (page.read_text() if page.exists() else "").partition(f"## {name}\n")
-    _, others, rest = after.partition("\n## ") if found else ("", "", "")
-    write(f"{before.rstrip()}\n\n{section.rstrip()}\n" + (f"\n## {rest}" if others else ""), page)
-
-
-def table(of: str, names: list[str], found: dict[Any, list[dict[str, Any]]], costs: dict[str, Method]) -> Table:
-    """PSNR and SSIM of every method, mean over seeds, with the lowest and the highest."""
+def quality_table(set_name: str, scores: Scores, methods: dict[str, Method]) -> Table:
+    """Return PSNR and SSIM of every method: the mean over seeds, with the lowest and the highest."""
     rows = []
-    for name in names:
+    for name in [ZERO_FILLED, *METHODS]:
         row: list[Any] = [name]
-        for acceleration in ACCELERATIONS:
+        for acceleration in CENTRE_FRACTIONS:
             for metric, digits in (("psnr", 2), ("ssim", 4)):
-                means = [scores[metric]["mean"] for scores in found[of, name, acceleration]]
-                spread = f" ({min(means):.{digits}f} to {max(means):.{digits}f})" if len(means) > 1 else ""
-                row.append(f"{statistics.fmean(means):.{digits}f}{spread}")
-        cost = costs.get(name)
-        row += [f"{cost.size:,}" if cost else "", f"{cost.seconds:.0f}" if cost and cost.seconds else ""]
+                means = [found[metric]["mean"] for found in scores[set_name, name, acceleration]]
+                limits = f" ({min(means):.{digits}f} to {max(means):.{digits}f})" if len(means) > 1 else ""
+                row.append(f"{statistics.fmean(means):.{digits}f}{limits}")
+        method = methods.get(name)
+        row.append(f"{method.parameters:,}" if method else "")
+        row.append(f"{method.seconds:.0f}" if method and method.seconds else "")
         rows.append(row)
-    columns = ["method", *(f"{metric}, {a:g}x" for a in ACCELERATIONS for metric in ("PSNR (dB)", "SSIM"))]
-    return Table(f"Quality on {of}", [*columns, "parameters", "seconds to train"], rows)
+    columns = ["method", *(f"{metric}, {a:g}x" for a in CENTRE_FRACTIONS for metric in ("PSNR (dB)", "SSIM"))]
+    return Table(f"Quality on {set_name}", [*columns, "parameters", "seconds to train"], rows)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("steps", 400, "of every training")
+    flags.DEFINE_integer("steps", 400, "steps of every training")
     flags.DEFINE_integer("seeds", 3, "trainings of every network")
-    flags.DEFINE_string("folder", "runs/quality", "for the data and the trained networks")
+    flags.DEFINE_string("folder", "runs/quality", "folder for the data and the trained networks")
     flags.DEFINE_string("figure", "docs/models.png", "picture of every method on the same slice")
-    flags.DEFINE_string("readme", "benchmarks/README.md", "page whose section of this is written anew")
-    flags.DEFINE_string("json", None, "file to write everything measured to")
+    flags.DEFINE_string("readme", "benchmarks/README.md", "page whose section `quality` is rewritten")
+    flags.DEFINE_string("json", None, "file to write all measurements to")
     cli.run(main)

@@ -1,5 +1,7 @@
-"""What every benchmark shares: rounds that take turns, the machine it ran on, tables on the screen and as JSON."""
+"""Time in turns, describe the machine, print tables, write them as JSON and as sections of benchmarks/README.md."""
 
+import datetime
+import importlib.util
 import os
 import platform
 import statistics
@@ -13,6 +15,9 @@ import jax
 import numpy as np
 
 from mrjax.checkpoint import write_json
+from mrjax.errors import UserError
+
+PYTORCH_FORMS = ["eager", "channels_last", "compiled", "compiled, channels_last"]
 
 
 class Table(NamedTuple):
@@ -23,10 +28,20 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Any]]
 
 
-def interleaved(parts: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each part, round by round, so that a drift of the machine's speed meets all of them alike.
+def require_packages(*names: str) -> None:
+    """Raise a `UserError` unless packages are installed that benchmarks compare with."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"not installed: {', '.join(missing)}; `make bench-packages` installs what benchmarks compare with"
+        )
 
-    A part's time ends when the arrays that it returns are there.
+
+def interleaved(parts: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Time all parts round by round, so that a drift of the machine's speed affects them alike.
+
+    Returns:
+      Seconds of each round by part, each up to when the arrays that the part returns are computed.
     """
     times: dict[str, list[float]] = {name: [] for name in parts}
     for number in range(warm_up + rounds):
@@ -39,13 +54,13 @@ def interleaved(parts: dict[str, Callable[[], Any]], rounds: int, warm_up: int =
 
 
 def spread(values: Sequence[float], scale: float = 1.0) -> str:
-    """The median and, in brackets, the first and third quartile."""
+    """Format the median and, in brackets, the first and third quartile."""
     low, high = np.percentile(values, [25, 75])
     return f"{_text(scale * statistics.median(values))} ({_text(scale * low)} to {_text(scale * high)})"
 
 
 def environment() -> dict[str, Any]:
-    """The device, the processor and the versions that a figure belongs to."""
+    """Return the device, the processor and the versions that a figure belongs to."""
     devices = jax.devices()
     versions = {}
     for name in ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "torch", "fastmri"):
@@ -60,11 +75,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def publish(name: str, config: dict[str, Any], tables: Sequence[Table], raw: Any, json_file: str | None) -> None:
-    """Prints the tables under where and how they were measured, and writes all of it to `json_file` if one is given."""
-    where = environment()
+def format_environment(where: dict[str, Any]) -> str:
+    """Format what `environment` returns in one line."""
     versions = ", ".join(f"{package} {version}" for package, version in where["versions"].items())
-    print(f"{name}: {where['device']} ({where['processor']}); {versions}")
+    return f"{where['device']} ({where['processor']}); {versions}"
+
+
+def publish(name: str, config: dict[str, Any], tables: Sequence[Table], raw: Any, json_file: str | None) -> None:
+    """Print the tables under where and how they were measured, and write all of it to `json_file` if given."""
+    where = environment()
+    print(f"{name}: {format_environment(where)}")
     print(", ".join(f"{field}={value}" for field, value in config.items()))
     for table in tables:
         print(f"\n{markdown(table)}")
@@ -77,7 +97,7 @@ def publish(name: str, config: dict[str, Any], tables: Sequence[Table], raw: Any
 
 
 def markdown(table: Table) -> str:
-    """A table as Markdown that also reads well on a screen."""
+    """Format a table as Markdown with aligned columns."""
     rows = [list(map(_text, row)) for row in table.rows]
     widths = [max(map(len, column)) for column in zip(table.columns, *rows, strict=True)]
     lines = [
@@ -85,6 +105,27 @@ def markdown(table: Table) -> str:
     ]
     lines.insert(1, " | ".join("-" * width for width in widths))
     return f"**{table.title}**\n\n" + "\n".join(f"| {line} |" for line in lines)
+
+
+def page_section(name: str, flags: dict[str, Any], tables: Sequence[Table]) -> str:
+    """Return a section of benchmarks/README.md: the command, where and when it ran, its tables."""
+    command = " ".join([f"python -m benchmarks.{name}", *(f"--{flag}={value}" for flag, value in flags.items())])
+    place = f"{format_environment(environment())}; {datetime.datetime.now(datetime.UTC):%Y-%m-%d}\n"
+    return "\n".join([f"## {name}\n\n    {command}\n", place, *(f"{markdown(table)}\n" for table in tables)])
+
+
+def replace_section(page: Path, name: str, section: str) -> None:
+    """Replace the section of this name in a page, or append it."""
+    before, found, after = (page.read_text() if page.exists() else "").partition(f"## {name}\n")
+    _, next_heading, rest = after.partition("\n## ") if found else ("", "", "")
+    write_text(f"{before.rstrip()}\n\n{section.rstrip()}\n" + (f"\n## {rest}" if next_heading else ""), page)
+
+
+def write_text(text: str, file: Path) -> None:
+    """Write a temporary file beside `file`, then rename it, so that `file` is never half written."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text)
+    os.replace(part, file)
 
 
 def _text(value: Any) -> str:

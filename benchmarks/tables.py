@@ -1,13 +1,12 @@
-"""Runs the benchmarks that fit this machine and rewrites benchmarks/README.md from what they measured.
+"""Run the benchmarks that fit this machine and rewrite benchmarks/README.md from their measurements.
 
     python -m benchmarks.tables [--readme=FILE] [--aot_python=.venv-aot/bin/python]
 
-Every script runs in a process of its own. One that fails leaves a line that says so where its tables would be.
+Every script runs in its own process. A script that fails leaves a line that says so in place of its tables.
 """
 
 import datetime
 import json
-import os
 import shlex
 import statistics
 import subprocess
@@ -20,35 +19,35 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from benchmarks.report import Table, markdown
+from benchmarks.report import Table, format_environment, markdown, write_text
 from mrjax import cli
 
 INTRODUCTION = """# Benchmarks
 
-Written by `make bench`, which runs what follows and takes every figure from it; edit `benchmarks/tables.py` instead.
-Each script runs by itself, too, and has `--help` and `--json=FILE`:
+Written by `make bench`, which runs every script below and takes all figures from it; edit `benchmarks/tables.py`
+instead. Each script also runs by itself, with `--help` and `--json=FILE`:
 
-    python -m benchmarks.step_time    # a training step and its parts, on whatever device there is
+    python -m benchmarks.step_time    # a training step and its parts, on this machine's devices
     python -m benchmarks.loader       # the data path alone, beside a plain copy and fastMRI's loader
     python -m benchmarks.end_to_end   # files to trained parameters, beside the PyTorch pipeline
     python -m benchmarks.inference    # latency of a slice and of a volume, throughput by batch
     python -m benchmarks.peers        # the same U-Net in PyTorch: eager, compiled, channels_last, bf16
     python -m benchmarks.start_up     # time to the first step, with a cold and a warm compilation cache
     python -m benchmarks.fit --config=configs/unet.py --target=h100    # compiled for devices that are not here
-    python -m benchmarks.quality      # how good: beside zero-filled, compressed sensing and fastMRI's U-Net; 40 minutes
-    python -m benchmarks.denoising    # what is lost by learning without clean images; half an hour
+    python -m benchmarks.quality      # PSNR and SSIM beside compressed sensing and fastMRI's U-Net; 40 minutes
+    python -m benchmarks.denoising    # denoising learnt with and without clean images; half an hour
 
-`make bench-packages` installs the peer. `fit` needs the extra `aot`: `make bench-fit` installs it in an environment of
-its own, where `make bench` finds it from then on. Times are medians, with the first and third quartile in brackets;
-what is compared takes turns in one run, so that a drift of the machine's speed meets all alike. CPUs differ from one
-machine to the next: only ratios within one run mean anything. On a CPU with a C++ compiler mrjax's convolutions are its
-own, compiled on first use as PyTorch's compiled forms are; without one they are XLA's, which are slower.
+`make bench-packages` installs the packages we compare with. `fit` needs compilers that `make aot-packages` installs in
+an environment of their own, where `make bench` finds them. Times are medians, with the first and third quartile in
+brackets. Compared programs take turns in one run, so that a drift of the machine's speed affects them alike. CPUs
+differ from one machine to the next: only ratios within one run can be compared. On a CPU with a C++ compiler, mrjax
+uses its own convolutions, compiled on first use like PyTorch's compiled forms; without one it uses XLA's slower ones.
 """
-LIMIT_S = 900  # of one script: a hanging one must not keep the others' tables
+LIMIT_S = 900  # for one script, so that a hanging one does not keep the others' tables
 
 
 class Run(NamedTuple):
-    """A script with its flags; `name` is how the summary knows it."""
+    """A script with its flags; the summary refers to it by `name`."""
 
     name: str
     script: str
@@ -57,12 +56,12 @@ class Run(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What a user would type."""
+        """The command as a user types it."""
         return shlex.join(["python", "-m", f"benchmarks.{self.script}", *self.flags])
 
 
 class Outcome(NamedTuple):
-    """What came of a run: its JSON, or why there is none."""
+    """The JSON that a run wrote, or the reason why there is none."""
 
     run: Run
     result: dict[str, Any] | None
@@ -71,14 +70,14 @@ class Outcome(NamedTuple):
     date: str
 
 
-def _fit(name: str, target: str, *more: str, channels: int = 32, batch: int = 16) -> Run:
+def _fit(name: str, target: str, *flags: str, channels: int = 32, batch: int = 16) -> Run:
     network = [f"--config.model.channels={channels}", "--config.data.image_size=256,256"]
-    fixed = ["--config=configs/unet.py", "--config.precision=bfloat16", *network, f"--batch={batch}"]
-    return Run(name, "fit", [*fixed, *more, f"--target={target}"], ahead_of_time=True)
+    step = ["--config=configs/unet.py", "--config.precision=bfloat16", *network, f"--batch={batch}"]
+    return Run(name, "fit", [*step, *flags, f"--target={target}"], ahead_of_time=True)
 
 
 def runs(backend: str) -> list[Run]:
-    """What to run on a machine with this kind of device."""
+    """Return the runs for a machine with this JAX backend."""
     step = ["--precision=float32,bfloat16", "--rounds=3"]
     if backend != "cpu":
         step = ["--precision=float32,bfloat16", "--size=256,320", "--batch=4,32", "--rounds=20", "--largest"]
@@ -99,7 +98,7 @@ def runs(backend: str) -> list[Run]:
 
 
 class Row(NamedTuple):
-    """A line of the summary: `value` finds it in the raw values of the runs, by their names."""
+    """A line of the summary; `value` takes the runs' raw values by name."""
 
     what: str
     must: str
@@ -133,17 +132,17 @@ def _resident(raw: dict[str, Any]) -> float:
 
 
 def _inference(raw: dict[str, Any]) -> float:
-    """Images/s over those of the best form of PyTorch, whose names are all but 'mrjax'."""
+    """Return the median over the batches of images/s over those of PyTorch's best form."""
     ratios = []
     for times in raw["inference"]["throughput"].values():
-        seconds = {form: statistics.median(of_form) for form, of_form in times.items()}
+        seconds = {form: statistics.median(rounds) for form, rounds in times.items()}
         ours = seconds.pop("mrjax")
         ratios.append(min(seconds.values()) / ours)
     return statistics.median(ratios)
 
 
 def _step(raw: dict[str, Any], **case: Any) -> dict[str, Any]:
-    return next(one for one in raw["step_time"]["cases"] if case.items() <= one.items())
+    return next(found for found in raw["step_time"]["cases"] if case.items() <= found.items())
 
 
 def _on_h100(value: Callable[[dict[str, Any]], float]) -> Callable[[dict[str, Any]], float | None]:
@@ -245,10 +244,10 @@ SUMMARY = [
 
 
 def execute(run: Run, folder: Path, python: str) -> Outcome:
-    """Runs a script; whatever becomes of it is an outcome."""
+    """Run a script; a failure is an outcome, too."""
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     if run.ahead_of_time and not Path(python).exists():
-        return Outcome(run, None, "not run: the extra `aot` is not installed (`make bench-fit`)", 0.0, date)
+        return Outcome(run, None, "not run: its compilers are not installed (`make aot-packages`)", 0.0, date)
     file, log = folder / f"{run.name}.json", folder / f"{run.name}.log"
     command = [python, "-m", f"benchmarks.{run.script}", *run.flags, f"--json={file}"]
     start = time.perf_counter()
@@ -262,20 +261,20 @@ def execute(run: Run, folder: Path, python: str) -> Outcome:
     try:
         return Outcome(run, json.loads(file.read_text()), "", seconds, date)
     except (OSError, ValueError):
-        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        why = f"{trouble or 'wrote no JSON'}: {said[-1] if said else 'it said nothing'}"
-        return Outcome(run, None, why, seconds, date)
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        reason = f"{trouble or 'wrote no JSON'}: {lines[-1] if lines else 'it printed nothing'}"
+        return Outcome(run, None, reason, seconds, date)
 
 
 def page(outcomes: Sequence[Outcome], kept: str = "") -> str:
-    """The whole README: introduction, summary, and a section for each run; `kept` is of the longer ones, as it was."""
+    """Return the page: introduction, summary, a section for each run, and `kept`, the sections of longer scripts."""
     sections = [summary(outcomes), *map(section, outcomes)]
     minutes = sum(outcome.seconds for outcome in outcomes) / 60
     return "\n".join([INTRODUCTION, *sections, f"All of it took {minutes:.1f} minutes.\n", kept])
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """What the project set out to reach, beside what was measured."""
+    """Return the table of measurements beside the project's aims."""
     raw: dict[str, Any] = {outcome.run.name: outcome.result["raw"] for outcome in outcomes if outcome.result}
     raw["device"] = " ".join(outcome.result["device"] for outcome in outcomes if outcome.result)
     commands = {outcome.run.name: outcome.run.command for outcome in outcomes}
@@ -284,54 +283,45 @@ def summary(outcomes: Sequence[Outcome]) -> str:
         try:
             value = row.value(raw)
         except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration):
-            value = None  # its run failed, was left out, or could not measure this part
+            value = None  # the run failed, was left out, or could not measure this part
         measured = "not measured" if value is None else f"{value:.3g} {row.unit}".strip()
         rows.append([row.what, measured, row.must, row.aim, f"`{commands.get(row.run, row.run)}`"])
     return markdown(Table("Summary", ["what", "measured", "must", "aim", "command"], rows)) + "\n"
 
 
 def section(outcome: Outcome) -> str:
-    """The tables of one run under its command and where it ran."""
+    """Return the section of one run: its command, where it ran, its tables."""
     heading = f"## {outcome.run.script}\n\n    {outcome.run.command}\n"
     result = outcome.result
     if result is None:
         return f"{heading}\nOn {outcome.date}: {outcome.trouble}\n"
-    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     config = ", ".join(f"{field}={value}" for field, value in result["config"].items())
-    where = f"{result['device']} ({result['processor']}); {versions}; {outcome.date}; took {outcome.seconds:.0f} s"
+    where = f"{format_environment(result)}; {outcome.date}; took {outcome.seconds:.0f} s"
     tables = [markdown(Table(t["title"], t["columns"], t["rows"])) for t in result["tables"]]
     return "\n".join([heading, f"{where}\n", f"{config}\n", *(f"{table}\n" for table in tables)])
 
 
-def write(text: str, file: Path) -> None:
-    """Writes beside its place, then renames into it."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text)
-    os.replace(part, file)
-
-
 def main(argv: list[str]) -> None:
-    """Runs everything, one after the other; the page is written after each, so that a stop early loses none."""
+    """Run one script after the other; write the page after each, so that an early stop loses no measurement."""
     cli.expect_no_arguments(argv)
     values = flags.FLAGS
-    # Asked of another process: this one must not hold the device's memory.
-    ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
-    backend = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    # In another process: this one must not hold the device's memory.
+    print_backend = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    backend = subprocess.run(print_backend, capture_output=True, text=True, check=True).stdout.strip()
     outcomes = []
     before = Path(values.readme).read_text() if Path(values.readme).exists() else ""
-    first = min(
-        (at for name in ("quality", "denoising") if (at := before.find(f"## {name}\n")) >= 0), default=len(before)
-    )
+    sections = (before.find(f"## {name}\n") for name in ("quality", "denoising"))
+    kept = before[min((position for position in sections if position >= 0), default=len(before)) :]
     with tempfile.TemporaryDirectory() as folder:
         for run in runs(backend):
             python = values.aot_python if run.ahead_of_time else sys.executable
             outcomes.append(execute(run, Path(folder), python))
             print(f"{run.name}: {outcomes[-1].trouble or f'{outcomes[-1].seconds:.0f} s'}", flush=True)
-            write(page(outcomes, before[first:]), Path(values.readme))
+            write_text(page(outcomes, kept), Path(values.readme))
     print(summary(outcomes))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("readme", "benchmarks/README.md", "file to write")
-    flags.DEFINE_string("aot_python", ".venv-aot/bin/python", "interpreter with the extra `aot`")
+    flags.DEFINE_string("aot_python", ".venv-aot/bin/python", "interpreter with the packages of `make aot-packages`")
     cli.run(main)

@@ -3,8 +3,9 @@
 #
 #     launch/processes.sh N --config=configs/unet.py [--workdir=runs/unet] [--config.FIELD=VALUE ...]
 #
-# Process i takes GPU i where there are GPUs. PYTHON names another interpreter. SIGTERM and Ctrl-C reach all of them:
-# they save and stop at the same step. If one is lost the others end, with the status of the first that failed.
+# Process i takes GPU i where there are GPUs. PYTHON names another interpreter. SIGTERM and Ctrl-C reach all processes,
+# which save a checkpoint and stop after the same step. If one is lost, the others end within a minute. The status is that
+# of the first process that failed, or 2 if one of them found a user's error.
 set -u
 count=${1:?usage: launch/processes.sh N --config=FILE ...}
 shift
@@ -31,9 +32,10 @@ for ((left = count; left > 0; left--)); do
         unset "processes[i]"
         ((code)) && echo "launch/processes.sh: process $i of $count ended with status $code" >&2
     done
-    if ((code && !status)); then
+    ((code == 2)) && status=2
+    if ((code)) && [[ -z ${reaper-} ]]; then
         status=$code
-        # The others end by themselves once they know; one that was still starting, or hangs, does not.
+        # JAX ends the others; but not one that was still starting, or hangs.
         { sleep 60; kill -KILL "${processes[@]}"; } >/dev/null 2>&1 &
         reaper=$!
     fi

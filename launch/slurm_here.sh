@@ -68,7 +68,7 @@ daemons+=($!)
 until sinfo --noheader --format=%t | grep -q idle; do sleep 1; done
 sinfo
 
-"$PYTHON" -m mrjax.data.demo --output="$folder/demo" --size=64 --slices=6 --train=2 --val=1 --test=1
+"$PYTHON" -m mrjax.demo --output="$folder/demo" --size=64 --slices=6 --train=2 --val=1 --test=1
 log=$folder/run.log
 run=$folder/run
 submit() {

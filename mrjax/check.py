@@ -1,20 +1,21 @@
-"""Reads .t5 files from end to end and says what is in them and what is wrong.
+"""Check files: read them from end to end, print a table of what they hold and a line for each fault.
 
-python -m mrjax.check PATH...      files, folders or globs; exit status 1 if anything is wrong
+python -m mrjax.check PATH...      files, folders or globs; exit status 1 if there is a fault
 """
 
 from mrjax import cli
-from mrjax.data import hdf5
+from mrjax.data import checks, readers
+from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 
 
-def check(paths: list[str]) -> tuple[list[hdf5.Volume], list[str]]:
-    """The volumes that could be described, and a sentence for every fault."""
+def check(paths: list[str]) -> tuple[list[Volume], list[str]]:
+    """Describe and check files: the volumes that could be described, and a sentence for each fault."""
     volumes, faults = [], []
     for path in paths:
         try:
-            volume, found = hdf5.check(hdf5.describe(path))
-            found += hdf5.empty_slices(volume)
+            volume, found = checks.check(readers.describe(path))
+            found += checks.describe_empty_slices(volume)
         except UserError as error:
             faults.append(str(error))
             continue
@@ -25,32 +26,33 @@ def check(paths: list[str]) -> tuple[list[hdf5.Volume], list[str]]:
     return volumes, faults
 
 
-def table(volumes: list[hdf5.Volume]) -> str:
-    """One line a volume: file, layout, shape, dtype, contrast, slices, true image, maximum."""
-    rows = [("file", "layout", "shape", "dtype", "contrast", "slices", "true image", "maximum")]
-    for v in volumes:
-        shape = " x ".join(map(str, v.shape[1:]))
-        target = v.target or ("computed" if v.layout == "kspace" and not v.undersampled else "none")
-        maximum = "-" if v.maximum is None else f"{v.maximum:.4g}"
-        rows.append((v.path, v.layout, shape, v.dtype, v.contrast, str(v.slices), target, maximum))
+def format_table(volumes: list[Volume]) -> str:
+    """Format a table with a line for each volume."""
+    rows = [("file", "layout", "shape", "dtype", "contrast", "slices", "target", "maximum")]
+    for volume in volumes:
+        shape = " x ".join(map(str, volume.shape[1:]))
+        target = volume.target or ("computed" if volume.layout == "kspace" and not volume.undersampled else "none")
+        maximum = "-" if volume.maximum is None else f"{volume.maximum:.4g}"
+        head = (volume.path, volume.layout, shape, volume.dtype, volume.contrast)
+        rows.append((*head, str(volume.slices), target, maximum))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def main(argv: list[str]) -> int:
-    """Prints the table, then the faults; 1 if there are any."""
+    """Print the table, then the faults; return 1 if there are any."""
     if len(argv) < 2:
         raise UserError("nothing to check, expected a file or folder: python -m mrjax.check PATH...")
     paths, faults = [], []
-    for where in argv[1:]:
+    for pattern in argv[1:]:
         try:
-            paths += hdf5.find(where)
+            paths += readers.find(pattern)
         except UserError as error:
             faults.append(str(error))
     volumes, found = check(paths)
     faults += found
     if volumes:
-        print(table(volumes))
+        print(format_table(volumes))
     for fault in faults:
         print(f"FAULT  {fault}")
     files = "1 file" if len(paths) == 1 else f"{len(paths)} files"

@@ -1,9 +1,9 @@
-"""Orbax: everything a run needs to go on, and everything inference needs, as one atomic unit.
+"""The workdir of a run: everything it needs to go on, and everything inference needs, as atomic Orbax checkpoints.
 
 A workdir holds
   config.json            the run it belongs to
   checkpoints/newest/N   after step N: parameters, their average if there is one, optimizer state, progress (step,
-                         position in the data), config
+                         fingerprint of the files), config
   checkpoints/best/N     the same, of the step with the best validation SSIM
   checkpoints/initial/0  imported parameters that training starts from, and their config
 Orbax writes a checkpoint beside its place and renames it when it is whole, so a kill at any moment leaves the last one.
@@ -12,6 +12,7 @@ Orbax writes a checkpoint beside its place and renames it when it is whole, so a
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,85 @@ from mrjax import config as configs
 from mrjax.errors import UserError
 from mrjax.train_step import TrainState
 
+BEST_METRIC = "ssim"  # on the validation split, by which the best checkpoint is chosen
+_ITEMS = ("params", "ema", "optimizer", "progress", "config")
+
+
+class Run:
+    """The checkpoints of a training run in its workdir; a context manager, at whose end everything is written.
+
+    Args:
+      workdir: the folder.
+      config: of the run, image size included.
+      train_files: fingerprint of the training files, which must stay the same.
+      val_files: fingerprint of the validation files: the best checkpoint is the best on these.
+    """
+
+    def __init__(self, workdir: str, config: ConfigDict, train_files: str, val_files: str):
+        self._workdir, self._config, self._train_files, self._val_files = workdir, config, train_files, val_files
+        self._newest, self._best = (open_checkpoints(workdir, kind) for kind in ("newest", "best"))
+        self._best_value = self._restore_best_value()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._newest.close()
+        self._best.close()
+
+    def restore_or_init(self, abstract: TrainState, init: Callable[[], TrainState]) -> TrainState:
+        """Restore the newest state; without one, draw a fresh state, with the imported parameters if there are any.
+
+        Args:
+          abstract: ShapeDtypeStructs with shardings.
+          init: draws a fresh state of these.
+
+        Raises:
+          UserError: the checkpoint is damaged, of another network or trained on other files.
+        """
+        if self._newest.latest_step() is None:
+            return self._with_imported_params(init(), abstract)
+        items = {name: ocp.args.StandardRestore(shapes) for name, shapes in _arrays(abstract).items()}
+        restored = _restore(self._newest, **items, progress=ocp.args.JsonRestore())
+        if restored.progress["files"] != self._train_files:
+            raise UserError(
+                f"{self._workdir} was trained on {restored.progress['files']}, found {self._train_files}; "
+                "expected the same files"
+            )
+        step = jax.device_put(jnp.int32(restored.progress["step"]), abstract.step.sharding)
+        return TrainState(step, restored.params, restored.optimizer, restored.get("ema"))
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Start to write the newest checkpoint; the state is copied before this returns, so it may be donated."""
+        save(self._newest, state, {"step": step, "files": self._train_files}, self._config)
+
+    def save_if_best(self, state: TrainState, step: int, value: float) -> None:
+        """Start to write the best checkpoint if `value`, the `BEST_METRIC` of the validation, is the best so far."""
+        if value > self._best_value:
+            self._best_value = value
+            progress = {"step": step, "files": self._train_files, BEST_METRIC: value, "validated_on": self._val_files}
+            save(self._best, state, progress, self._config)
+
+    def _restore_best_value(self) -> float:
+        """Ask the checkpoint itself: a kill may have come after it was saved and before the newest was."""
+        if self._best.latest_step() is None:
+            return -1.0
+        progress = _restore(self._best, progress=ocp.args.JsonRestore()).progress
+        return progress[BEST_METRIC] if progress["validated_on"] == self._val_files else -1.0
+
+    def _with_imported_params(self, state: TrainState, abstract: TrainState) -> TrainState:
+        if not _has_checkpoint(self._workdir, "initial"):
+            return state
+        with contextlib.closing(open_checkpoints(self._workdir, "initial", read_only=True)) as manager:
+            params = _restore(manager, params=ocp.args.StandardRestore(abstract.params)).params
+        return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
+
 
 def claim(workdir: str, config: ConfigDict) -> None:
-    """Makes the workdir this run's, or checks that it is. A run that saved nothing yet may be started anew.
+    """Make the workdir this run's, or check that it is. A run that saved nothing yet may be started anew.
 
-    One that imported parameters only shares the network's config with what comes of it.
-
-    Process 0 goes first: the others find what it wrote.
+    Imported parameters only share the fields that parameters belong with. Process 0 goes first: the others find what it
+    wrote.
 
     Raises:
       UserError: it holds something else, or a run whose config differs where a resumed run must not.
@@ -44,9 +117,9 @@ def claim(workdir: str, config: ConfigDict) -> None:
             raise UserError(
                 f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir"
             ) from error
-    trained, imported = _holds(workdir, "newest") or _holds(workdir, "best"), _holds(workdir, "initial")
-    if started and (trained or imported):
-        changed = configs.differences(before, config, of_network=not trained)
+    trained = _has_checkpoint(workdir, "newest") or _has_checkpoint(workdir, "best")
+    if started and (trained or _has_checkpoint(workdir, "initial")):
+        changed = configs.differences(before, config, parameters_only=not trained)
         if changed:
             raise UserError(
                 f"{workdir} holds another run: {'; '.join(changed)}; set them back, or give another --workdir"
@@ -59,23 +132,10 @@ def claim(workdir: str, config: ConfigDict) -> None:
         raise UserError(f"{workdir} is not the folder that process 0 wrote to, expected one that all processes share")
 
 
-def _holds(workdir: str, kind: str) -> bool:
-    """Whether there is a checkpoint of that kind."""
-    return any(path.name.isdigit() for path in Path(workdir, "checkpoints", kind).glob("*"))
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Writes JSON beside its place, then renames it into it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(part, path)
-
-
 def open_checkpoints(workdir: str, kind: str, *, read_only: bool = False) -> ocp.CheckpointManager:
-    """The 'newest', 'best' or 'initial' checkpoints of a run; one is kept, and the last until the next is whole.
+    """Open the 'newest', 'best' or 'initial' checkpoints of a run; one is kept, and the last until the next is whole.
 
-    A reader must say `read_only`: a writer clears away what was half written, which may be the save of a live run.
+    A reader must be `read_only`: a writer clears away what is half written, which may be the save of a live run.
     """
     if read_only:
         options = ocp.CheckpointManagerOptions(read_only=True)
@@ -85,33 +145,69 @@ def open_checkpoints(workdir: str, kind: str, *, read_only: bool = False) -> ocp
         options = ocp.CheckpointManagerOptions(
             max_to_keep=1, cleanup_tmp_directories=True, multiprocessing_options=by_kind
         )
-    names = ("params", "ema", "optimizer", "progress", "config")
-    return ocp.CheckpointManager(
-        os.path.abspath(os.path.join(workdir, "checkpoints", kind)), options=options, item_names=names
-    )
+    folder = os.path.abspath(os.path.join(workdir, "checkpoints", kind))
+    return ocp.CheckpointManager(folder, options=options, item_names=_ITEMS)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, Any], config: ConfigDict) -> None:
-    """Starts writing a checkpoint; the state is copied before this returns, so it may be donated.
+    """Start to write a checkpoint; the state is copied before this returns, so it may be donated.
 
     Args:
       manager: from `open_checkpoints`.
       state: after `progress['step']` steps.
-      progress: step, examples (how many were drawn from the data), files (their fingerprint); for the best one also
-        ssim, and validated_on (the fingerprint of the validation files).
+      progress: JSON values that describe the checkpoint.
       config: of the run, image size included.
     """
     # Orbax passes over a step that is not newer than its newest, as after going back to an older checkpoint.
     for newer in (step for step in manager.all_steps() if step >= progress["step"]):
         manager.delete(newer)
-    arrays = {"params": state.params, "optimizer": state.opt_state, "ema": state.ema}
-    items = {name: ocp.args.StandardSave(values) for name, values in arrays.items() if values is not None}
+    items = {name: ocp.args.StandardSave(values) for name, values in _arrays(state).items()}
     items |= {"progress": ocp.args.JsonSave(progress), "config": ocp.args.JsonSave(configs.dump(config))}
     manager.save(progress["step"], args=ocp.args.Composite(**items))
 
 
+def open_best(workdir: str) -> tuple[ocp.CheckpointManager, ConfigDict, dict[str, Any]]:
+    """Open the best checkpoint of a run, or the newest, or what it imported.
+
+    Returns:
+      Its manager, to be closed by the caller, its config and its progress.
+
+    Raises:
+      UserError: no checkpoint there.
+    """
+    kind = next((kind for kind in ("best", "newest", "initial") if _has_checkpoint(workdir, kind)), None)
+    if kind is None:
+        raise UserError(f"{workdir}: holds no checkpoint, expected the workdir of a run of mrjax.main")
+    manager = open_checkpoints(workdir, kind, read_only=True)
+    restored = _restore(manager, config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
+    return manager, configs.load(restored.config), restored.progress
+
+
+def restore_params(manager: ocp.CheckpointManager, abstract: TrainState) -> Any:
+    """Restore the parameters to reconstruct with, alone, laid out as in `abstract` (ShapeDtypeStructs)."""
+    name = "params" if abstract.ema is None else "ema"
+    return _restore(manager, **{name: ocp.args.StandardRestore(abstract.eval_params)})[name]
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON beside its place, then rename it into it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def _arrays(state: TrainState) -> dict[str, Any]:
+    arrays = {"params": state.params, "optimizer": state.opt_state, "ema": state.ema}
+    return {name: values for name, values in arrays.items() if values is not None}
+
+
+def _has_checkpoint(workdir: str, kind: str) -> bool:
+    return any(path.name.isdigit() for path in Path(workdir, "checkpoints", kind).glob("*"))
+
+
 def _restore(manager: ocp.CheckpointManager, **items: Any) -> Any:
-    """The items asked for, of the newest step."""
+    """Restore items of the newest step."""
     step = manager.latest_step()
     try:
         return manager.restore(step, args=ocp.args.Composite(**items))
@@ -120,56 +216,3 @@ def _restore(manager: ocp.CheckpointManager, **items: Any) -> Any:
             f"{manager.directory}/{step}: this checkpoint is damaged or of another network "
             f"({str(error).splitlines()[0][:200]}); remove it, or start anew in another --workdir"
         ) from error
-
-
-def best_ssim(manager: ocp.CheckpointManager, validated_on: str) -> float:
-    """The SSIM of the 'best' checkpoint; -1 before the first, or if it was validated on other files.
-
-    It is asked of the checkpoint itself, for a kill may have come after it was saved and before the newest was.
-    """
-    if manager.latest_step() is None:
-        return -1.0
-    progress = _restore(manager, progress=ocp.args.JsonRestore()).progress
-    return progress["ssim"] if progress["validated_on"] == validated_on else -1.0
-
-
-def restore(manager: ocp.CheckpointManager, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest state, laid out as `like` (ShapeDtypeStructs with shardings), and its progress; None if none."""
-    if manager.latest_step() is None:
-        return None
-    arrays = {"params": like.params, "optimizer": like.opt_state, "ema": like.ema}
-    items = {name: ocp.args.StandardRestore(shapes) for name, shapes in arrays.items() if shapes is not None}
-    restored = _restore(manager, **items, progress=ocp.args.JsonRestore())
-    state = TrainState(params=restored.params, opt_state=restored.optimizer, ema=restored.get("ema"))
-    return state, restored.progress
-
-
-def with_imported(workdir: str, state: TrainState, like: TrainState) -> TrainState:
-    """The state, with the parameters that were imported into the workdir if any were."""
-    if not _holds(workdir, "initial"):
-        return state
-    with contextlib.closing(open_checkpoints(workdir, "initial", read_only=True)) as manager:
-        params = _restore(manager, params=ocp.args.StandardRestore(like.params)).params
-    return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
-
-
-def best(workdir: str) -> tuple[ocp.CheckpointManager, ConfigDict, dict[str, Any]]:
-    """The best checkpoint of a run, or the newest, or what it imported: its manager, config and progress.
-
-    Raises:
-      UserError: no checkpoint there.
-    """
-    for kind in ("best", "newest", "initial"):
-        if os.path.isdir(os.path.join(workdir, "checkpoints", kind)):
-            manager = open_checkpoints(workdir, kind, read_only=True)
-            if manager.latest_step() is not None:
-                restored = _restore(manager, config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
-                return manager, configs.load(restored.config), restored.progress
-            manager.close()
-    raise UserError(f"{workdir}: holds no checkpoint, expected the workdir of a run of mrjax.main")
-
-
-def restore_params(manager: ocp.CheckpointManager, like: TrainState) -> Any:
-    """The parameters to reconstruct with, alone, laid out as in `like` (ShapeDtypeStructs with shardings)."""
-    name = "params" if like.ema is None else "ema"
-    return _restore(manager, **{name: ocp.args.StandardRestore(like.best_params)})[name]

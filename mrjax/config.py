@@ -1,154 +1,222 @@
-"""The one place where a config is described and checked; errors say the field, what was found and what was expected."""
+"""Describe and check a config: every field stands once in `FIELDS`, with its default, its meaning and its rule.
 
+`python -m mrjax.config` prints the table of fields in docs/config.md.
+"""
+
+import dataclasses
 import difflib
 import json
-import math
 import os
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
 from mrjax.errors import UserError
-from mrjax.models import MODELS, attributes
-from mrjax.mri import masks
-from mrjax.mri.augment import Augment
+from mrjax.measures.losses import LOSSES
+from mrjax.models import MODELS, attribute_names
+from mrjax.mri.masks import MASKS
+from mrjax.mri.normalise import NORMALISATIONS
 from mrjax.mri.tasks import TASKS
+from mrjax.optimizers import OPTIMIZERS, SCHEDULES
+
+
+class Rule(NamedTuple):
+    """What a value must satisfy, and the words that an error uses for it."""
+
+    holds: Callable[[Any], bool]
+    expected: Callable[[], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A config field.
+
+    Attributes:
+      name: dotted, as in `model.channels`.
+      default: its value unless an experiment or the command line sets another.
+      help: one line of explanation.
+      rule: what a value must satisfy.
+    """
+
+    name: str
+    default: Any
+    help: str
+    rule: Rule | None = None
+
+
+class Resumable(Field):
+    """A field that may change when a run is resumed: how it is watched and fed, on which devices, and how long it runs.
+
+    More steps stretch a cosine schedule: the steps to come are then not those that the shorter run would have taken.
+    """
+
+
+def one_of(names: Collection[str]) -> Rule:
+    """Require one of the names, those that are registered later included."""
+    return Rule(lambda value: value in names, lambda: " or ".join(map(repr, names)))
+
+
+def more_than(bound: float) -> Rule:
+    """Require a number above the bound."""
+    return Rule(lambda value: value > bound, lambda: f"more than {bound}")
+
+
+def at_least(bound: float) -> Rule:
+    """Require the bound or a number above it."""
+    return Rule(lambda value: value >= bound, lambda: f"{bound} or more")
+
+
+def between(low: float, high: float, unit: str = "") -> Rule:
+    """Require a number from `low` to `high`, both included."""
+    return Rule(lambda value: low <= value <= high, lambda: f"{low} to {high} {unit}".strip())
+
+
+def interval(above: float | None = None, *, optional: bool = False) -> Rule:
+    """Require (low, high) with low <= high, both 0 or more, or both more than `above`; or () where optional."""
+
+    def holds(value: Any) -> bool:
+        if len(value) != 2:
+            return optional and len(value) == 0
+        return (value[0] >= 0 if above is None else above < value[0]) and value[0] <= value[1]
+
+    bound = "0 or more" if above is None else f"more than {above}"
+    return Rule(holds, lambda: f"(low, high), both {bound}" + (", or () for none" if optional else ""))
+
+
+def _is_mesh(value: Any) -> bool:
+    return len(value) == 3 and all(isinstance(n, int) and n >= 0 for n in value) and sum(n == 0 for n in value) <= 1
+
+
+def _is_paths(value: Any) -> bool:
+    paths = [value] if isinstance(value, str) else value or []
+    return isinstance(paths, (list, tuple)) and all(isinstance(path, str) for path in paths)
+
+
+def _is_size(value: Any) -> bool:
+    return len(value) in (0, 2) and all(isinstance(n, int) and n > 0 for n in value)
+
+
+MESH = Rule(_is_mesh, lambda: "three numbers of devices (data, model, spatial), at most one of them 0 for all the rest")
+PATHS = Rule(_is_paths, lambda: "a folder, a glob or a list of these")
+SIZE = Rule(_is_size, lambda: "height,width as in 320,320")
+DECAY = Rule(lambda value: 0 <= value < 1, lambda: "0, or less than 1 as in 0.999")
+ACCELERATIONS = Rule(lambda value: len(value) > 0 and min(value) >= 1, lambda: "one or more values of at least 1")
+PROBABILITY = between(0, 1)
+PRECISIONS = ("float32", "bfloat16")
+COVARIANCES = ("white", "measured")
+
+FIELDS = (
+    # 'kspace': k-space undersampled on the fly; 'paired': `input` and `target` images; 'denoise': one repetition of a
+    # scan towards the mean of the others; 'noise2noise': towards one of the others
+    Field("task", "kspace", "what is trained: see the table of tasks", one_of(TASKS)),
+    Field("seed", 0, "of parameters, order of the examples, corruption and augmentation", between(0, 2**32 - 1)),
+    Resumable("steps", 1000, "optimizer steps in all", more_than(0)),
+    Field("batch_size", 8, "slices in a step, over all devices", more_than(0)),
+    Field("precision", "float32", "of the network's arithmetic; parameters stay float32", one_of(PRECISIONS)),
+    Resumable("mesh", (0, 1, 1), "devices along the axes data, model and spatial; 0: all that are left", MESH),
+    Resumable(
+        "grad_accumulation_steps", 1, "parts a batch is worked through in: less memory, same result", more_than(0)
+    ),
+    Resumable("remat", False, "recompute activations for the gradient instead of storing them: less memory, slower"),
+    # to 0..1 by the corrupted slice; by the file's attribute `max`; or to mean 0 and standard deviation 1, as fastMRI
+    Field("normalise", "slice", "scale by 'slice', 'volume' or 'standard' deviation", one_of(NORMALISATIONS)),
+    Field("optimizer", "adam", "of the parameters", one_of(OPTIMIZERS)),
+    Field("learning_rate", 1e-3, "its peak", more_than(0)),
+    Field("schedule", "cosine", "of the learning rate; 'cosine' ends at zero at the last step", one_of(SCHEDULES)),
+    Field("warmup", 0.05, "share of the steps in which the learning rate rises from zero", between(0, 1)),
+    Field("decay_every", 0.4, "share of the steps between two drops of the schedule 'step'", more_than(0)),
+    Field("decay_factor", 0.1, "of each such drop", more_than(0)),
+    Field("weight_decay", 1e-4, "of 'adamw' and 'nadamw'", at_least(0)),
+    Field("clip_norm", 0.0, "largest norm of the gradients, greater ones are scaled down; 0: none", at_least(0)),
+    Field("ema", 0.0, "decay of the moving average of the parameters that is evaluated; 0: none", DECAY),
+    Field("model.name", "unet", "of the network", one_of(MODELS)),
+    Field("model.channels", 32, "of the first level; each level below has twice as many", more_than(0)),
+    Field("model.levels", 4, "number of poolings", more_than(0)),
+    Field("model.pool", "max", "how a level is halved", one_of(("max", "avg"))),
+    Field("model.residual", False, "whether the network's output is added to its input"),
+    Field("model.cascades", 12, "of a VarNet, whose channels and levels are those of the U-Net in each", more_than(0)),
+    Field("model.sens_channels", 8, "of the U-Net that estimates a VarNet's sensitivity maps", more_than(0)),
+    Field("model.sens_levels", 4, "of the U-Net that estimates a VarNet's sensitivity maps", more_than(0)),
+    Resumable("data.dir", "", "folder with train/, val/ and test/ (or fastMRI's names); empty: the demo data"),
+    Resumable("data.train", None, "instead of data.dir: a folder, a glob or a list of these", PATHS),
+    Resumable("data.val", None, "instead of data.dir: a folder, a glob or a list of these", PATHS),
+    Resumable("data.test", None, "instead of data.dir: a folder, a glob or a list of these", PATHS),
+    Field("data.adjacent_slices", 0, "on either side, as channels beside the slice's own (2.5-D)", at_least(0)),
+    Field("data.image_size", (), "(height, width) to bring every slice to; empty: the size of each file", SIZE),
+    Field("data.max_shapes", 16, "of batches, where files differ in size: a compilation for each", more_than(0)),
+    # crop or zero-pad k-space (another resolution) or the image (another field of view)
+    Field("data.resize", "kspace", "what is cropped or zero-padded to image_size", one_of(("kspace", "image"))),
+    Resumable("data.check", "samples", "what is read before training, of every file", one_of(("samples", "headers"))),
+    Resumable("data.on_bad_file", "error", "stop, or leave faulty files out and list them", one_of(("error", "skip"))),
+    Resumable("data.cache", "none", "where slices stay once they are read", one_of(("none", "host", "device"))),
+    Field("data.cache_half", False, "whether a cache on the device keeps k-space in half precision"),
+    Resumable("data.workers", 0, "processes that read; 0: threads of this one", at_least(0)),
+    Resumable("data.prefetch", 2, "batches kept ready (by each worker)", more_than(0)),
+    Field("acquisition.accelerations", (4.0,), "one is drawn for each example at each step", ACCELERATIONS),
+    Field("acquisition.centre_fractions", (0.08,), "fully sampled centre, one for each acceleration"),
+    Field("acquisition.noise", (0.0, 0.01), "standard deviation per coil over the image's maximum", interval()),
+    Field("acquisition.mask", "random", "which samples are measured; 'stored': by each file's own", one_of(MASKS)),
+    Field(
+        "acquisition.snr", (), "mean signal over the noise's deviation, instead of `noise`", interval(0, optional=True)
+    ),
+    Field(
+        "acquisition.noise_covariance", "white", "between coils; or measured in k-space's corners", one_of(COVARIANCES)
+    ),
+    Field("acquisition.motion_p", 0.0, "probability that the head moves during the scan", PROBABILITY),
+    Field(
+        "acquisition.motion_rotation", 2.0, "largest between two of eight poses, either way", between(0, 45, "degrees")
+    ),
+    Field("acquisition.motion_translation", 0.01, "likewise, over height and width", between(0, 0.5)),
+    Field("augment.rotation", 15.0, "degrees, either way", at_least(0)),
+    Field("augment.rotation_p", 0.5, "probability of a rotation", PROBABILITY),
+    Field("augment.scale", (0.9, 1.1), "of height and width alike", interval(0)),
+    Field("augment.scale_p", 0.5, "probability of a scaling", PROBABILITY),
+    Field("augment.anisotropy", (0.95, 1.05), "height against width", interval(0)),
+    Field("augment.anisotropy_p", 0.5, "probability of an anisotropic scaling", PROBABILITY),
+    Field("augment.translation", 0.05, "fraction of height and width, either way", at_least(0)),
+    Field("augment.translation_p", 0.5, "probability of a translation", PROBABILITY),
+    Field("augment.flip_p", 0.5, "probability of a left-right flip", PROBABILITY),
+    Field("augment.flip_vertical_p", 0.0, "probability of an up-down flip", PROBABILITY),
+    Resumable("log_every", 20, "steps between lines of the log", more_than(0)),
+    Resumable("eval_every", 500, "steps between evaluations of the validation split", more_than(0)),
+    Resumable("checkpoint_every", 200, "steps between checkpoints", more_than(0)),
+)
+
+# Attributes of networks that other fields or other networks set.
+NO_FIELDS = ("dtype", "remat", "out_channels", "zero_head")
+
+# What parameters belong with: a run that starts from imported ones must share these fields, by their beginning.
+PARAMETER_FIELDS = ("model.", "normalise", "data.adjacent_slices")
+
+
+def fields() -> dict[str, Field]:
+    """Return all fields by name: `FIELDS`, a weight for each of LOSSES, and the attributes of networks added later."""
+    found = {field.name: field for field in FIELDS}
+    for name in LOSSES:
+        weight = 1.0 if name == "mse" else 0.0
+        found[f"loss.{name}"] = Field(f"loss.{name}", weight, "weight of this term of the loss", at_least(0))
+    for model, network in MODELS.items():
+        for name in attribute_names(model):
+            if name not in NO_FIELDS:
+                field = Field(f"model.{name}", getattr(network, name, None), f"of {model}")
+                found.setdefault(field.name, field)
+    return found
 
 
 def defaults() -> ConfigDict:
-    """Every field there is, with its default. An experiment in configs/ starts here and changes what it needs."""
+    """Return every field with its default; an experiment in configs/ starts here and changes what it needs."""
     config = ConfigDict()
-    # 'kspace': multi-coil k-space, undersampled on the fly; 'paired': `input` and `target` images; 'denoise': a
-    # repetition of a scan, towards the mean of the others; 'noise2noise': towards one of the others
-    config.task = "kspace"
-    config.seed = 0  # of the parameters, the order of the examples, their corruption and augmentation
-    config.steps = 1000  # optimizer steps in all
-    config.batch_size = 8  # slices in a step, over all devices
-    config.precision = "float32"  # of the network's arithmetic: 'float32' or 'bfloat16'; parameters stay float32
-    config.mesh = (0, 1, 1)  # devices: examples split, parameters split too, rows of images split; 0: all that are left
-    config.accumulate = 1  # parts of a batch that are worked through one after the other: less memory, same result
-    config.remat = False  # compute activations again for the gradient instead of keeping them: less memory, slower
-    # to 0..1 by the corrupted 'slice', or by the file's attribute `max`, 'volume'; 'standard': each slice to mean 0 and
-    # standard deviation 1, as fastMRI's U-Net has it
-    config.normalise = "slice"
-    config.optimizer = "adam"  # 'adam', 'adamw' or 'nadamw'
-    config.learning_rate = 1e-3  # at its peak
-    config.schedule = "cosine"  # 'constant', 'cosine' down to zero at the last step, or 'step'
-    config.warmup = 0.05  # share of the steps in which the learning rate rises from zero
-    config.decay_every = 0.4  # of 'step': after this share of the steps, from the warm-up on, the rate falls, and so on
-    config.decay_factor = 0.1  # and by how much
-    config.weight_decay = 1e-4  # of 'adamw' and 'nadamw'
-    config.clip_norm = 0.0  # gradients of a greater norm are scaled down to it; 0: never
-    config.ema = 0.0  # decay a step of an average of the parameters, which is then what is evaluated; 0: none
-
-    config.loss = ConfigDict()  # weights of a sum, of images normalised to 0..1
-    config.loss.mse = 1.0
-    config.loss.l1 = 0.0
-    config.loss.ssim = 0.0  # of 1 - SSIM
-
-    config.model = ConfigDict()
-    config.model.name = "unet"
-    config.model.channels = 32  # of the first level; each level below has twice as many
-    config.model.levels = 4  # number of poolings
-    config.model.pool = "max"  # 'max' or 'avg'
-    config.model.residual = False  # whether the network's output is added to its input
-    config.model.cascades = 12  # of a VarNet, whose channels and levels are those of the U-Net in each cascade
-    config.model.sens_channels = 8  # of the U-Net that finds a VarNet's sensitivity maps
-    config.model.sens_levels = 4
-
-    config.data = ConfigDict()
-    config.data.dir = ""  # folder with train/, val/ and test/ (or fastMRI's names); empty: the demo data
-    config.data.train = config_dict.placeholder(object)  # instead of dir: a folder, a glob, or a list of these
-    config.data.val = config_dict.placeholder(object)
-    config.data.test = config_dict.placeholder(object)
-    config.data.neighbours = 0  # slices on either side that the network sees as channels beside its own (2.5-D)
-    config.data.image_size = ()  # (height, width) at which the network works; empty: the size that each file has
-    config.data.max_shapes = (
-        4  # of batches, where files differ in size: more of them are less padding, but compile longer
-    )
-    config.data.resize = (
-        "kspace"  # k-space of another size: crop or pad 'kspace' (resolution), or the 'image' (field of view)
-    )
-    config.data.check = "samples"  # before training: read every 'samples' of every file, or 'headers' only
-    config.data.on_bad_file = "error"  # 'error', or 'skip' to leave faulty files out and list them
-    config.data.cache = (
-        "none"  # after their first reading slices stay: "none", "host" (memory) or "device" (all on accelerators)
-    )
-    config.data.cache_half = False  # whether a cache on the device keeps k-space in half precision, in half the memory
-    config.data.workers = 0  # processes that read; 0: threads of this one
-    config.data.prefetch = 2  # batches kept ready (by each worker)
-
-    config.acquisition = ConfigDict()  # of all tasks with k-space: a new draw for each example at each step
-    config.acquisition.accelerations = (4.0,)
-    config.acquisition.centre_fractions = (0.08,)  # fully sampled centre, one for each acceleration
-    config.acquisition.noise = (
-        0.0,
-        0.01,
-    )  # standard deviation per coil, as a fraction of the image's maximum: (low, high)
-    # Of columns: 'random', 'equispaced', 'equispaced_fraction', 'magic' (these four as fastMRI), 'gaussian1d'; of
-    # samples: 'gaussian2d', 'poisson' (denser in the middle), 'poisson_uniform', 'radial', 'spiral'; or 'stored': the
-    # `mask` (width,) that each file holds beside fully sampled k-space, in the task 'kspace'.
-    config.acquisition.mask = "random"
-    config.acquisition.snr = ()  # (low, high): noise by the mean signal over its standard deviation, instead of `noise`
-    config.acquisition.noise_covariance = "white"  # between coils: 'white', or 'measured' in the corners of k-space
-    config.acquisition.motion_p = 0.0  # probability that the head moves during the scan
-    config.acquisition.motion_rotation = 2.0  # degrees at most, either way, from one of eight poses to the next
-    config.acquisition.motion_translation = 0.01  # likewise, of height and width
-
-    config.augment = ConfigDict()  # on the device, before the corruption; each with its probability
-    config.augment.rotation = 15.0  # degrees, either way
-    config.augment.rotation_p = 0.5
-    config.augment.scale = (0.9, 1.1)
-    config.augment.scale_p = 0.5
-    config.augment.anisotropy = (0.95, 1.05)  # height against width
-    config.augment.anisotropy_p = 0.5
-    config.augment.translation = 0.05  # of height and width, either way
-    config.augment.translation_p = 0.5
-    config.augment.flip_p = 0.5  # left-right
-    config.augment.flip_vertical_p = 0.0
-
-    config.log_every = 20  # steps
-    config.eval_every = 500  # steps between evaluations of the validation split
-    config.checkpoint_every = 200  # steps
+    for field in fields().values():
+        group, _, name = field.name.rpartition(".")
+        if group and group not in config:
+            config[group] = ConfigDict()
+        (config[group] if group else config)[name] = config_dict.placeholder(object) if field.default is None else field.default
     return config.lock()
 
 
-CHOICES = {
-    "model.name": tuple(MODELS),
-    "task": tuple(TASKS),
-    "acquisition.mask": tuple(masks.MASKS),
-    "acquisition.noise_covariance": ("white", "measured"),
-    "precision": ("float32", "bfloat16"),
-    "normalise": ("slice", "volume", "standard"),
-    "optimizer": ("adam", "adamw", "nadamw"),
-    "schedule": ("constant", "cosine", "step"),
-    "model.pool": ("max", "avg"),
-    "data.resize": ("kspace", "image"),
-    "data.check": ("samples", "headers"),
-    "data.on_bad_file": ("error", "skip"),
-    "data.cache": ("none", "host", "device"),
-}
-POSITIVE = (
-    *("steps", "batch_size", "learning_rate", "model.channels", "model.levels", "data.prefetch"),
-    "data.max_shapes",
-    *("accumulate", "log_every", "eval_every", "checkpoint_every", "decay_every", "decay_factor"),
-    *("model.cascades", "model.sens_channels", "model.sens_levels"),
-)
-
-# What may change when a run is resumed: how it is watched and fed and on which devices, not what it computes; and how
-# long it goes on, which stretches a cosine, so that the steps to come are not those the shorter run would have taken.
-FREE = (
-    *("steps", "log_every", "eval_every", "checkpoint_every", "data.dir", "data.train", "data.val", "data.test"),
-    *("data.check", "data.on_bad_file", "data.workers", "data.prefetch", "data.cache", "mesh", "accumulate", "remat"),
-)
-
-# What parameters belong with: a run that starts from imported ones must share these fields, by their beginning.
-NETWORK = ("model.", "normalise", "data.neighbours")
-
-
 def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every field."""
+    """Yield (dotted name, value) of every field."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             yield from flat(value, f"{prefix}{name}.")
@@ -156,13 +224,8 @@ def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _unknown(name: str, known: Iterable[str]) -> UserError:
-    near = difflib.get_close_matches(name, known, 1, 0.0)[0]
-    return UserError(f"config.{name} is not a field, the nearest known one is config.{near}")
-
-
 def check_flags(argv: list[str]) -> None:
-    """Raises a `UserError` for --config flags that name no file or no known field."""
+    """Raise a `UserError` for --config flags that name no file or no known field."""
     config = None
     for flag, value in zip(argv, [*argv[1:], ""], strict=False):
         name, _, given = flag.lstrip("-").partition("=")
@@ -170,151 +233,63 @@ def check_flags(argv: list[str]) -> None:
             config = given or value
             if not os.path.isfile(config):
                 raise UserError(f"--config is {config!r}: no such file, expected e.g. configs/unet.py")
-        elif flag.startswith("-") and name.startswith("config.") and name[7:] not in (known := dict(flat(defaults()))):
+        elif flag.startswith("-") and name.startswith("config.") and name[7:] not in (known := fields()):
             raise _unknown(name[7:], known)
     if config is None and not any(flag.lstrip("-").startswith("help") for flag in argv):
         raise UserError("--config is missing, expected the file of an experiment: --config=configs/unet.py")
 
 
 def check(config: ConfigDict) -> None:
-    """Raises a `UserError` for the first field that is unknown, missing or cannot work."""
-    known = dict(flat(defaults()))
-    found = dict(flat(config))
+    """Raise a `UserError` for the first field that is unknown, missing or breaks a rule."""
+    known, found = fields(), dict(flat(config))
     for name in sorted(found.keys() - known.keys()):
         raise _unknown(name, known)
     for name in sorted(known.keys() - found.keys()):
         raise UserError(f"config.{name} is missing, expected a config that starts from mrjax.config.defaults()")
-
-    def expect(name: str, ok: bool, expected: str) -> None:
-        if not ok:
-            raise UserError(f"config.{name} is {found[name]!r}, expected {expected}")
-
-    for name, choices in CHOICES.items():
-        expect(name, found[name] in choices, " or ".join(map(repr, choices)))
-    for name in POSITIVE:
-        expect(name, found[name] > 0, "more than 0")
-    expect("warmup", 0 <= found["warmup"] <= 1, "0 to 1")
-    expect("ema", 0 <= found["ema"] < 1, "0, or less than 1 as in 0.999")
-    for name in ("weight_decay", "clip_norm", "data.neighbours", "loss.mse", "loss.l1", "loss.ssim"):
-        expect(name, found[name] >= 0, "0 or more")
-    sees_slices = "image" in MODELS[found["model.name"]].needs
-    expect("data.neighbours", sees_slices or not found["data.neighbours"], f"0: {found['model.name']} takes one slice")
-    expect("loss.mse", any(config.loss.values()), "more than 0, or another of config.loss")
-    fields = attributes(found["model.name"])
-    for name in (name for name in found if name.startswith("model.") and name != "model.name"):
-        if name.removeprefix("model.") not in fields:
-            expect(
-                name,
-                found[name] == known[name],
-                f"no other than {known[name]!r}: {found['model.name']} has no such field",
-            )
-    mesh = found["mesh"]
-    whole = len(mesh) == 3 and all(isinstance(n, int) and n >= 0 for n in mesh) and sum(n == 0 for n in mesh) <= 1
-    expect(
-        "mesh", whole, "three numbers of devices (data, model, spatial), one of which may be 0 for all that are left"
-    )
-    expect("seed", 0 <= found["seed"] < 2**32, "0 to 4294967295")
-    expect("data.workers", found["data.workers"] >= 0, "0 or more")
-
-    for name in ("data.train", "data.val", "data.test"):
-        paths = [found[name]] if isinstance(found[name], str) else found[name] or []
-        several = isinstance(paths, (list, tuple)) and all(isinstance(path, str) for path in paths)
-        expect(name, several, "a folder, a glob or a list of these")
-    size = found["data.image_size"]
-    pair = len(size) in (0, 2) and all(isinstance(n, int) and n > 0 for n in size)
-    expect("data.image_size", pair, "height,width as in 320,320")
-    try:
-        Augment(**config.augment)
-    except UserError as error:
-        raise UserError(f"config.augment.{error}") from error
-    noise = found["acquisition.noise"]
-    expect("acquisition.noise", len(noise) == 2 and 0 <= noise[0] <= noise[1], "(low, high), both 0 or more")
-    here = found["acquisition.mask"] != masks.STORED or found["task"] == "kspace"
-    expect("acquisition.mask", here, f"one that is drawn, for config.task = {found['task']!r}")
-    snr = found["acquisition.snr"]
-    ordered = len(snr) == 0 or (len(snr) == 2 and 0 < snr[0] <= snr[1])
-    expect("acquisition.snr", ordered, "(low, high), both more than 0, or () for none")
-    expect("acquisition.motion_p", 0 <= found["acquisition.motion_p"] <= 1, "0 to 1")
-    expect("acquisition.motion_rotation", 0 <= found["acquisition.motion_rotation"] <= 45, "0 to 45 degrees")
-    expect("acquisition.motion_translation", 0 <= found["acquisition.motion_translation"] <= 0.5, "0 to 0.5")
-    accelerations, centres = found["acquisition.accelerations"], found["acquisition.centre_fractions"]
-    expect(
-        "acquisition.accelerations",
-        len(accelerations) > 0 and min(accelerations) >= 1,
-        "one or more values of at least 1",
-    )
-    expect("acquisition.centre_fractions", len(centres) == len(accelerations), "one for each acceleration")
-    for centre, acceleration in zip(centres, accelerations, strict=True):
-        expect(
-            "acquisition.centre_fractions",
-            0 <= centre <= 1 / acceleration,
-            f"0 to 1/acceleration, {1 / acceleration:g}",
-        )
+    for name, field in known.items():
+        if field.rule and not field.rule.holds(found[name]):
+            raise UserError(f"config.{name} is {found[name]!r}, expected {field.rule.expected()}")
+    for name, expected in _conflicts(config):
+        raise UserError(f"config.{name} is {found[name]!r}, expected {expected}")
 
 
-def check_image_size(config: ConfigDict, spatial: int) -> None:
-    """Raises a `UserError` if config.data.image_size is too small for the network, or its rows cannot be split."""
-    depths = {"levels", "sens_levels"} & set(attributes(config.model.name))
-    field = max(sorted(depths), key=config.model.get)
-    least = MODELS[config.model.name].smallest_side(config.model[field])
-    if min(config.data.image_size) < least:
-        raise UserError(
-            f"config.data.image_size is {tuple(config.data.image_size)}, expected at least {least} a side for "
-            f"config.model.{field} = {config.model[field]}; lower the levels or enlarge the images"
-        )
-    if config.data.image_size[0] % spatial:
-        raise UserError(
-            f"config.data.image_size is {tuple(config.data.image_size)}, expected a height that is a multiple of "
-            f"{spatial}, over which config.mesh splits the rows"
-        )
+def _conflicts(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Yield the fields that do not fit the others, each with what is expected."""
+    known, model = fields(), config.model.name
+    if "image" not in MODELS[model].input_names and config.data.adjacent_slices:
+        yield "data.adjacent_slices", f"0: {model} takes one slice"
+    if not any(config.loss.values()):
+        yield "loss.mse", "more than 0, or another of config.loss"
+    for name, value in config.model.items():
+        default = known[f"model.{name}"].default
+        if name != "name" and name not in attribute_names(model) and value != default:
+            yield f"model.{name}", f"no other than {default!r}: {model} has no such field"
+    if config.acquisition.mask == "stored" and config.task != "kspace":
+        yield "acquisition.mask", f"one that is drawn, for config.task = {config.task!r}"
+    centres, accelerations = config.acquisition.centre_fractions, config.acquisition.accelerations
+    if len(centres) != len(accelerations):
+        yield "acquisition.centre_fractions", "one for each acceleration"
+    for centre, acceleration in zip(centres, accelerations, strict=False):
+        if not 0 <= centre <= 1 / acceleration:
+            yield "acquisition.centre_fractions", f"0 to 1/acceleration, {1 / acceleration:g}"
 
 
-def check_sizes(config: ConfigDict, spatial: int, sizes: Collection[tuple[int, int]]) -> None:
-    """Raises a `UserError` if slices cannot all keep their `sizes` because something needs one size for all."""
-    network, levels = MODELS[config.model.name], config.model.levels
-    least = max(network.smallest_side(levels), 7)  # pixels of the windows of SSIM
-    for wrong, found, expected in (
-        (network.needs != ("image",), f"config.model.name is {config.model.name!r}", "'unet'"),
-        (config.data.cache == "device", "config.data.cache is 'device'", "'host' or 'none'"),
-        (2**levels % spatial, f"config.mesh splits rows over {spatial} devices", f"a divisor of {2**levels}"),
-        (min(map(min, sizes)) < least, f"config.model.levels is {levels}", f"at least {least} pixels a side"),
-    ):
-        if wrong:
-            listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:5])
-            differ = f"the files differ in size ({listed})"
-            raise UserError(f"{found} and {differ}, expected {expected}, or config.data.image_size for all")
-
-
-def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-    """config.mesh with its 0 filled in.
-
-    Raises:
-      UserError: it does not multiply to the number of devices, or a batch does not split evenly.
-    """
-    mesh = list(config.mesh)
-    rest = math.prod(n for n in mesh if n)
-    if 0 in mesh and devices % rest == 0:
-        mesh[mesh.index(0)] = devices // rest
-    if math.prod(mesh) != devices:
-        raise UserError(f"config.mesh is {tuple(config.mesh)}, expected numbers that multiply to the {devices} devices")
-    data, model, spatial = mesh
-    if config.batch_size % (data * model * config.accumulate):
-        parts = f"the {data * model} devices it is split over" if data * model > 1 else ""
-        turns = f"config.accumulate = {config.accumulate}" if config.accumulate > 1 else ""
-        raise UserError(
-            f"config.batch_size is {config.batch_size}, expected a multiple of "
-            + " times ".join(filter(None, (parts, turns)))
-        )
-    return data, model, spatial
+def _unknown(name: str, known: Iterable[str]) -> UserError:
+    near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+    return UserError(f"config.{name} is not a field, the nearest known one is config.{near}")
 
 
 def dump(config: ConfigDict) -> dict[str, Any]:
-    """The config as plain JSON values."""
+    """Return the config as plain JSON values."""
     return json.loads(config.to_json_best_effort())
 
 
 def load(values: dict[str, Any]) -> ConfigDict:
-    """A config from `dump`. Fields that are newer than it get their defaults; fields that are gone are an error."""
+    """Make a config from `dump`'s values. Fields newer than these get their defaults.
+
+    Raises:
+      UserError: a field that this version does not know.
+    """
     config = defaults()
     known = dict(flat(config))
     for name, value in flat(ConfigDict(values)):
@@ -324,14 +299,35 @@ def load(values: dict[str, Any]) -> ConfigDict:
     return config
 
 
-def differences(old: ConfigDict, new: ConfigDict, *, of_network: bool = False) -> list[str]:
-    """A phrase for each field in which a resumed run must not differ from the run it resumes, but does.
+def differences(old: ConfigDict, new: ConfigDict, *, parameters_only: bool = False) -> list[str]:
+    """Return a phrase for each field in which a resumed run must not differ from the run it resumes, but does.
 
-    `of_network`: only of the fields that parameters belong with.
+    Args:
+      old: of the run in the workdir.
+      new: of the run to come.
+      parameters_only: whether only the fields that parameters belong with must agree.
     """
-    before, after = dict(flat(old)), dict(flat(new))
-    return [
-        f"config.{name} was {before[name]!r} and is {after[name]!r}"
+    known, before, after = fields(), dict(flat(old)), dict(flat(new))
+    fixed = [
+        name
         for name in before
-        if (name.startswith(NETWORK) if of_network else name not in FREE) and before[name] != after[name]
+        if (name.startswith(PARAMETER_FIELDS) if parameters_only else not isinstance(known[name], Resumable))
     ]
+    return [
+        f"config.{name} was {before[name]!r} and is {after[name]!r}" for name in fixed if before[name] != after[name]
+    ]
+
+
+def markdown() -> str:
+    """Return the table of all fields: name, default, meaning, rule."""
+    lines = ["| field | default | meaning | values |", "|---|---|---|---|"]
+    for field in fields().values():
+        rule = field.rule.expected() if field.rule else ""
+        lines.append(f"| `config.{field.name}` | `{field.default!r}` | {field.help} | {rule.replace('|', '/')} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(
+        f"# Config fields\n\nWritten by `python -m mrjax.config`; set one with `--config.FIELD=VALUE`.\n\n{markdown()}"
+    )

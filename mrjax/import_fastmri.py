@@ -1,25 +1,27 @@
-"""Weights of fastMRI's U-Net or VarNet, made a workdir that `evaluate`, `reconstruct` and further training accept.
+"""Import the weights of fastMRI's U-Net or VarNet into a workdir that evaluates, reconstructs and trains on.
 
     python -m mrjax.import_fastmri unet.pt --output=runs/imported [--image_size=320,320]
 
-The file is a state_dict or a checkpoint of Lightning: PyTorch's (.pt, .pth, .ckpt), .safetensors or .npz; nothing in it
-is executed, and PyTorch is not needed. Which network, its width and depth are read off the names and shapes.
+The file is a state_dict or a checkpoint of Lightning: PyTorch's (.pt, .pth, .ckpt), .safetensors or .npz. Nothing in it
+is executed, and PyTorch is not needed. The network, its width and its depth are recognised by names and shapes.
 
-The config that comes with the weights has what fastMRI trained them on: average pooling, images of `image_size` cropped
-about their centre, random masks at fourfold acceleration without added noise, and for the U-Net `normalise='standard'`:
-mean 0 and standard deviation 1 in each slice. fastMRI also cuts values off beyond 6 standard deviations; this does not.
+The workdir's config says how fastMRI trained the weights: average pooling, images cropped to `image_size` about their
+centre, random masks at fourfold acceleration without added noise, and for the U-Net `normalise='standard'`: mean 0 and
+standard deviation 1 in each slice. fastMRI also clips values at 6 standard deviations; mrjax does not.
 """
 
 import logging
 import os
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
 from mrjax import checkpoint, cli
 from mrjax import config as configs
 from mrjax.errors import UserError
+from mrjax.experiment import check_sizes
 from mrjax.interop import weight_files
 from mrjax.interop.fastmri import Network, from_fastmri
 from mrjax.parallel import processes
@@ -28,8 +30,8 @@ from mrjax.train_step import TrainState
 logger = logging.getLogger("mrjax.import_fastmri")
 
 
-def config_of(network: Network, image_size: tuple[int, int]) -> ConfigDict:
-    """The defaults, but with the network's size, and what fastMRI trains it on."""
+def make_config(network: Network, image_size: tuple[int, int]) -> ConfigDict:
+    """Make the config of a network: the defaults, its size, and how fastMRI trains it."""
     config = configs.defaults()
     config.model.update(network.fields, name=network.name, pool="avg")
     config.data.image_size, config.data.resize = image_size, "image"
@@ -37,15 +39,15 @@ def config_of(network: Network, image_size: tuple[int, int]) -> ConfigDict:
     if network.name == "unet":
         config.normalise = "standard"
     configs.check(config)
-    configs.check_image_size(config, 1)
+    check_sizes(config, [image_size])
     return config
 
 
 def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> ConfigDict:
-    """Writes a workdir whose parameters are those of a file, and returns its config.
+    """Write a workdir with the parameters of a file, and return its config.
 
     Raises:
-      UserError: the file holds no such network, the image size is too small for it, or the workdir is in use.
+      UserError: the file holds no such network, the image size is too small for it, or the workdir is not empty.
     """
     if os.path.isdir(workdir) and os.listdir(workdir):
         raise UserError(f"--output is {workdir}, which holds files, expected an empty or new folder")
@@ -53,33 +55,33 @@ def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> Conf
         network = from_fastmri(weight_files.read(path))
     except UserError as error:
         raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
-    config = config_of(network, image_size)
+    config = make_config(network, image_size)
     checkpoint.claim(workdir, config)
     manager = checkpoint.open_checkpoints(workdir, "initial")
-    state = TrainState(params=jax.device_put(network.params), opt_state=None)
-    checkpoint.save(manager, state, {"step": 0, "examples": 0}, config)
+    state = TrainState(step=jnp.int32(0), params=jax.device_put(network.params), opt_state=None)
+    checkpoint.save(manager, state, {"step": 0}, config)
     manager.close()
     return config
 
 
 def main(argv: list[str]) -> None:
-    """Imports one file, and says how to go on."""
+    """Import one file, and log the commands that use it."""
     if len(argv) != 2:
-        raise UserError(
-            f"{len(argv) - 1} files are named, expected one: python -m mrjax.import_fastmri unet.pt --output=W"
-        )
+        raise UserError(f"{len(argv) - 1} files given, expected one: python -m mrjax.import_fastmri unet.pt --output=W")
     processes.require_one_process("mrjax.import_fastmri")
     size, workdir = flags.FLAGS.image_size, flags.FLAGS.output
     if len(size) != 2 or not all(side.isdigit() for side in size):
         raise UserError(f"--image_size is {','.join(size)!r}, expected height,width as in 320,320")
     config = import_weights(argv[1], workdir, (int(size[0]), int(size[1])))
-    fields = [f"--config.{name}={value}" for name, value in configs.flat(config) if name.startswith(configs.NETWORK)]
+    fields = [
+        f"--config.{name}={value}" for name, value in configs.flat(config) if name.startswith(configs.PARAMETER_FIELDS)
+    ]
     logger.info("written: %s, %s", workdir, ", ".join(f"{name} {value}" for name, value in config.model.items()))
     logger.info("reconstruct: python -m mrjax.reconstruct --workdir=%s --input=scan.h5 --output=out", workdir)
     logger.info("train on: python -m mrjax.main --config=configs/unet.py --workdir=%s %s", workdir, " ".join(fields))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", None, "the workdir to make: an empty or new folder", required=True)
-    flags.DEFINE_list("image_size", ["320", "320"], "height,width at which the network works")
+    flags.DEFINE_string("output", None, "workdir to make: an empty or new folder", required=True)
+    flags.DEFINE_list("image_size", ["320", "320"], "height,width of the images the network sees")
     cli.run(main)

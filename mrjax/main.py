@@ -1,8 +1,8 @@
-"""Trains a reconstruction network.
+"""Train a reconstruction network.
 
     python -m mrjax.main --config=configs/unet.py [--workdir=runs/unet] [--config.FIELD=VALUE ...]
 
-The same command goes on with a run that was stopped. Fields and their defaults are in mrjax/config.py.
+The same command resumes a run that was stopped. Fields and their defaults are in docs/config.md.
 """
 
 from pathlib import Path
@@ -17,10 +17,10 @@ from mrjax.train import train
 
 
 def main(argv: list[str]) -> None:
-    """Joins the other processes, if any, and hands the config over to `train`."""
+    """Join the other processes, if any, and train."""
     cli.expect_no_arguments(argv)
     file = config_flags.get_config_filename(flags.FLAGS["config"])
-    with processes.together():
+    with processes.process_group():
         train(flags.FLAGS.config, flags.FLAGS.workdir or str(Path("runs") / Path(file).stem))
 
 

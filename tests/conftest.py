@@ -1,5 +1,6 @@
-"""Small real files for every test: smooth objects seen through coils, written as M4Raw lays them out."""
+"""What all tests share: which of them can run here, and small files of smooth objects seen through coils."""
 
+import importlib.util
 import os
 import tempfile
 
@@ -10,15 +11,69 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --x
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mrjax-tests-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from mrjax.config import defaults
 from mrjax.data import hdf5, ismrmrd
+
+ROOT = Path(__file__).parents[1]
+PEERS = ("torch", "fastmri", "sigpy", "pywt", "safetensors", "dipy")
+AOT_PYTHON = ROOT / os.environ.get("AOT_VENV", ".venv-aot") / "bin" / "python"
+
+
+class Requirement(NamedTuple):
+    """What tests with a marker need beyond the packages of `make test`.
+
+    Attributes:
+      is_met: whether it is here.
+      what: its name.
+      command: what runs the tests.
+    """
+
+    is_met: Callable[[], bool]
+    what: str
+    command: str
+
+
+REQUIREMENTS = {
+    "peer": Requirement(
+        lambda: all(importlib.util.find_spec(name) for name in PEERS),
+        "the packages we compare with",
+        "make bench-packages && make test ARGS='-m peer'",
+    ),
+    "aot": Requirement(AOT_PYTHON.exists, "ahead-of-time compilers", "make aot-packages && make test ARGS='-m aot'"),
+    "gpu": Requirement(
+        lambda: jax.default_backend() == "gpu",
+        "a GPU",
+        "on a GPU machine, .venv/bin/pip install -e '.[cuda12]' && make test ARGS='-m gpu'",
+    ),
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests whose requirement is not met."""
+    for marker, requirement in REQUIREMENTS.items():
+        if item.get_closest_marker(marker) and not requirement.is_met():
+            pytest.skip(f"needs {requirement.what}")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say in the last line how many tests were skipped for want of what, and which command runs them."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput"):  # xdist's workers leave it to their controller
+        return
+    skipped = Counter(m for report in reporter.stats.get("skipped", []) for m in REQUIREMENTS if m in report.keywords)
+    reasons = [f"{n} need {REQUIREMENTS[m].what} ({REQUIREMENTS[m].command})" for m, n in skipped.items()]
+    if reasons:
+        reporter.write_line(f"Tests not run: {'; '.join(reasons)}")
 
 
 def coil_images(slices: int, coils: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -93,26 +148,68 @@ def write_pair(path: Path, slices: int = 3, size: tuple[int, int] = (32, 32), se
     return path
 
 
+def write_volume(path: Path, arrays: dict[str, np.ndarray], attributes: dict[str, object] | None = None) -> Path:
+    hdf5.write(path, arrays, attributes)
+    return path
+
+
+def write_splits(folder: Path) -> Path:
+    for number, slices in enumerate((5, 3, 4)):
+        write_scan(folder / "train" / f"{number}_T101.t5", slices, seed=number)
+    write_scan(folder / "val" / "8_T201.h5", 3, seed=8)
+    write_scan(folder / "test" / "9_FLAIR01.hdf5", 3, seed=9)
+    return folder
+
+
+def make_tiny_config(data: Path, **fields: object) -> ConfigDict:
+    config = defaults()
+    config.data.dir = str(data)
+    config.steps, config.log_every, config.eval_every, config.checkpoint_every = 6, 2, 3, 2
+    config.model.channels, config.model.levels = 4, 2
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
     """A folder with train/ (3 volumes of 5, 3 and 4 slices), val/ and test/."""
-    for number, slices in enumerate((5, 3, 4)):
-        write_scan(tmp_path / "data" / "train" / f"{number}_T101.t5", slices, seed=number)
-    write_scan(tmp_path / "data" / "val" / "8_T201.h5", 3, seed=8)
-    write_scan(tmp_path / "data" / "test" / "9_FLAIR01.hdf5", 3, seed=9)
-    return tmp_path / "data"
+    return write_splits(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., ConfigDict]:
+    """A config that trains in seconds; keyword arguments override fields by their dotted names (with __ for a dot)."""
+    return make_tiny_config
+
+
+@pytest.fixture(scope="session")
+def trained_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ConfigDict]:
+    """The config of `trained`, with fields overridden as in `tiny`."""
+    data = write_splits(tmp_path_factory.mktemp("shared") / "data")
+
+    def make(**fields: object) -> ConfigDict:
+        return make_tiny_config(data, **({"schedule": "constant", "data__dir": str(data)} | fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(trained_on: Callable[..., ConfigDict], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a whole run, shared: read it, or copy it."""
+    from mrjax import train
+
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train.train(trained_on(), str(workdir))
+    return workdir
 
 
 @pytest.fixture
-def tiny() -> Callable[..., ConfigDict]:
-    """A config that trains in seconds; keyword arguments override fields by their dotted names (with __ for a dot)."""
-
-    def make(data: Path, **fields: object) -> ConfigDict:
-        config = defaults()
-        config.data.dir = str(data)
-        config.steps, config.log_every, config.eval_every, config.checkpoint_every = 6, 2, 3, 2
-        config.model.channels, config.model.levels = 4, 2
-        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-        return config
-
-    return make
+def small_config(tmp_path: Path) -> Path:
+    """A config file for commands."""
+    file = tmp_path / "small.py"
+    file.write_text(
+        "from mrjax.config import defaults\n\n\ndef get_config():\n    config = defaults()\n"
+        "    config.model.channels, config.model.levels = 4, 2\n"
+        "    config.log_every, config.eval_every, config.checkpoint_every = 5, 20, 5\n    return config\n"
+    )
+    return file

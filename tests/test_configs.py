@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from mrjax import config, experiment
+from mrjax.mri.tasks import TASKS
+from mrjax.parallel import sharding
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -17,10 +19,8 @@ def test_an_experiment_works_says_its_command_and_differs_from_the_defaults(path
     config.check(found)
     assert f"python -m mrjax.main --config=configs/{path.name}" in loaded["__doc__"]
     assert dict(config.flat(found)) != dict(config.flat(config.defaults()))
-    experiment.model(found)
-    experiment.task(found)
-    experiment.optimizer(found)
+    experiment.make_recipe(found, sharding.make_mesh())
 
 
 def test_there_is_an_experiment_for_every_task() -> None:
-    assert {runpy.run_path(str(path))["get_config"]().task for path in FILES} == set(config.CHOICES["task"])
+    assert {runpy.run_path(str(path))["get_config"]().task for path in FILES} == set(TASKS)

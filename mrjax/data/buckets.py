@@ -1,149 +1,90 @@
-"""Volumes of several sizes in few shapes: batches hold slices of one bucket, each as it is, in the upper left corner.
+"""Volumes of several sizes: one bucket of slices for each, and which bucket each batch comes from."""
 
-What a slice is padded with changes nothing of what becomes of it (`mrjax.sizes`), so that buckets are a matter of
-speed: fewer of them are fewer compilations, more of them less padding.
-"""
-
-import bisect
-import itertools
-import math
+import functools
+import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from mrjax.data.buffers import Batch, Spec
-from mrjax.data.hdf5 import Volume
-from mrjax.data.loader import Slices, Source
-
-Shape = tuple[int, int, int]
+from mrjax.data.dataset import SliceDataset
+from mrjax.data.volume import Volume
+from mrjax.errors import UserError
 
 
-def shape_of(volume: Volume) -> Shape:
-    """(coils, height, width) of a volume."""
-    return (volume.coils, *volume.data_shape)
+def bucket_by_size(volumes: Sequence[Volume], max_shapes: int, adjacent_slices: int = 0) -> list[SliceDataset]:
+    """Make a dataset for each exact (height, width) of the volumes, in ascending order of size.
 
-
-def plan(counts: dict[Shape, int], most: int) -> list[list[Shape]]:
-    """Shapes brought together into at most `most` buckets, in each of which all are padded to the largest.
-
-    The two buckets that add the fewest padded pixels when they become one do so, time and again; of equals those that
-    add the fewest samples of coils, which cost much less than a network's pixels.
+    Coils are zero-padded to the most in each. The step is compiled once for each.
 
     Args:
-      counts: how many slices there are of each (coils, height, width).
-      most: number of buckets.
+      volumes: of one layout; `volume` in the examples counts in this list.
+      max_shapes: most datasets that there may be.
+      adjacent_slices: see `SliceDataset`.
 
-    Returns:
-      The shapes of each bucket, no two buckets with the same largest shape.
+    Raises:
+      UserError: there are more sizes.
     """
-    found = [_Group([shape], counts[shape], shape) for shape in sorted(counts)]
-    while len(found) > 1:
-        one, other = min(itertools.combinations(found, 2), key=lambda pair: _added(*pair))
-        if len(found) <= most and any(_added(one, other)):
-            break
-        both = _Group(
-            sorted(one.shapes + other.shapes), one.slices + other.slices, enclosing([one.largest, other.largest])
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for number, volume in enumerate(volumes):
+        buckets.setdefault(volume.data_shape, []).append(number)
+    if len(buckets) > max_shapes:
+        five = ", ".join(f"{height}x{width}" for height, width in sorted(buckets)[:5])
+        raise UserError(
+            f"config.data.max_shapes is {max_shapes}, found files of {len(buckets)} sizes, among them {five}; expected "
+            "at most as many, for the step is compiled for each; set config.data.image_size for one size, or raise it"
         )
-        found = [*(group for group in found if group is not one and group is not other), both]
-    return sorted(group.shapes for group in found)
+    return [
+        SliceDataset(volumes, size, adjacent_slices=adjacent_slices, volume_numbers=numbers)
+        for size, numbers in sorted(buckets.items())
+    ]
 
 
-class _Group(NamedTuple):
-    """Shapes of one bucket, the number of their slices, and what they are padded to."""
-
-    shapes: list[Shape]
-    slices: int
-    largest: tuple[int, ...]
+def describe_buckets(datasets: Sequence[SliceDataset]) -> str:
+    """List the shapes and numbers of slices: '2 shapes: 4x28x36 (5 slices), 2x32x32 (4 slices)'."""
+    parts = [f"{'x'.join(map(str, dataset.image_shape))} ({len(dataset)} slices)" for dataset in datasets]
+    return f"{len(parts)} shape{'' if len(parts) == 1 else 's'}: {', '.join(parts)}"
 
 
-def _added(one: _Group, other: _Group) -> tuple[int, int]:
-    """Pixels, and samples of coils, by which the padding grows when two groups become one."""
-    coils, height, width = map(max, one.largest, other.largest)
-    pixels = samples = 0
-    for group in (one, other):
-        pixels += group.slices * (height * width - math.prod(group.largest[1:]))
-        samples += group.slices * (coils * height * width - math.prod(group.largest))
-    return pixels, samples
+class BucketSchedule(Sequence[tuple[int, int]]):
+    """The bucket of each batch of an endless stream, and how many batches that bucket had before.
 
+    In every epoch each bucket has as many batches as its examples fill, and what remains counts for the next epoch:
+    after e epochs a bucket of n examples has had e * n of them, less than a batch fewer. The batches of an epoch are
+    shuffled.
 
-def enclosing(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The smallest shape that all fit into."""
-    return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
-
-
-class Bucket(Source):
-    """Random access to the slices of volumes of several sizes.
-
-    An example is one of `Slices` at the volume's own size, in the corner of arrays that hold the largest, zero beyond;
-    `volume` is its number in all `volumes`; and there is one more array:
-      size: (2,) int32, its own height and width
-
-    Attributes:
-      shape: that of the largest array of an example, which ends in (coils,) height, width.
-      sizes: each (height, width) that its volumes have.
-      pixels: that are no padding, of all slices.
+    Args:
+      lengths: of the buckets.
+      batch_size: of a batch.
+      seed: of the order.
     """
 
-    def __init__(self, volumes: list[Volume], shapes: Sequence[Shape], neighbours: int = 0):
-        """The slices of those of the volumes that have one of the shapes."""
-        self.sizes = sorted({shape[1:] for shape in shapes})
-        self._numbers = [
-            [v for v, volume in enumerate(volumes) if shape_of(volume) in shapes and volume.data_shape == size]
-            for size in self.sizes
-        ]
-        self._slices = [
-            Slices([volumes[v] for v in numbers], size, "kspace", neighbours)
-            for numbers, size in zip(self._numbers, self.sizes, strict=True)
-        ]
-        self._ends = list(itertools.accumulate(map(len, self._slices)))
-        specs = [slices.spec for slices in self._slices]
-        self.spec: Spec = {
-            name: (enclosing([spec[name][0] for spec in specs]), dtype) for name, (_, dtype) in specs[0].items()
-        }
-        self.spec["size"] = ((2,), np.dtype(np.int32))
-        self.shape = max((len(shape), shape) for shape, _ in self.spec.values())[1]
-        self.pixels = sum(len(s) * math.prod(size) for s, size in zip(self._slices, self.sizes, strict=True))
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        self._lengths = tuple(lengths)
+        self._batch_size = batch_size
+        self._seed = seed
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return sys.maxsize // self._batch_size
 
-    def fill(self, place: int, example: Batch) -> None:
-        """Reads a slice: straight into its place where that is in one piece."""
-        part = bisect.bisect(self._ends, place)
-        slices = self._slices[part]
-        corners: Batch = {}
-        own: Batch = {}
-        for name, (shape, dtype) in slices.spec.items():
-            upper_left: Any = (*map(slice, shape), ...)
-            corner = example[name][upper_left]
-            if corner.size < example[name].size:
-                example[name][...] = 0
-            corners[name], own[name] = corner, corner if corner.flags.c_contiguous else np.empty(shape, dtype)
-        slices.fill(place - self._ends[part] + len(slices), own)
-        for name, corner in corners.items():
-            if own[name] is not corner:
-                corner[...] = own[name]
-        example["volume"][...] = self._numbers[part][int(example["volume"])]
-        example["size"][...] = self.sizes[part]
+    def __getitem__(self, number: Any) -> Any:
+        epoch = number * self._batch_size // sum(self._lengths)
+        while self._first_batch(epoch + 1) <= number:
+            epoch += 1
+        buckets, counts = _shuffled_epoch(self._lengths, self._batch_size, self._seed, epoch)
+        within_epoch = number - self._first_batch(epoch)
+        return int(buckets[within_epoch]), int(counts[within_epoch])
+
+    def _first_batch(self, epoch: int) -> int:
+        return sum(epoch * length // self._batch_size for length in self._lengths)
 
 
-def buckets(volumes: list[Volume], most: int, neighbours: int = 0) -> list[Bucket]:
-    """The slices of the volumes in at most `most` buckets."""
-    counts: dict[Shape, int] = {}
-    for volume in volumes:
-        counts[shape_of(volume)] = counts.get(shape_of(volume), 0) + volume.slices - len(volume.empty)
-    return [Bucket(volumes, shapes, neighbours) for shapes in plan(counts, most)]
-
-
-def describe(found: Sequence[Bucket]) -> str:
-    """As in '2 shapes for 3 sizes, 12 % padding: 4x32x32 (12 slices of 24x20, 32x32), 2x28x36 (5 slices of 28x36)'."""
-    parts = [
-        f"{'x'.join(map(str, bucket.shape))} ({len(bucket)} slices of {', '.join(f'{h}x{w}' for h, w in bucket.sizes)})"
-        for bucket in found
-    ]
-    sizes = {size for bucket in found for size in bucket.sizes}
-    padded = sum(len(bucket) * math.prod(bucket.shape[-2:]) for bucket in found)
-    padding = 1 - sum(bucket.pixels for bucket in found) / padded
-    plural = "s" if len(found) > 1 else ""
-    return f"{len(found)} shape{plural} for {len(sizes)} sizes, {100 * padding:.0f} % padding: {', '.join(parts)}"
+@functools.lru_cache(maxsize=4)
+def _shuffled_epoch(lengths: tuple[int, ...], batch_size: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bucket of each batch of an epoch, and the number of that bucket's batches before it."""
+    first, end = ([n * length // batch_size for length in lengths] for n in (epoch, epoch + 1))
+    buckets = np.repeat(np.arange(len(lengths)), np.subtract(end, first))
+    counts = np.concatenate([np.arange(a, b) for a, b in zip(first, end, strict=True)])
+    # The buckets are shuffled; the batches of each keep their order.
+    buckets = np.random.default_rng((seed, epoch)).permutation(buckets)
+    return buckets, counts[np.argsort(np.argsort(buckets, kind="stable"), kind="stable")]

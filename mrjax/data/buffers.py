@@ -1,8 +1,8 @@
-"""Memory for batches, lent out and filled again as soon as nobody holds the batch it was lent for.
+"""Reusable memory for batches: filled again as soon as nobody holds the batch.
 
-Fresh memory is what a loader spends most of its time on: the system clears every page before its first use, which
-costs several times the copy of the data itself. Here a page is touched once in a run, and the batches of worker
-processes lie in memory that both sides see, so that they cross over without a copy.
+A loader spends most of its time on fresh memory: the system clears every page before its first use, which costs several
+times the copy of the data itself. Here a page is touched once in a run, and the batches of worker processes are in
+memory that both processes map, so that they arrive without a copy.
 """
 
 import contextlib
@@ -18,23 +18,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Batch = dict[str, np.ndarray]
-# Shape and dtype of each array by its name.
-Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
+Spec = dict[str, tuple[tuple[int, ...], np.dtype]]  # shape and dtype of each array by name
 SHARED = hasattr(os, "memfd_create")
-_LINE = 64  # JAX takes arrays that start at a multiple of this without a copy on a CPU.
+_ALIGNMENT = 64  # JAX takes arrays that start at a multiple of this without a copy on a CPU.
 
-_here: weakref.WeakValueDictionary[str, "Buffers"] = weakref.WeakValueDictionary()
-
-
-class _Buffer(NamedTuple):
-    """Memory of one batch, its last byte telling whether it is taken, and where other processes find it."""
-
-    memory: mmap.mmap
-    path: str
+_buffers_by_key: weakref.WeakValueDictionary[str, "Buffers"] = weakref.WeakValueDictionary()
 
 
-class Parcel(NamedTuple):
-    """A batch made by a worker process: what arrives in the process that made the `Buffers` is the batch itself."""
+def batch_spec(spec: Spec, size: int) -> Spec:
+    """Add a leading batch axis to a spec."""
+    return {name: ((size, *shape), dtype) for name, (shape, dtype) in spec.items()}
+
+
+def allocate(spec: Spec) -> Batch:
+    """Allocate uninitialised arrays of a spec."""
+    return {name: np.empty(shape, dtype) for name, (shape, dtype) in spec.items()}
+
+
+class SharedBatch(NamedTuple):
+    """A batch made by a worker process; unpickled by the process that made the `Buffers`, it is the batch itself."""
 
     key: str
     path: str
@@ -44,54 +46,48 @@ class Parcel(NamedTuple):
 
 
 def _receive(key: str, path: str) -> Batch | None:
-    """The batch of a parcel; None if it comes too late: the worker has ended, or this end is closing."""
-    buffers = _here.get(key)
+    """Return the batch; None if it comes too late: the worker has ended, or the loader is closing."""
+    buffers = _buffers_by_key.get(key)
     return buffers.receive(path) if buffers else None
 
 
 class Buffers:
-    """As many buffers as there are batches held at once, each used again and again.
+    """A pool of buffers for batches of one spec, as many as there are batches held at once.
 
-    A copy sent to a worker process makes its own, in memory that the sender can map.
+    A copy pickled to a worker process has its own buffers, in memory that the sender can map.
     """
 
-    def __init__(self, spec: Spec):
+    def __init__(self, spec: Spec, key: str | None = None):
         self._spec = spec
-        self._key = uuid.uuid4().hex
-        self._shared = False
+        self._key = key or uuid.uuid4().hex
+        self._shared = SHARED and key is not None
+        self._lock = threading.Lock()
+        # By the path where other processes open it; the last byte is 1 while a buffer is in use.
+        self._pool: dict[str, mmap.mmap] = {}
+        self._received: dict[str, mmap.mmap] = {}
         self._offsets, end = {}, 0
         for name, (shape, dtype) in spec.items():
             self._offsets[name] = end
-            end += -(-math.prod(shape) * dtype.itemsize // _LINE) * _LINE
-        self._size = end + _LINE
-        self._forget()
-        _here[self._key] = self
+            end += -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        self._size = end + _ALIGNMENT
+        if key is None:
+            _buffers_by_key[self._key] = self
 
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._own: list[_Buffer] = []
-        self._received: dict[str, mmap.mmap] = {}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Buffers, (self._spec, self._key)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("_spec", "_key", "_offsets", "_size")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._shared = SHARED
-        self._forget()
-
-    def fill(self, write: Callable[[Batch], None]) -> Batch | Parcel:
-        """A batch written by `write`, which gets arrays of undefined content; a worker process gets it as a parcel."""
-        buffer = self._take()
+    def fill(self, write: Callable[[Batch], None]) -> Batch | SharedBatch:
+        """Return a batch written by `write`, which gets uninitialised arrays; in a worker process a `SharedBatch`."""
+        path, memory = self._acquire()
         try:
-            write(self._arrays(np.frombuffer(buffer.memory, np.uint8)))
+            write(self._arrays(np.frombuffer(memory, np.uint8)))
         except BaseException:
-            buffer.memory[-1] = 0
+            memory[-1] = 0
             raise
-        return Parcel(self._key, buffer.path) if self._shared else self._lend(buffer.memory)
+        return SharedBatch(self._key, path) if self._shared else self._lend(memory)
 
     def receive(self, path: str) -> Batch | None:
-        """The batch that a worker process has put at `path`; None if it has ended meanwhile."""
+        """Return the batch that a worker process wrote into the memory at `path`; None if the worker has ended."""
         if path not in self._received:
             try:
                 with open(path, "r+b") as file:
@@ -100,24 +96,25 @@ class Buffers:
                 return None
         return self._lend(self._received[path])
 
-    def _take(self) -> _Buffer:
+    def _acquire(self) -> tuple[str, mmap.mmap]:
         with self._lock:
-            buffer = next((one for one in self._own if not one.memory[-1]), None)
-            if buffer is None:
-                buffer = self._make()
-                self._own.append(buffer)
-            buffer.memory[-1] = 1
-            return buffer
+            free = next((path for path, memory in self._pool.items() if not memory[-1]), None)
+            path = self._allocate() if free is None else free
+            self._pool[path][-1] = 1
+            return path, self._pool[path]
 
-    def _make(self) -> _Buffer:
+    def _allocate(self) -> str:
         if self._shared:
-            number = os.memfd_create("mrjax-batch")
-            os.ftruncate(number, self._size)
-            return _Buffer(mmap.mmap(number, self._size), f"/proc/{os.getpid()}/fd/{number}")
-        memory = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(AttributeError, OSError):  # only Linux has large pages, and not every kernel
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return _Buffer(memory, "")
+            descriptor = os.memfd_create("mrjax-batch")
+            os.ftruncate(descriptor, self._size)
+            path, memory = f"/proc/{os.getpid()}/fd/{descriptor}", mmap.mmap(descriptor, self._size)
+        else:
+            path = str(len(self._pool))
+            memory = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with contextlib.suppress(AttributeError, OSError):  # only Linux has large pages, and not every kernel
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        self._pool[path] = memory
+        return path
 
     def _arrays(self, data: np.ndarray) -> Batch:
         return {
@@ -129,3 +126,13 @@ class Buffers:
         data = np.frombuffer(memory, np.uint8)
         weakref.finalize(data, memory.__setitem__, -1, 0).atexit = False
         return self._arrays(data)
+
+
+def read_at(descriptor: int, out: np.ndarray, offset: int) -> None:
+    """Fill a C-contiguous array with the bytes of an open file from `offset` on; too few of them are an OSError."""
+    left = out.reshape(-1).view(np.uint8).data
+    while left:
+        count = os.preadv(descriptor, [left], offset)
+        if not count:
+            raise OSError("the file ends before the slice does")
+        left, offset = left[count:], offset + count

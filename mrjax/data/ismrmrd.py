@@ -1,4 +1,4 @@
-"""The ISMRMRD XML header that fastMRI's readers expect beside the k-space."""
+"""The ISMRMRD XML header that fastMRI's readers expect in a k-space file."""
 
 _HEADER = """<?xml version="1.0" encoding="utf-8"?>
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
@@ -27,7 +27,7 @@ def header(
     thickness_mm: float = 5.0,
     frequency_hz: int = 12_770_000,
 ) -> str:
-    """XML header of a Cartesian 2-D acquisition in which every phase-encode column was sampled.
+    """Write the XML header of a Cartesian 2-D acquisition in which every phase-encode column was sampled.
 
     Args:
       encoded: (height, width) of the k-space; height is the readout (`x`), width the phase encoding (`y`).
@@ -36,14 +36,9 @@ def header(
       thickness_mm: slice thickness.
       frequency_hz: resonance frequency of hydrogen (0.3 T by default).
     """
-
-    def space(size: tuple[int, int]) -> str:
-        return _SPACE.format(*size, size[0] * pixel_mm[0], size[1] * pixel_mm[1], thickness_mm)
-
-    return _HEADER.format(
-        frequency=frequency_hz,
-        encoded=space(encoded),
-        recon=space(recon),
-        last=encoded[1] - 1,
-        centre=encoded[1] // 2,
-    )
+    spaces = [
+        _SPACE.format(*size, *(n * mm for n, mm in zip(size, pixel_mm, strict=True)), thickness_mm)
+        for size in (encoded, recon)
+    ]
+    last, centre = encoded[1] - 1, encoded[1] // 2
+    return _HEADER.format(frequency=frequency_hz, encoded=spaces[0], recon=spaces[1], last=last, centre=centre)

@@ -1,4 +1,4 @@
-"""Slices of any size brought to one size on the host, and back again."""
+"""Slices brought from any size to one size on the host, and back again."""
 
 import functools
 
@@ -9,8 +9,8 @@ from mrjax.mri.fourier import centred_fft2_host, centred_ifft2_host
 Size = tuple[int, int]
 
 
-def fit(x: np.ndarray, size: Size) -> np.ndarray:
-    """Crops or zero-pads the last two axes about their centre (index n // 2, where k-space has its zero frequency)."""
+def crop_or_pad(x: np.ndarray, size: Size) -> np.ndarray:
+    """Crop or zero-pad the last two axes about their centre (index n // 2, the zero frequency of k-space)."""
     for axis, new in zip((-2, -1), size, strict=True):
         old = x.shape[axis]
         if old > new:
@@ -24,28 +24,25 @@ def fit(x: np.ndarray, size: Size) -> np.ndarray:
     return x
 
 
-def kspace_to(kspace: np.ndarray, size: Size, rule: str) -> np.ndarray:
-    """K-space (..., height, width) of an image of `size`, in the same units.
+def resize_kspace(kspace: np.ndarray, size: Size, rule: str) -> np.ndarray:
+    """Resize the image of k-space (..., height, width), complex and centred, to (height, width); its units are kept.
 
-    Args:
-      kspace: complex, centred.
-      size: the (height, width) wanted.
-      rule: 'kspace' crops or zero-pads k-space: the same field of view at another resolution; 'image' crops or
-        zero-pads the image: the same resolution in another field of view, what fastMRI does.
+    The rule 'kspace' crops or zero-pads k-space: the same field of view at another resolution; 'image' crops or
+    zero-pads the image: the same resolution in another field of view, as fastMRI does.
     """
     if kspace.shape[-2:] == size:
         return kspace
     if rule == "image":
-        cropped = centred_fft2_host(fit(centred_ifft2_host(kspace), size))
-        return np.where(_within_measured(kspace, size[1]), cropped, 0)
-    # An orthonormal transform of fewer samples divides by a smaller root: undo it, or the image would change its units.
-    return fit(kspace, size) * np.float32(np.sqrt(np.prod(size) / np.prod(kspace.shape[-2:])))
+        cropped = centred_fft2_host(crop_or_pad(centred_ifft2_host(kspace), size))
+        return np.where(_measured_columns(kspace, size[1]), cropped, 0)
+    # An orthonormal transform of fewer samples divides by a smaller root, which would change the image's units.
+    return crop_or_pad(kspace, size) * np.float32(np.sqrt(np.prod(size) / np.prod(kspace.shape[-2:])))
 
 
-def _within_measured(kspace: np.ndarray, width: int) -> np.ndarray:
-    """(width,) bool: which columns of another field of view lie within the frequencies measured in this one.
+def _measured_columns(kspace: np.ndarray, width: int) -> np.ndarray:
+    """Find the columns of a cropped image's k-space whose frequencies were measured: (width,) bool.
 
-    Cropping the image smears k-space over columns at the edge that no scanner measured.
+    Cropping the image smears k-space into columns at the edge that no scanner measured.
     """
     measured = np.flatnonzero(kspace.any(tuple(range(kspace.ndim - 1))))
     old = kspace.shape[-1]
@@ -56,29 +53,29 @@ def _within_measured(kspace: np.ndarray, width: int) -> np.ndarray:
     return (frequency >= low) & (frequency <= high)
 
 
-def image_from(image: np.ndarray, size: Size, rule: str) -> np.ndarray:
-    """Undoes `kspace_to` for a real image (..., height, width): the same image on the grid it came from."""
+def undo_resize_kspace(image: np.ndarray, size: Size, rule: str) -> np.ndarray:
+    """Bring a real image (..., height, width) of k-space resized by `resize_kspace` back to the file's size."""
     if image.shape[-2:] == size:
         return image
     if rule == "image":
-        return fit(image, size)
-    return centred_ifft2_host(kspace_to(centred_fft2_host(image), size, "kspace")).real.astype(image.dtype)
+        return crop_or_pad(image, size)
+    return centred_ifft2_host(resize_kspace(centred_fft2_host(image), size, "kspace")).real.astype(image.dtype)
 
 
-def scale_to(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resizes a real image (..., height, width) to fit into `size` without changing its aspect ratio, then zero-pads.
+def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
+    """Scale a real image (..., height, width) to fit into `size` at its aspect ratio, then zero-pad it.
 
-    Linear interpolation, with the kernel widened when shrinking (anti-aliasing), as jax.image.resize does it.
+    Linear interpolation, with the kernel widened when shrinking (anti-aliasing), as in jax.image.resize.
     """
-    return fit(_interpolate(image, _inner(image.shape[-2:], size)), size)
+    return crop_or_pad(_interpolate(image, _scaled_size(image.shape[-2:], size)), size)
 
 
-def scale_from(image: np.ndarray, size: Size) -> np.ndarray:
-    """Undoes `scale_to`: cuts off the padding and resizes a real image (..., height, width) back to `size`."""
-    return _interpolate(fit(image, _inner(size, image.shape[-2:])), size)
+def undo_resize_image(image: np.ndarray, size: Size) -> np.ndarray:
+    """Bring a real image (..., height, width) resized by `resize_image` back to the file's size."""
+    return _interpolate(crop_or_pad(image, _scaled_size(size, image.shape[-2:])), size)
 
 
-def _inner(old: tuple[int, ...], box: tuple[int, ...]) -> Size:
+def _scaled_size(old: tuple[int, ...], box: tuple[int, ...]) -> Size:
     factor = min(b / o for b, o in zip(box, old, strict=True))
     height, width = (max(1, min(b, round(o * factor))) for b, o in zip(box, old, strict=True))
     return height, width
@@ -93,7 +90,7 @@ def _interpolate(image: np.ndarray, size: Size) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _weights(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: rows of a triangle kernel that add up to one."""
+    """Make the matrix (new, old) float32 that interpolates along an axis: rows of a triangle kernel of sum 1."""
     centres = (np.arange(new) + 0.5) * old / new - 0.5
     reach = max(1.0, old / new)
     weights = np.maximum(0, 1 - np.abs(np.arange(old) - centres[:, None]) / reach)

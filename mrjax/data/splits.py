@@ -1,28 +1,30 @@
-"""The files of a split: found, described and checked, before anything is computed."""
+"""The files of a split: found, described and checked before anything is computed."""
 
 import dataclasses
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
-from mrjax.data import hdf5, repetitions
+from mrjax.data import checks, readers, repetitions
+from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 
 logger = logging.getLogger(__name__)
-REPEATED = ("denoise", "noise2noise")  # tasks that need the other repetitions of a scan
+REPETITION_TASKS = ("denoise", "noise2noise")  # tasks that need the other repetitions of a scan
 
 
-def locate(data: Any, split: str) -> list[str]:
-    """The files of a split: what config.data.<split> names, else the split's folder under config.data.dir.
+def find_split(data: Any, split: str) -> list[str]:
+    """Find the files of a split: those of config.data.<split>, else of the split's folder in config.data.dir.
 
-    fastMRI's own folder names (multicoil_train, singlecoil_val, ...) are understood.
+    fastMRI's folder names (multicoil_train, singlecoil_val, ...) are found too.
 
     Raises:
       UserError: no such folder, or no file in it.
     """
     if data[split]:
-        return hdf5.find(data[split])
+        return readers.find(data[split])
     if not data.dir:
         raise UserError(
             f"config.data.{split} is not set, nor is config.data.dir; expected one of them to name the files"
@@ -32,88 +34,90 @@ def locate(data: Any, split: str) -> list[str]:
     names = (split, f"multicoil_{split}", f"singlecoil_{split}", f"multicoil_{split}_full")
     for name in names:
         if os.path.isdir(os.path.join(data.dir, name)):
-            return hdf5.find(os.path.join(data.dir, name))
+            return readers.find(os.path.join(data.dir, name))
     raise UserError(
         f"config.data.dir is {data.dir!r}: it has no folder {split}/ (nor {', '.join(names[1:])}); "
         f"make one or set config.data.{split}"
     )
 
 
-def layout(task: str) -> str:
-    """The layout of the files that a task reads."""
+def task_layout(task: str) -> str:
+    """Return the layout of the files that a task reads."""
     return "paired" if task == "paired" else "kspace"
 
 
-def volumes(
-    paths: list[str], task: str, *, on_bad_file: str, read_all: bool, mask: str = "random"
-) -> list[hdf5.Volume]:
-    """Describes and checks the files of a split, all of which need a ground truth, before anything is computed.
+def describe_split(
+    paths: Sequence[str], task: str, *, on_bad_file: str, read_samples: bool, mask: str = "random"
+) -> list[Volume]:
+    """Describe and check the files of a split, each of which needs a target.
 
-    For a task that needs other repetitions, those that moved or are alone are left out and listed.
+    For tasks that need repetitions, files that have none and repetitions that moved are left out and logged.
 
     Args:
       paths: the files.
-      task: what they are for, as config.task names it.
-      on_bad_file: 'error' stops at the first faulty file; 'skip' leaves faulty files out, and of files whose only
-        fault is empty slices just those slices, and lists them.
-      read_all: whether to read every sample, or the headers only.
-      mask: with which k-space is undersampled: 'stored' if with the `mask` that each file holds beside the truth.
+      task: config.task.
+      on_bad_file: 'error' stops at the first faulty file; 'skip' leaves faulty files out and logs them, and if a file's
+        only fault is empty slices, just those slices.
+      read_samples: whether to read every sample, or the headers only.
+      mask: config.acquisition.mask; 'stored' if files hold fully sampled k-space and the `mask` to undersample it with.
 
     Raises:
       UserError: a faulty file, or none left.
     """
-    good = []
+    volumes = []
     for path in paths:
         try:
-            volume = hdf5.describe(path, layout(task))
-            if mask == "stored" and volume.layout == "kspace":
-                volume = _with_mask_to_come(volume)
-            _needs_truth(volume)
-            if read_all:
-                volume, faults = hdf5.check(volume)
-                _needs_truth(volume)
-                empty = hdf5.empty_slices(volume)
-                if empty and not faults and on_bad_file == "skip" and len(volume.empty) < volume.slices:
-                    logger.warning("left out these slices: %s", empty[0])
-                elif faults:
-                    raise UserError(faults[0])
-                elif empty:
-                    raise UserError(f"{empty[0]} (on_bad_file='skip' leaves just these slices out)")
-            good.append(volume)
+            volumes.append(_describe(path, task, read_samples, mask, skip_empty=on_bad_file == "skip"))
         except UserError as error:
             if on_bad_file != "skip":
                 raise UserError(
                     f"{error}; mend the file, or set config.data.on_bad_file='skip' to leave it out"
                 ) from error
             logger.warning("left out: %s", error)
-    if task in REPEATED:
-        good, left_out = repetitions.group(good)
+    if task in REPETITION_TASKS:
+        volumes, left_out = repetitions.group(volumes)
         for sentence in left_out:
             logger.warning("left out: %s", sentence)
-    if not good:
+    if not volumes:
         raise UserError(f"none of the {len(paths)} files can be used, the first is {paths[0]}")
-    return good
+    return volumes
 
 
-def _with_mask_to_come(volume: hdf5.Volume) -> hdf5.Volume:
-    """A file whose stored mask says what to keep of k-space that is all there, not what there is."""
-    if volume.stored_mask is None:
-        raise UserError(
-            f"{volume.path}: has no data set `mask`, expected one for config.acquisition.mask = 'stored': "
-            f"({volume.shape[-1]},), a value per column of its fully sampled `kspace`"
-        )
-    return dataclasses.replace(volume, undersampled=False)
+def _describe(path: str, task: str, read_samples: bool, mask: str, skip_empty: bool) -> Volume:
+    """Describe and check a file; raises `UserError` for its first fault."""
+    volume = readers.describe(path, task_layout(task))
+    if mask == "stored" and volume.layout == "kspace":
+        if volume.stored_mask is None:
+            raise UserError(
+                f"{volume.path}: has no data set `mask`, expected one for config.acquisition.mask = 'stored': "
+                f"({volume.shape[-1]},), a value per column of its fully sampled `kspace`"
+            )
+        volume = dataclasses.replace(volume, undersampled=False)
+    _require_target(volume)
+    if not read_samples:
+        return volume
+    volume, faults = checks.check(volume)
+    _require_target(volume)
+    if faults:
+        raise UserError(faults[0])
+    for sentence in checks.describe_empty_slices(volume):
+        if not skip_empty or len(volume.empty) == volume.slices:
+            raise UserError(f"{sentence} (on_bad_file='skip' leaves just these slices out)")
+        logger.warning("left out these slices: %s", sentence)
+    return volume
 
 
-def _needs_truth(volume: hdf5.Volume) -> None:
+def _require_target(volume: Volume) -> None:
     if volume.layout == "kspace" and volume.undersampled:
-        raise UserError(f"{volume.path}: `kspace` is undersampled already, expected fully sampled k-space as the truth")
+        raise UserError(
+            f"{volume.path}: `kspace` is undersampled already, expected fully sampled k-space as the target"
+        )
     if volume.layout == "paired" and not volume.target:
         raise UserError(f"{volume.path}: has no data set `target`, expected one beside `input`")
 
 
-def needs_maximum(volumes: list[hdf5.Volume]) -> None:
-    """Raises a `UserError` if a volume's maximum is not known, which config.normalise = 'volume' goes by."""
+def require_maximum(volumes: Sequence[Volume]) -> None:
+    """Raise a `UserError` if the maximum of a volume is not known, which config.normalise = 'volume' needs."""
     for volume in volumes:
         if not volume.maximum:
             raise UserError(
@@ -122,8 +126,8 @@ def needs_maximum(volumes: list[hdf5.Volume]) -> None:
             )
 
 
-def fingerprint(volumes: list[hdf5.Volume]) -> str:
-    """Changes whenever the examples or their order would: with the names, shapes or usable slices of the files."""
-    rows = [(v.name, v.shape, v.empty, *([len(v.others)] if v.others else [])) for v in volumes]
+def fingerprint(volumes: Sequence[Volume]) -> str:
+    """Summarise the volumes in a line that changes with the names, shapes or usable slices of the files."""
+    rows = [(v.name, v.shape, v.empty, *([len(v.repetitions)] if v.repetitions else [])) for v in volumes]
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
     return f"{len(volumes)} files, {sum(v.slices - len(v.empty) for v in volumes)} slices, {digest}"

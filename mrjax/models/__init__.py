@@ -1,15 +1,16 @@
 """The networks by name: a new one is a file here and a line in `MODELS`.
 
-A network is a Flax module whose `needs` names the `Inputs` that it is called with, in that order. It gives the
-normalised image, (batch, height, width, 1) float32.
+A network is a Flax module whose `input_names` are the fields of `NetworkInputs` that it is called with, in that order;
+its static method `smallest_side(levels)` gives the least height or width it works on. It returns the normalised image,
+(batch, height, width, 1) float32.
 """
 
-from dataclasses import fields
+import dataclasses
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-import jax
 from flax import linen as nn
+from jax import Array
 
 from mrjax.errors import UserError
 from mrjax.models.unet import UNet
@@ -23,39 +24,58 @@ MODELS: dict[str, Any] = {
 }
 
 
-class Inputs(NamedTuple):
-    """What networks may ask for.
+class NetworkInputs(NamedTuple):
+    """What a network may ask for.
 
     Attributes:
       image: (batch, height, width, channels) float32, normalised: the corrupted slice, then its neighbours if any.
-      kspace: (batch, coils, height, width) complex64, what was measured, in units of the normalised image's scale.
+      kspace: (batch, coils, height, width) complex64, measured, zero elsewhere, in units of the image's scale.
       mask: (batch, 1 or height, width) bool, where k-space was measured.
       offset: (batch, 1, 1) float32: normalised image = magnitude in the k-space's units - offset.
-      canvas: (batch, 2) int32, how much of each image is there, if not all (`sizes.OwnSize`): only for networks that
-        need the image alone.
     """
 
-    image: jax.Array
-    kspace: jax.Array | None
-    mask: jax.Array | None
-    offset: jax.Array
-    canvas: jax.Array | None = None
+    image: Array
+    kspace: Array | None
+    mask: Array | None
+    offset: Array
 
 
-def build(name: str, **given: Any) -> nn.Module:
-    """The network registered as `name`, with its attributes set: `build("unet", channels=16)`."""
-    known = attributes(name)
-    for attribute in given:
+def build(name: str, **attributes: Any) -> nn.Module:
+    """Build the network registered as `name`, with its attributes set: `build("unet", channels=16)`.
+
+    Raises:
+      UserError: there is no such network, or it has no such attribute.
+    """
+    known = attribute_names(name)
+    for attribute in attributes:
         if attribute not in known:
             raise UserError(f"config.model.{attribute} is no field of {name!r}, expected {_one_of(known, attribute)}")
-    return MODELS[name](**given)
+    return MODELS[name](**attributes)
 
 
-def attributes(name: str) -> list[str]:
-    """The names of the attributes that the network registered as `name` has."""
+def attribute_names(name: str) -> list[str]:
+    """List the attributes of the network registered as `name`.
+
+    Raises:
+      UserError: there is no such network.
+    """
     if name not in MODELS:
         raise UserError(f"config.model.name is {name!r}, expected {_one_of(list(MODELS), name)}")
-    return [field.name for field in fields(MODELS[name]) if field.name not in ("parent", "name")]
+    return [field.name for field in dataclasses.fields(MODELS[name]) if field.name not in ("parent", "name")]
+
+
+def select_inputs(model: Any, inputs: NetworkInputs) -> list[Array]:
+    """Select the inputs that the network is called with.
+
+    Raises:
+      UserError: it needs k-space, and the task has images only.
+    """
+    for name in model.input_names:
+        if getattr(inputs, name) is None:
+            raise UserError(
+                f"config.model.name is a network that needs {name}, expected config.task = 'kspace' with it"
+            )
+    return [getattr(inputs, name) for name in model.input_names]
 
 
 def _one_of(known: list[str], found: str) -> str:

@@ -1,28 +1,29 @@
-"""What networks that know of k-space share: the measured samples, and magnitudes whose gradient has no NaN."""
+"""Data consistency and coil combination, with gradients that are finite where everything is zero."""
 
 import jax.numpy as jnp
 from jax import Array
 
 
-def towards_measured(kspace: Array, measured: Array, mask: Array, weight: Array) -> Array:
-    """Soft data consistency: `kspace`, moved towards what was measured by the share `weight` of their difference.
+def data_consistency(kspace: Array, measured: Array, mask: Array, weight: Array) -> Array:
+    """Move k-space towards the measured samples: soft data consistency (Sriram et al., arXiv:2004.06688).
 
     Args:
       kspace, measured: (batch, coils, height, width) complex64.
       mask: (batch, 1 or height, width) bool, where there are measurements.
-      weight: (1,) float32.
+      weight: (1,) float32, the share of the difference that is taken away; 1 replaces the samples.
     """
     return kspace - jnp.where(mask[:, None], kspace - measured, 0) * weight
 
 
 def root_sum_of_squares(coil_images: Array) -> Array:
-    """(batch, coils, height, width) complex64 to (batch, height, width) float32; its gradient is 0 at 0."""
+    """Combine coil images, (batch, coils, height, width) complex64 to (batch, height, width) float32."""
     power = jnp.sum(coil_images.real**2 + coil_images.imag**2, 1)
-    some = power > 0
-    return jnp.where(some, jnp.sqrt(jnp.where(some, power, 1)), 0)
+    positive = power > 0
+    # The square root's gradient is infinite at 0; here it is 0.
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, power, 1)), 0)
 
 
-def per_root_sum_of_squares(coil_images: Array) -> Array:
-    """Coil images, (batch, coils, height, width) complex64, over their root-sum-of-squares; 0 where all are 0."""
+def normalise_by_rss(coil_images: Array) -> Array:
+    """Divide coil images, (batch, coils, height, width) complex64, by their root-sum-of-squares; 0 where all are 0."""
     rss = root_sum_of_squares(coil_images)[:, None]
     return coil_images / jnp.where(rss > 0, rss, 1)

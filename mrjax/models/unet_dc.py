@@ -1,4 +1,4 @@
-"""A U-Net whose result is brought back to what was measured: data consistency as its last step."""
+"""A U-Net whose last step is data consistency."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from mrjax.models.data_consistency import per_root_sum_of_squares, root_sum_of_squares, towards_measured
+from mrjax.models.data_consistency import data_consistency, normalise_by_rss, root_sum_of_squares
 from mrjax.models.unet import UNet
 from mrjax.mri.fourier import fft2c, ifft2c
 
@@ -18,14 +18,14 @@ class ConsistentUNet(UNet):
     estimate becomes k-space, whose measured samples are moved towards the measurement by a learned share. Samples are
     noisy, and the phase is an approximation: the share starts at 1, all the way, and need not stay there.
 
-    Parameters: those of the `UNet`, and `consistency` (1,) float32.
+    Parameters: those of the `UNet`, and `consistency` (1,) float32. Coils that are zero everywhere change nothing.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("image", "kspace", "mask", "offset")
+    input_names: ClassVar[tuple[str, ...]] = ("image", "kspace", "mask", "offset")
 
     @nn.compact
     def __call__(self, image: Array, kspace: Array, mask: Array, offset: Array) -> Array:  # type: ignore[override]
-        """Reconstructs.
+        """Reconstruct.
 
         Args:
           image: (batch, height, width, any channels) float32; the magnitude of k-space - offset is the first.
@@ -36,8 +36,8 @@ class ConsistentUNet(UNet):
         Returns:
           (batch, height, width, 1) float32.
         """
-        estimate = super().__call__(image)[..., 0] + offset
+        magnitude = super().__call__(image)[..., 0] + offset
+        profiles = normalise_by_rss(ifft2c(kspace))
         weight = self.param("consistency", nn.initializers.ones, (1,), jnp.float32)
-        profiles = per_root_sum_of_squares(ifft2c(kspace))
-        consistent = towards_measured(fft2c(profiles * estimate[:, None]), kspace, mask, weight)
+        consistent = data_consistency(fft2c(profiles * magnitude[:, None]), kspace, mask, weight)
         return (root_sum_of_squares(ifft2c(consistent)) - offset)[..., None]

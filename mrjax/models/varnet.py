@@ -4,8 +4,6 @@ Sriram et al., "End-to-End Variational Networks for Accelerated MRI Reconstructi
 Given the same weights, `VarNet` computes what `fastmri.models.VarNet` computes, for odd sizes too, unless `residual`.
 """
 
-import functools
-from collections.abc import Callable
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -14,11 +12,11 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from mrjax.models.data_consistency import per_root_sum_of_squares, root_sum_of_squares, towards_measured
+from mrjax.models.data_consistency import data_consistency, normalise_by_rss, root_sum_of_squares
 from mrjax.models.unet import UNet
 from mrjax.mri.fourier import fft2c, ifft2c
 
-# Sides are padded to multiples of this before the U-Net, however many levels it has, as fastMRI does.
+# Height and width are padded to multiples of this before the U-Net, however many levels it has, as fastMRI does.
 _MULTIPLE = 16
 
 
@@ -29,19 +27,18 @@ class VarNet(nn.Module):
     `cascade_<i>/weight` (1,) of the data consistency. Coils that are zero everywhere change nothing.
 
     Attributes:
-        channels: of the U-Net in each cascade, at full resolution.
-        levels: how often that U-Net halves the resolution.
-        cascades: how many there are.
-        sens_channels: of the U-Net that finds the sensitivity maps.
-        sens_levels: how often that one halves the resolution.
-        pool: "max", or "avg" as fastMRI has it.
-        residual: whether the U-Nets compute corrections, starting at nothing: to the coil images of the centre of
-            k-space, whose shares are the maps; and to the image in each cascade, which as the coils see it then takes
-            the place of k-space. An untrained network so repeats projections (SENSE, Pruessmann et al., 1999) with
-            estimated maps. fastMRI's U-Nets compute the maps, and the artefacts to be taken away, as a whole.
-        dtype: of the U-Nets' activations, float32 or bfloat16; k-space and images are complex64 either way.
-        remat: whether the backward pass computes each cascade again instead of keeping its activations.
-        lanes: as the `UNet` has it.
+      channels: of the U-Net in each cascade, at full resolution.
+      levels: how often that U-Net halves the resolution.
+      cascades: how many there are.
+      sens_channels: of the U-Net that estimates the sensitivity maps.
+      sens_levels: how often that one halves the resolution.
+      pool: "max", or "avg" as fastMRI has it.
+      residual: whether the U-Nets compute corrections, starting at zero: to the coil images of the centre of k-space,
+        which normalised by their root-sum-of-squares are the maps; and to the image in each cascade, whose k-space
+        then replaces the current one. An untrained network so repeats projections (SENSE, Pruessmann et al., 1999)
+        with estimated maps. fastMRI's U-Nets compute the maps, and the artefacts to subtract, as a whole.
+      dtype: of the U-Nets' activations, float32 or bfloat16; k-space and images are complex64 either way.
+      remat: whether the backward pass computes each cascade again instead of storing its activations.
     """
 
     channels: int = 18
@@ -53,18 +50,17 @@ class VarNet(nn.Module):
     residual: bool = False
     dtype: DTypeLike = jnp.float32
     remat: bool = False
-    lanes: int = 1
 
-    needs: ClassVar[tuple[str, ...]] = ("kspace", "mask", "offset")
+    input_names: ClassVar[tuple[str, ...]] = ("kspace", "mask", "offset")
 
     @staticmethod
     def smallest_side(levels: int) -> int:
-        """The least height or width that, padded, leaves the U-Net 2 pixels after `levels` halvings."""
+        """Return the least height or width that, padded, leaves the U-Net 2 pixels after `levels` halvings."""
         return max(UNet.smallest_side(levels) - _MULTIPLE + 1, 1)
 
     @nn.compact
     def __call__(self, kspace: Array, mask: Array, offset: Array) -> Array:
-        """Reconstructs.
+        """Reconstruct.
 
         Args:
           kspace: (batch, coils, height, width) complex64, zero where nothing was measured.
@@ -74,71 +70,77 @@ class VarNet(nn.Module):
         Returns:
           (batch, height, width, 1) float32.
         """
-        unet = functools.partial(UNet, pool=self.pool, out_channels=2, dtype=self.dtype, lanes=self.lanes)
-        sensitivities, cascade = _Sensitivities, _Cascade
-        if self.remat:
-            sensitivities, cascade = nn.remat(_Sensitivities), nn.remat(_Cascade)
-        of_maps = functools.partial(unet, self.sens_channels, self.sens_levels, zero_head=self.residual)
-        maps = sensitivities(of_maps, self.residual, name="sensitivities")(kspace, mask)
+        modules = _Sensitivities, _Cascade
+        estimate, cascade = map(nn.remat, modules) if self.remat else modules
+        unet = self._unet(self.sens_channels, self.sens_levels, zero_head=self.residual)
+        maps = estimate(unet, self.residual, name="sensitivities")(kspace, mask)
         current = kspace
         for i in range(self.cascades):
-            # What the cascade takes away starts at nothing.
-            regulariser = functools.partial(unet, self.channels, self.levels, zero_head=True)
-            current = cascade(regulariser, self.residual, name=f"cascade_{i}")(current, kspace, mask, maps)
+            # What a cascade subtracts starts at zero.
+            unet = self._unet(self.channels, self.levels, zero_head=True)
+            current = cascade(unet, self.residual, name=f"cascade_{i}")(current, kspace, mask, maps)
         return (root_sum_of_squares(ifft2c(current)) - offset)[..., None]
+
+    def _unet(self, channels: int, levels: int, zero_head: bool) -> UNet:
+        """Make a U-Net of complex images, real and imaginary part; the module it is given to owns it."""
+        return UNet(channels, levels, self.pool, 2, zero_head=zero_head, dtype=self.dtype, parent=None)
 
 
 class _Sensitivities(nn.Module):
-    """Sensitivity maps, (batch, coils, height, width) complex64, from the fully sampled centre of k-space."""
+    """Estimate the sensitivity maps from the fully sampled centre of k-space."""
 
-    unet: Callable[..., UNet]
+    unet: UNet
     residual: bool
 
-    @nn.compact
     def __call__(self, kspace: Array, mask: Array) -> Array:
-        images = ifft2c(jnp.where(centre(mask)[:, None], kspace, 0))
-        maps = _normalised(self.unet(name="unet"), images.reshape(-1, *images.shape[-2:]), self.residual)
-        maps = maps.reshape(images.shape)
-        return per_root_sum_of_squares(images + maps if self.residual else maps)
+        """Map k-space to sensitivities, both (batch, coils, height, width) complex64."""
+        images = ifft2c(jnp.where(find_centre(mask)[:, None], kspace, 0))
+        b, coils, h, w = images.shape
+        maps = _norm_unet(self.unet, images.reshape(b * coils, h, w), self.residual).reshape(images.shape)
+        return normalise_by_rss(images + maps if self.residual else maps)
 
 
 class _Cascade(nn.Module):
-    """One step: towards the measured samples, and against what the U-Net takes for artefacts."""
+    """Take one step: data consistency, minus the artefacts that the U-Net finds (equation 5 of the paper)."""
 
-    unet: Callable[..., UNet]
+    unet: UNet
     residual: bool
 
     @nn.compact
     def __call__(self, current: Array, measured: Array, mask: Array, maps: Array) -> Array:
+        """Refine k-space, (batch, coils, height, width) complex64."""
         weight = self.param("weight", nn.initializers.ones, (1,), jnp.float32)
-        combined = jnp.sum(ifft2c(current) * maps.conj(), 1)
-        output = _normalised(self.unet(name="unet"), combined, self.residual)
-        seen = fft2c((combined + output if self.residual else output)[:, None] * maps)
-        return towards_measured(current, measured, mask, weight) - (current - seen if self.residual else seen)
+        consistent = data_consistency(current, measured, mask, weight)
+        image = jnp.sum(ifft2c(current) * maps.conj(), 1)
+        output = _norm_unet(self.unet, image, self.residual)
+        if self.residual:
+            return consistent - (current - fft2c((image + output)[:, None] * maps))
+        return consistent - fft2c(output[:, None] * maps)
 
 
-def _normalised(unet: UNet, image: Array, residual: bool) -> Array:
-    """The U-Net on complex images, (n, height, width) complex64, real and imaginary parts as its two channels.
+def _norm_unet(unet: UNet, image: Array, residual: bool) -> Array:
+    """Apply the U-Net to complex images, (n, height, width) complex64, real and imaginary parts as its two channels.
 
-    Each part has mean 0 and standard deviation 1 while it is in there; the mean comes back unless the result is a
+    Each part has mean 0 and standard deviation 1 in the network; the mean is added again unless the result is a
     correction.
     """
     parts = jnp.stack([image.real, image.imag], -1)
     mean = parts.mean((1, 2), keepdims=True)
     variance = jnp.sum((parts - mean) ** 2, (1, 2), keepdims=True) / (image[0].size - 1)
-    some = variance > 0
-    deviation = jnp.sqrt(jnp.where(some, variance, 1))
+    # Empty coils have no deviation: they stay zero, and so do their gradients.
+    varies = variance > 0
+    deviation = jnp.sqrt(jnp.where(varies, variance, 1))
     missing = [-side % _MULTIPLE for side in image.shape[1:]]
     padding = [(n // 2, n - n // 2) for n in missing]
     output = unet(jnp.pad((parts - mean) / deviation, [(0, 0), *padding, (0, 0)]))
     rows, columns = (slice(before, before + side) for (before, _), side in zip(padding, image.shape[1:], strict=True))
-    output = output[:, rows, columns] * jnp.where(some, deviation, 0)
+    output = output[:, rows, columns] * jnp.where(varies, deviation, 0)
     output = output if residual else output + mean
     return output[..., 0] + 1j * output[..., 1]
 
 
-def centre(mask: Array) -> Array:
-    """The fully sampled centre of k-space, (batch, 1 or height, width) bool to the same.
+def find_centre(mask: Array) -> Array:
+    """Find the fully sampled centre of k-space, (batch, 1 or height, width) bool to the same.
 
     Of a mask of columns it is what fastMRI takes: as many columns on either side as are contiguous on the side that
     has fewer; one column if that is none, or if a whole side is sampled. Of a mask of two dimensions, it is all that
@@ -148,7 +150,7 @@ def centre(mask: Array) -> Array:
     position = jnp.arange(width)
     if height == 1:
         middle, columns = width // 2, mask[:, 0].astype(jnp.int8)
-        # Where the first 0 is, hence 0 where there is none.
+        # The first column that is not sampled, 0 where all are.
         left, right = jnp.argmin(columns[:, :middle][:, ::-1], 1), jnp.argmin(columns[:, middle:], 1)
         count = jnp.maximum(2 * jnp.minimum(left, right), 1)[:, None]
         start = (width - count + 1) // 2

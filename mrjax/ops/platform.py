@@ -1,4 +1,4 @@
-"""Which form of a computation a platform gets."""
+"""Choose the form of a computation by the platform it is traced for, and barriers for XLA's optimizer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,43 @@ import jax
 from jax import lax
 
 
-def by_platform(*args: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
-    """What the form for the platform that this is traced for makes of the arguments: `cpu`, `tpu`, or the default.
-
-    Inside a `shard_map` the mesh names the platform, and no other form is traced: a run starts sooner. Elsewhere the
-    forms are all traced, and XLA is given one (`lax.platform_dependent`).
-    """
+def traced_platform() -> str | None:
+    """Return the platform of the mesh that is traced for ("cpu", "tpu", "cuda"), None outside of any mesh."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is None:
+    return None if device is None else device.platform
+
+
+def by_platform(*args: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
+    """Call the form for the platform that is traced for: one of `forms` (cpu=, tpu=) or the default.
+
+    Inside a mesh only that form is traced. Outside, all are traced and XLA compiles one (`lax.platform_dependent`).
+    """
+    platform = traced_platform()
+    if platform is None:
         return lax.platform_dependent(*args, default=default, **forms)
-    return forms.get(device.platform, default)(*args)
+    return forms.get(platform, default)(*args)
+
+
+def optimization_barrier(values: Any) -> Any:
+    """Return the values unchanged, and keep XLA from recomputing them, or from storing what they are computed from.
+
+    Not on CPUs, where it gains nothing and XLA (JAX 0.10) computes wrong gradients with it inside a `lax.scan`.
+    """
+    return by_platform(values, cpu=lambda x: x, default=lax.optimization_barrier)
+
+
+@jax.custom_vjp
+def gradient_barrier(values: Any) -> Any:
+    """Return the values unchanged; the gradients of all are computed before any of them is used.
+
+    Otherwise XLA puts off the gradients of kernels until they are exchanged between devices, and stores until then
+    what they are computed from. Not on TPUs, where the barrier would keep the statistics of a normalisation from being
+    fused into the convolution's gradient.
+    """
+    return values
+
+
+gradient_barrier.defvjp(
+    lambda values: (values, None),
+    lambda _, gradients: (by_platform(gradients, tpu=lambda x: x, default=optimization_barrier),),
+)

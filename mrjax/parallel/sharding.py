@@ -1,8 +1,8 @@
-"""The mesh of devices, and how arrays lie on it.
+"""The mesh of devices, and how arrays are laid out on it.
 
 Three axes, in any combination that multiplies to the number of devices:
-  data     examples are split; parameters are copied
-  model    examples are split, and parameters and optimizer state too: each device keeps a part, and all of a layer is
+  data     examples are split; parameters are replicated
+  model    examples are split, and parameters and optimizer state too: each device keeps a shard, and a layer is
            gathered when it is needed (FSDP; Rajbhandari et al., "ZeRO", arXiv:1910.02054)
   spatial  the rows of each image are split; XLA exchanges the borders that a convolution needs
 """
@@ -22,33 +22,33 @@ EXAMPLES = ("data", "model")
 
 
 def make_mesh(shape: tuple[int, int, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of the devices (all of all processes by default), all of them along `data` by default."""
+    """Make a mesh of the devices (all of all processes by default), all of them along `data` by default."""
     devices = devices if devices is not None else jax.devices()
     return jax.make_mesh(shape or (len(devices), 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """Return the sharding of an array that is the same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_example(mesh: Mesh) -> NamedSharding:
-    """The leading axis, the examples of a batch, split over `data` and `model`."""
+    """Return the sharding of a batch: the leading axis split over `data` and `model`."""
     return NamedSharding(mesh, PartitionSpec(EXAMPLES))
 
 
 def by_row(mesh: Mesh) -> NamedSharding:
-    """Images (batch, height, width): examples split as by `by_example`, rows over `spatial`."""
+    """Return the sharding of images (batch, height, width): as `by_example`, and rows split over `spatial`."""
     return NamedSharding(mesh, PartitionSpec(EXAMPLES, "spatial"))
 
 
 def example_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Count the shards of a batch."""
     return mesh.shape["data"] * mesh.shape["model"]
 
 
 def by_parameter(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """A parameter or its moments: split along its longest axis that `model` divides; whole on every device if none."""
+    """Return the sharding of a parameter: along its longest axis that `model` divides, replicated if there is none."""
     ways = mesh.shape["model"]
     axes = [axis for axis, size in enumerate(shape) if size % ways == 0]
     if ways == 1 or not axes:
@@ -57,46 +57,57 @@ def by_parameter(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "model"))
 
 
+def abstract_state(state: Any, mesh: Mesh) -> Any:
+    """Give the shapes of a state (a tree of arrays or ShapeDtypeStructs) their shardings by `by_parameter`."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=by_parameter(mesh, leaf.shape)), state
+    )
+
+
 def constrain_state(state: Any, mesh: Mesh) -> Any:
-    """Inside a jitted function: every leaf laid out by `by_parameter`."""
+    """Lay out every leaf by `by_parameter`, inside a jitted function."""
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, by_parameter(mesh, leaf.shape)), state)
 
 
-def each_alone(function: Callable[..., Any], mesh: Mesh, whole: int = 0) -> Callable[..., Any]:
-    """`function` of batches, each device computing its own examples: nothing is sent, whatever XLA makes of an FFT.
+def with_parameter_layout(gradients: Any, mesh: Mesh) -> Any:
+    """Store every leaf, sharded by `by_parameter`, in row-major order, as the parameters are.
 
-    The first `whole` of its arguments are the same on every device.
+    Otherwise XLA would transpose the parameters and both moments instead (12 MB an image on an H100, benchmarks.fit).
+    """
+    specs = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, gradients)
+
+    def row_major(shard: Any) -> Any:
+        return jax.tree.map(lambda leaf: with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim)))), shard)
+
+    # Shard by shard: XLA would gather the whole array for it.
+    return jax.shard_map(row_major, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)(gradients)
+
+
+def per_device(function: Callable[..., Any], mesh: Mesh, replicated_args: int = 0) -> Callable[..., Any]:
+    """Map a function of batches over the devices, each computing its own examples: nothing is sent.
+
+    XLA would gather a batch for an FFT. The first `replicated_args` arguments are the same on every device.
     """
     split = PartitionSpec(EXAMPLES)
 
     def run(*args: Any) -> Any:
-        places = tuple(PartitionSpec() if place < whole else split for place in range(len(args)))
-        return jax.shard_map(function, mesh=mesh, in_specs=places, out_specs=split, check_vma=False)(*args)
+        specs = tuple(PartitionSpec() if place < replicated_args else split for place in range(len(args)))
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(*args)
 
     return run
 
 
-def as_it_lies(state: Any, mesh: Mesh) -> Any:
-    """Inside a jitted function: every leaf, laid out by `by_parameter`, in row-major order in each device's memory."""
-    places = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, state)
-
-    def of_device(state: Any) -> Any:
-        return jax.tree.map(lambda leaf: with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim)))), state)
-
-    # Each device its own part: XLA would gather the whole for it.
-    return jax.shard_map(of_device, mesh=mesh, in_specs=(places,), out_specs=places, check_vma=False)(state)
-
-
 def mean_gradient(
-    function: Callable[..., tuple[jax.Array, Any]], mesh: Mesh, dtype: DTypeLike
-) -> Callable[..., tuple[jax.Array, Any]]:
-    """The mean over devices of `function(params, parts, cache)`, each computing that of its own examples.
+    function: Callable[[Any, Any], tuple[jax.Array, Any]], mesh: Mesh, dtype: DTypeLike
+) -> Callable[[Any, Any], tuple[jax.Array, Any]]:
+    """Average the loss and gradient that `function` computes on each device from its own examples.
 
-    Each runs the program of one device: what it keeps and moves does not grow with their number, and what it sends are
-    the gradients, once, in the precision of the parameters.
+    Each device runs the program of one: its memory and traffic do not grow with their number, and what is sent are the
+    gradients, once, in the precision of the parameters.
 
     Args:
-      function: gives a scalar and gradients, from whole parameters, parts of a batch (parts, batch, ...), and a cache.
+      function: of (params, parts), whole parameters and parts of a batch (parts, batch, ...), to a scalar and
+        gradients.
       mesh: whose `spatial` axis is 1: images must not be split.
       dtype: in which the function uses kernels of convolutions (of four axes), and in which these are gathered.
 
@@ -104,36 +115,36 @@ def mean_gradient(
       A function of the same arguments, whose gradients are laid out by `by_parameter`.
     """
 
-    def whole(leaf: jax.Array, place: PartitionSpec) -> jax.Array:
-        if "model" not in place:
+    def gather(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if "model" not in spec:
             return leaf
         sent = leaf.astype(dtype) if leaf.ndim == 4 else leaf
-        return jax.lax.all_gather(sent, "model", axis=place.index("model"), tiled=True).astype(leaf.dtype)
+        return jax.lax.all_gather(sent, "model", axis=spec.index("model"), tiled=True).astype(leaf.dtype)
 
-    def mean(gradient: jax.Array, place: PartitionSpec) -> jax.Array:
-        if "model" not in place:
+    def average(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if "model" not in spec:
             return jax.lax.pmean(gradient, EXAMPLES)
-        mine = jax.lax.psum_scatter(gradient, "model", scatter_dimension=place.index("model"), tiled=True)
-        return jax.lax.psum(mine, "data") / example_shards(mesh)
+        shard = jax.lax.psum_scatter(gradient, "model", scatter_dimension=spec.index("model"), tiled=True)
+        return jax.lax.psum(shard, "data") / example_shards(mesh)
 
-    def run(params: Any, *others: Any) -> tuple[jax.Array, Any]:
-        places = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, params)
+    def run(params: Any, parts: Any) -> tuple[jax.Array, Any]:
+        specs = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, params)
 
-        def of_device(params: Any, *others: Any) -> tuple[jax.Array, Any]:
-            value, gradients = function(jax.tree.map(whole, params, places), *others)
+        def on_device(params: Any, parts: Any) -> tuple[jax.Array, Any]:
+            loss, gradients = function(jax.tree.map(gather, params, specs), parts)
             if mesh.size == 1:
-                return value, gradients
-            return jax.lax.pmean(value, EXAMPLES), jax.tree.map(mean, gradients, places)
+                return loss, gradients
+            return jax.lax.pmean(loss, EXAMPLES), jax.tree.map(average, gradients, specs)
 
-        inputs = (places, PartitionSpec(None, EXAMPLES), PartitionSpec(EXAMPLES))
-        outputs = (PartitionSpec(), places)
-        return jax.shard_map(of_device, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)(params, *others)
+        in_specs, out_specs = (specs, PartitionSpec(None, EXAMPLES)), (PartitionSpec(), specs)
+        mapped = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        return mapped(params, parts)
 
     return run
 
 
 def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:
-    """Inside a jitted function: (batch, ...) to (count, batch // count, ...); every example stays on its device."""
+    """Reshape (batch, ...) to (count, batch // count, ...) inside a jitted function; examples stay on their device."""
     shards = example_shards(mesh)
     split = NamedSharding(mesh, PartitionSpec(None, EXAMPLES))
 
@@ -145,20 +156,20 @@ def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:
 
 
 def rows_of_process(mesh: Mesh, batch_size: int) -> list[int]:
-    """The places in a global batch whose examples the devices of this process hold."""
-    places = by_example(mesh).addressable_devices_indices_map((batch_size,))
-    return sorted({row for place in places.values() if place for row in range(batch_size)[place[0]]})
+    """List the rows of a global batch whose examples the devices of this process hold."""
+    slices = by_example(mesh).addressable_devices_indices_map((batch_size,))
+    return sorted({row for index in slices.values() if index for row in range(batch_size)[index[0]]})
 
 
 def on_host(x: jax.Array, mesh: Mesh) -> np.ndarray:
-    """All of an array that is spread over the mesh."""
+    """Fetch all of an array that is spread over the mesh."""
     return np.asarray(jax.device_put(x, replicated(mesh)))
 
 
 def to_devices(
     batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2
 ) -> Generator[dict[str, jax.Array], None, None]:
-    """Global batches of every process's part; transfers are asynchronous and run `ahead` batches before their use."""
+    """Make global batches of every process's part; transfers are asynchronous and run `ahead` batches before use."""
     queue: collections.deque[dict[str, jax.Array]] = collections.deque()
     for batch in batches:
         queue.append(jax.make_array_from_process_local_data(by_example(mesh), batch))

@@ -1,26 +1,39 @@
-import subprocess
-import sys
+"""The .t5 file: every HDF5 layout reads as h5py reads it, whole or not at all."""
+
+import concurrent.futures
+import pickle
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from conftest import coil_images, rss, to_kspace, write_pair, write_scan
+from conftest import coil_images, to_kspace, write_scan
 
-from mrjax import check
-from mrjax.data import hdf5
+from mrjax.data import hdf5, readers
 from mrjax.errors import UserError
 
+KSPACE = to_kspace(coil_images(5, 2, 24, 17))
+LAYOUTS = {
+    "contiguous": {},
+    "chunk a slice": {"chunks": (1, 2, 24, 17)},
+    "small chunks": {"chunks": (1, 1, 8, 8)},
+    "two slices a chunk": {"chunks": (2, 2, 24, 17)},
+    "compressed": {"chunks": (1, 2, 24, 17), "compression": "gzip"},
+    "checksummed": {"chunks": (1, 2, 24, 17), "fletcher32": True},
+    "big endian": {"dtype": ">c8"},
+    "double": {"dtype": "c16"},
+}
 
-def test_describe_reads_what_a_scan_holds(tmp_path: Path) -> None:
-    volume = hdf5.describe(str(write_scan(tmp_path / "1_T201.h5", 3, 4, (32, 48))))
+
+def test_describe_tells_layout_shape_target_and_contrast(tmp_path: Path) -> None:
+    volume = readers.describe(str(write_scan(tmp_path / "1_T201.h5", 3, 4, (32, 48))))
     assert (volume.layout, volume.shape, volume.target) == ("kspace", (3, 4, 32, 48), "reconstruction_rss")
     assert (volume.contrast, volume.image_shape, volume.undersampled) == ("T1", (32, 48), False)
 
 
 def test_single_coil_kspace_gains_a_coil_axis(tmp_path: Path) -> None:
     hdf5.write(tmp_path / "x_GRE01.t5", {"kspace": to_kspace(coil_images(2, 1, 16, 16))[:, 0]})
-    volume = hdf5.describe(str(tmp_path / "x_GRE01.t5"))
+    volume = readers.describe(str(tmp_path / "x_GRE01.t5"))
     assert volume.shape == (2, 1, 16, 16)
     assert volume.contrast == "GRE"
 
@@ -37,105 +50,19 @@ def test_write_is_chunked_by_slice_and_a_failure_leaves_the_old_file(tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["a.t5"]
 
 
-def bad_files(folder: Path) -> dict[str, str]:
-    """Faulty files, with a word that their fault must name."""
-    good = write_scan(folder / "good.t5")
-    images = coil_images(3, 2, 32, 32)
-    kspace, image = to_kspace(images), rss(images)
-    (folder / "text.t5").write_text("not an HDF5 file " * 50)
-    (folder / "truncated.t5").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
-    (folder / "empty.t5").write_bytes(b"")
-    broken, holes = kspace.copy(), kspace.copy()
-    broken[1, 0, 5, 5], holes[2] = np.nan, 0
-    arrays = {
-        "without": {"reconstruction_rss": image},
-        "nan": {"kspace": broken, "reconstruction_rss": image},
-        "zeros": {"kspace": holes},
-        "integer": {"kspace": np.ones((3, 2, 32, 32), np.int16)},
-        "flat": {"kspace": kspace[0, 0]},
-        "fewer": {"kspace": kspace, "reconstruction_rss": image[:2]},
-        "other": {"kspace": kspace, "reconstruction_rss": np.random.default_rng(0).random(image.shape)},
-        "pair": {"input": image, "target": image[:, :16]},
-        "infinite": {"input": image, "target": np.where(image > 1, np.inf, image)},
-    }
-    for name, data in arrays.items():
-        hdf5.write(folder / f"{name}.t5", data)
-    words = {"text": "not an HDF5 file", "truncated": "truncated", "empty": "empty", "without": "no data set `kspace`"}
-    words |= {"nan": "NaN or Inf in slice 1", "zeros": "zeros in slice 2", "integer": "int16", "flat": "(32, 32)"}
-    words |= {
-        "fewer": "(2, 32, 32)",
-        "other": "not an image of `kspace`",
-        "pair": "(3, 16, 32)",
-        "infinite": "NaN or Inf",
-    }
-    return words
-
-
-def test_check_names_every_fault_in_one_sentence_and_passes_good_files(tmp_path: Path) -> None:
-    for name, word in bad_files(tmp_path).items():
-        _, faults = check.check([str(tmp_path / f"{name}.t5")])
-        assert len(faults) == 1, (name, faults)
-        assert faults[0].startswith(str(tmp_path / f"{name}.t5"))
-        assert word in faults[0]
-        assert "\n" not in faults[0]
-    pair = write_pair(tmp_path / "pair64.t5", dtype="f8")
-    assert check.check([str(tmp_path / "good.t5"), str(pair)])[1] == []
-
-
-def test_a_maximum_in_other_units_than_the_kspace_is_not_known(tmp_path: Path) -> None:
-    images = coil_images(3, 2, 32, 32)
-    for scale in (1, 1000):
-        image = scale * rss(images)
-        arrays = {"kspace": to_kspace(images), "reconstruction_rss": image}
-        hdf5.write(tmp_path / "a.t5", arrays, {"max": image.max()})
-        volume, faults = hdf5.check(hdf5.describe(str(tmp_path / "a.t5")))
-        assert faults == []
-        assert volume.maximum == (pytest.approx(image.max()) if scale == 1 else None)
-
-
 def test_a_damaged_attribute_is_a_fault_and_no_traceback(tmp_path: Path) -> None:
     for number, value in enumerate(("high", np.zeros(0))):
         path = write_scan(tmp_path / f"{number}.t5")
         with h5py.File(path, "a") as file:
             file.attrs["max"] = value
         with pytest.raises(UserError, match=rf"{number}\.t5: is damaged"):
-            hdf5.describe(str(path))
+            readers.describe(str(path))
 
 
-def test_check_command_ends_with_1_and_no_traceback_when_a_file_is_faulty(tmp_path: Path) -> None:
-    bad_files(tmp_path)
-    command = [sys.executable, "-m", "mrjax.check"]
-    bad = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
-    good = subprocess.run([*command, str(tmp_path / "good.t5")], capture_output=True, text=True)
-    assert (bad.returncode, good.returncode) == (1, 0)
-    assert "Traceback" not in bad.stderr
-    assert "reconstruction_rss" in good.stdout
-
-
-def test_kspace_with_columns_left_out_is_undersampled_but_unmeasured_edges_are_not(tmp_path: Path) -> None:
-    kspace = to_kspace(coil_images(2, 2, 32, 32))
-    edges, gaps = kspace.copy(), kspace.copy()
-    edges[..., :4], gaps[..., 3::4] = 0, 0
-    for name, data in {"edges": edges, "gaps": gaps}.items():
-        hdf5.write(tmp_path / f"{name}.t5", {"kspace": data})
-        volume, faults = hdf5.check(hdf5.describe(str(tmp_path / f"{name}.t5")))
-        assert faults == []
-        assert volume.undersampled == (name == "gaps")
-
-
-def test_find_takes_a_folder_a_glob_a_file_or_a_list(tmp_path: Path) -> None:
-    paths = [str(write_scan(tmp_path / name)) for name in ("a.t5", "sub/b.h5", "sub/c.hdf5")]
-    (tmp_path / "notes.txt").write_text("no volume")
-    assert hdf5.find(str(tmp_path)) == paths
-    assert hdf5.find(str(tmp_path / "sub" / "*.h*")) == paths[1:]
-    assert hdf5.find([paths[2], str(tmp_path / "a.t5")]) == [paths[0], paths[2]]
-    for nothing in (tmp_path / "nowhere", tmp_path / "*.x"):
-        with pytest.raises(UserError, match="no such file or folder"):
-            hdf5.find(str(nothing))
-
-
+@pytest.mark.peer
 def test_fastmri_reads_our_files(tmp_path: Path) -> None:
-    data = pytest.importorskip("fastmri.data")
+    from fastmri import data
+
     path = write_scan(tmp_path / "scan.t5", 3, 4, (32, 48))
     dataset = data.SliceDataset(root=tmp_path, challenge="multicoil")
     kspace, mask, target, attributes, name, number = dataset[2]
@@ -145,3 +72,95 @@ def test_fastmri_reads_our_files(tmp_path: Path) -> None:
     assert (mask, name, number) == (None, "scan.t5", 2)
     assert attributes["encoding_size"] == (32, 48, 1)
     assert (attributes["padding_left"], attributes["padding_right"]) == (0, 48)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_slices_of_every_hdf5_layout_are_read_as_by_h5py(tmp_path: Path, layout: str) -> None:
+    path = str(tmp_path / "a.t5")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("before", data=np.arange(7, dtype=np.int8))
+        file.create_dataset("kspace", data=KSPACE, **LAYOUTS[layout])
+        direct = hdf5.find_offsets(file["kspace"]) is not None
+    assert direct == (layout in ("contiguous", "chunk a slice", "double"))
+    reader = hdf5.Hdf5Reader()
+    for i in (3, 0, 4):
+        assert np.array_equal(reader.read_slice(path, "kspace", i), KSPACE[i])
+
+
+def test_compound_types_padded_in_the_file_are_read_by_hdf5(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.t5")
+    kind = h5py.h5t.create(h5py.h5t.COMPOUND, 16)
+    kind.insert(b"r", 0, h5py.h5t.IEEE_F32LE)
+    kind.insert(b"i", 8, h5py.h5t.IEEE_F32LE)
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple(KSPACE.shape)
+        data = h5py.h5d.create(file.id, b"kspace", kind, space)
+        data.write(h5py.h5s.ALL, h5py.h5s.ALL, KSPACE)
+    assert np.array_equal(hdf5.Hdf5Reader().read_slice(path, "kspace", 2), KSPACE[2])
+    with pytest.raises(UserError, match="slice 0 of `none` cannot be read"):
+        hdf5.Hdf5Reader().read_slice(path, "none", 0)
+
+
+def test_slices_never_written_are_zero_as_in_hdf5(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.t5")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("kspace", (3, 4, 4), "c8", chunks=(1, 4, 4))[1] = 1
+        file.create_dataset("empty", (3, 4, 4), "c8")
+    reader = hdf5.Hdf5Reader()
+    assert [reader.read_slice(path, "kspace", i).sum() for i in range(3)] == [0, 16, 0]
+    assert not reader.read_slice(path, "empty", 2).any()
+
+
+def test_threads_read_through_at_most_max_open_files_which_are_not_pickled(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{i}.t5") for i in range(6)]
+    for number, path in enumerate(paths):
+        with h5py.File(path, "w") as file:
+            file.create_dataset("kspace", data=number * KSPACE, compression="gzip" if number % 2 else None)
+    reader = hdf5.Hdf5Reader(max_open=2)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda i: reader.read_slice(paths[i % 6], "kspace", i % 5), range(60)))
+    assert all(np.array_equal(x, i % 6 * KSPACE[i % 5]) for i, x in enumerate(read))
+    assert len(reader._open) == 2
+    copy = pickle.loads(pickle.dumps(reader))
+    assert np.array_equal(copy.read_slice(paths[1], "kspace", 0), KSPACE[0])
+
+
+def test_slices_of_a_described_file_are_read_without_hdf5(tmp_path: Path, monkeypatch) -> None:
+    path = str(write_scan(tmp_path / "a.t5", slices=4))
+    described = hdf5.Hdf5Reader()
+    described.describe(path)
+    reader = pickle.loads(pickle.dumps(described))
+    monkeypatch.setattr(hdf5, "open_file", lambda path: pytest.fail("opened with HDF5"))
+    slices = {name: reader.read_slice(path, name, 2) for name in ("kspace", "reconstruction_rss")}
+    monkeypatch.undo()
+    assert all(np.array_equal(data, hdf5.read(path, name)[2]) for name, data in slices.items())
+
+
+def test_a_file_truncated_while_training_is_named(tmp_path: Path) -> None:
+    path = write_scan(tmp_path / "a.t5", slices=4)
+    reader = hdf5.Hdf5Reader()
+    assert np.array_equal(reader.read_slice(str(path), "kspace", 3), hdf5.read(str(path), "kspace")[3])
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(UserError, match=r"a\.t5: slice 3 of `kspace` cannot be read"):
+        reader.read_slice(str(path), "kspace", 3)
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_a_file_written_anew_is_read_anew_after_it_is_described(tmp_path: Path, compression) -> None:
+    path, reader = str(tmp_path / "a.t5"), hdf5.Hdf5Reader()
+    for factor, title in ((1, "x"), (2, "x" * 5000)):
+        (tmp_path / "a.t5").unlink(missing_ok=True)
+        with h5py.File(path, "w") as file:
+            file.attrs["title"] = title
+            file.create_dataset("kspace", data=factor * KSPACE, chunks=(1, 2, 24, 17), compression=compression)
+        reader.describe(path)
+        assert np.array_equal(reader.read_slice(path, "kspace", 1), factor * KSPACE[1])
+
+
+def test_write_like_keeps_the_header_and_the_other_attributes(tmp_path: Path) -> None:
+    source = write_scan(tmp_path / "a.t5")
+    hdf5.Hdf5Reader().write_like(str(source), tmp_path / "b.t5", {"reconstruction": np.ones((3, 4, 4))}, {"max": 1.0})
+    with h5py.File(source) as old, h5py.File(tmp_path / "b.t5") as new:
+        assert sorted(new) == ["ismrmrd_header", "reconstruction"]
+        assert new["ismrmrd_header"][()] == old["ismrmrd_header"][()]
+        assert dict(new.attrs) == {**old.attrs, "max": 1.0}

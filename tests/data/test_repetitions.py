@@ -1,13 +1,16 @@
-import itertools
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import rss, write_repetitions, write_scan
+from conftest import write_repetitions, write_scan
 from scipy import ndimage
+from test_loader import describe, draw
 
-from mrjax.data import cache, hdf5, loader, repetitions, splits
+from mrjax.data import hdf5, readers, repetitions, splits
+from mrjax.data.cache import HostCache
+from mrjax.data.dataset import SliceDataset
+from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 
 
@@ -28,7 +31,7 @@ def moved(image: np.ndarray, *, shift: tuple[float, float, float] = (0, 0, 0), d
 
 
 @pytest.mark.parametrize("shift", [(0, 0, 0.3), (0, -2, 0.5), (0, 6, -4), (0.3, 0, 0), (-1, 1, 0)])
-def test_the_displacement_found_is_the_one_made_whatever_noise_and_intensity(shift) -> None:
+def test_the_displacement_is_found_in_noise_and_at_another_intensity(shift) -> None:
     image, rng = head(), np.random.default_rng(1)
     one, other = (x + rng.normal(0, 0.02, x.shape) for x in (image, 1.2 * moved(image, shift=shift)))
     slices, rows, columns = np.abs(shift)
@@ -57,15 +60,15 @@ def test_noise_alone_displaces_nothing_and_one_slice_is_enough() -> None:
     assert repetitions.displacement(image, moved(image, shift=(0, 0, 2)), 20)[:2] == pytest.approx((0, 2), abs=0.1)
 
 
-def read(folder: Path, task: str = "denoise", **options) -> list[hdf5.Volume]:
-    return splits.volumes(hdf5.find(str(folder)), task, **{"on_bad_file": "error", "read_all": True} | options)
+def describe_repetitions(folder: Path, task: str = "denoise", **options) -> list[Volume]:
+    return describe(folder, task, **options)
 
 
 def test_a_repetition_that_moved_is_left_out_and_listed_and_noisy_ones_are_kept(tmp_path: Path, caplog) -> None:
     write_repetitions(tmp_path, "1_T1", 3, size=(96, 80), moved={2: 2}, noise=0.02)
     write_repetitions(tmp_path, "1_T2", 3, size=(96, 80), noise=0.4, seed=1)
     write_repetitions(tmp_path, "2_FLAIR", 2, size=(96, 80), moved={1: -3}, noise=0.02, seed=2)
-    kept = {volume.name: [Path(path).stem for path in volume.others] for volume in read(tmp_path)}
+    kept = {volume.name: [Path(path).stem for path in volume.repetitions] for volume in describe_repetitions(tmp_path)}
     assert kept == {
         **{"1_T101": ["1_T103"], "1_T103": ["1_T101"]},
         **{"1_T201": ["1_T202", "1_T203"], "1_T202": ["1_T201", "1_T203"], "1_T203": ["1_T201", "1_T202"]},
@@ -84,15 +87,15 @@ def test_repetitions_share_folder_study_contrast_and_shape(tmp_path: Path, caplo
     write_repetitions(tmp_path / "a", "1_GRE", 2, seed=3)
     write_scan(tmp_path / "a" / "1_T103.h5", slices=4)
     write_scan(tmp_path / "a" / "scan.h5")
-    assert [volume.name for volume in read(tmp_path)] == ["1_GRE01", "1_GRE02", "1_T101", "1_T102"]
+    assert [volume.name for volume in describe_repetitions(tmp_path)] == ["1_GRE01", "1_GRE02", "1_T101", "1_T102"]
     alone = {message.split("/")[-1].split(":")[0] for message in caplog.messages if "no other repetition" in message}
     assert alone == {"1_T101.h5", "2_T101.h5", "1_T103.h5", "scan.h5"}
     with pytest.raises(UserError, match="none of the 1 files can be used"):
-        read(tmp_path / "b")
-    assert [volume.others for volume in read(tmp_path / "b", "kspace")] == [()]
+        describe_repetitions(tmp_path / "b")
+    assert [volume.repetitions for volume in describe(tmp_path / "b", "kspace")] == [()]
 
 
-def test_examples_hold_the_other_repetitions_and_a_slice_that_any_lacks_is_left_out(tmp_path: Path) -> None:
+def test_examples_hold_the_repetitions_and_slices_that_any_of_them_lacks_are_left_out(tmp_path: Path) -> None:
     write_repetitions(tmp_path, "1_T1", 3)
     write_repetitions(tmp_path, "1_T2", 2, seed=1)
     lacking = str(tmp_path / "1_T102.h5")
@@ -100,62 +103,42 @@ def test_examples_hold_the_other_repetitions_and_a_slice_that_any_lacks_is_left_
     for array in data.values():
         array[1] = 0
     hdf5.write(lacking, data)
-    volumes = read(tmp_path, on_bad_file="skip")
-    source = loader.Slices(volumes, (32, 32), "kspace")
+    volumes = describe_repetitions(tmp_path, on_bad_file="skip")
+    source = SliceDataset(volumes, (32, 32))
     assert len(source) == 3 * 2 + 2 * 3
     assert source.spec["repetitions"] == ((2, 2, 32, 32), np.complex64)
     example = {name: np.full(shape, 7, dtype) for name, (shape, dtype) in source.spec.items()}
-    for place, (number, i) in enumerate(source.where):
-        source.fill(place, example)
+    for place, (number, i) in enumerate(source.positions):
+        source.read_into(place, example)
         assert np.array_equal(example["kspace"], hdf5.read(volumes[number].path, "kspace")[i])
-        others = [hdf5.read(path, "kspace")[i] for path in volumes[number].others]
-        assert volumes[number].path not in volumes[number].others
-        assert np.array_equal(example["repetitions"][: len(others)], others)
-        assert not example["repetitions"][len(others) :].any()
-    assert splits.fingerprint(volumes) != splits.fingerprint(read(tmp_path, "kspace", on_bad_file="skip"))
+        expected = [hdf5.read(path, "kspace")[i] for path in volumes[number].repetitions]
+        assert volumes[number].path not in volumes[number].repetitions
+        assert np.array_equal(example["repetitions"][: len(expected)], expected)
+        assert not example["repetitions"][len(expected) :].any()
+    assert splits.fingerprint(volumes) != splits.fingerprint(describe(tmp_path, "kspace", on_bad_file="skip"))
 
 
-def test_a_file_finds_the_repetitions_beside_it(tmp_path: Path) -> None:
+def test_repetitions_in_the_folder_of_a_file_are_added(tmp_path: Path) -> None:
     write_repetitions(tmp_path, "1_T1", 4, moved={3: 3}, size=(64, 64), noise=0.02)
     (tmp_path / "1_T105.h5").write_bytes(b"damaged")
-    found = repetitions.beside(hdf5.describe(str(tmp_path / "1_T102.h5")))
-    assert [Path(path).stem for path in found.others] == ["1_T101", "1_T104"]
-    assert repetitions.beside(hdf5.describe(str(tmp_path / "1_T103.h5"))).others == ()
+    found = repetitions.add_repetitions(readers.describe(str(tmp_path / "1_T102.h5")))
+    assert [Path(path).stem for path in found.repetitions] == ["1_T101", "1_T104"]
+    assert repetitions.add_repetitions(readers.describe(str(tmp_path / "1_T103.h5"))).repetitions == ()
     (tmp_path / "alone").mkdir()
     shutil.copy(tmp_path / "1_T101.h5", tmp_path / "alone")
-    assert repetitions.beside(hdf5.describe(str(tmp_path / "alone" / "1_T101.h5"))).others == ()
+    assert repetitions.add_repetitions(readers.describe(str(tmp_path / "alone" / "1_T101.h5"))).repetitions == ()
 
 
-def test_the_stream_is_the_same_with_workers_and_from_memory_and_from_any_place_on(tmp_path: Path) -> None:
+def test_the_stream_of_repetitions_is_the_same_from_memory_and_resumed(tmp_path: Path) -> None:
     write_repetitions(tmp_path, "1_T1", 3)
     write_repetitions(tmp_path, "1_T2", 2, seed=1)
-    source = loader.Slices(read(tmp_path), (32, 32), "kspace", 1)
+    source = SliceDataset(describe_repetitions(tmp_path), (32, 32), adjacent_slices=1)
 
-    def stream(source: loader.Source, count: int, **options) -> list[dict[str, np.ndarray]]:
-        given = {"batch_size": 4, "seed": 3, "start": 0, "workers": 0, "prefetch": 2} | options
-        with loader.training_batches(source, **given) as batches:
-            return [{k: v.copy() for k, v in batch.items()} for batch in itertools.islice(batches, count)]
-
-    whole = stream(source, 6)
+    whole = draw(source, 6, 3)
     assert len({batch["kspace"].tobytes() for batch in whole}) == 6
     for other, first in (
-        (stream(source, 6, workers=2), 0),
-        (stream(cache.HostCache(source), 6), 0),
-        (stream(source, 3, start=12), 3),
+        (draw(HostCache(source), 6, 3), 0),
+        (draw(source, 3, 3, start=12), 3),
     ):
         for one, two in zip(whole[first:], other, strict=True):
             assert all(np.array_equal(one[name], two[name]) for name in one)
-
-
-def test_neighbours_follow_the_slice_itself_and_the_ends_repeat(tmp_path: Path) -> None:
-    path = write_scan(tmp_path / "a.t5", slices=4)
-    source = loader.Slices([hdf5.describe(str(path))], (32, 32), "kspace", 2)
-    assert source.spec["kspace"] == ((5, 2, 32, 32), np.complex64)
-    stored = hdf5.read(str(path), "kspace")
-    for i, order in enumerate(([0, 0, 0, 1, 2], [1, 0, 0, 2, 3], [2, 0, 1, 3, 3], [3, 1, 2, 3, 3])):
-        assert np.array_equal(source[i]["kspace"], stored[order])
-    images = rss(stored)
-    hdf5.write(tmp_path / "b.t5", {"input": images, "target": images[::-1].copy()})
-    pairs = loader.Slices([hdf5.describe(str(tmp_path / "b.t5"))], (32, 32), "kspace", 1)
-    assert np.array_equal(pairs[3]["input"], images[[3, 2, 3]])
-    assert np.array_equal(pairs[3]["target"], images[0])

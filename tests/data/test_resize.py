@@ -12,7 +12,7 @@ SIZES = [(64, 64), (48, 80), (33, 40), (20, 21), (63, 65)]
 @pytest.mark.parametrize("size", SIZES)
 def test_kspace_of_any_size_arrives_and_its_image_returns_in_the_files_shape_and_units(size, rule) -> None:
     images = coil_images(1, 1, *size)[0]
-    kspace = resize.kspace_to(to_kspace(images), (48, 48), rule)
+    kspace = resize.resize_kspace(to_kspace(images), (48, 48), rule)
     assert kspace.shape[-2:] == (48, 48)
     image = np.abs(resize.centred_ifft2_host(kspace))[0]
     if rule == "kspace":
@@ -21,32 +21,32 @@ def test_kspace_of_any_size_arrives_and_its_image_returns_in_the_files_shape_and
         assert np.allclose(zero, images.mean(), rtol=1e-4)
     else:
         both = [min(a, b) for a, b in zip(size, (48, 48), strict=True)]
-        assert np.allclose(resize.fit(image, both), resize.fit(np.abs(images[0]), both), atol=1e-5)
-    assert resize.image_from(image, size, rule).shape == size
+        assert np.allclose(resize.crop_or_pad(image, both), resize.crop_or_pad(np.abs(images[0]), both), atol=1e-5)
+    assert resize.undo_resize_kspace(image, size, rule).shape == size
 
 
 def test_growing_kspace_and_going_back_is_the_identity() -> None:
     image = rss(coil_images(2, 1, 33, 41))
-    grown = resize.image_from(image, (64, 63), "kspace")
-    assert np.allclose(resize.image_from(grown, (33, 41), "kspace"), image, atol=1e-5)
+    grown = resize.undo_resize_kspace(image, (64, 63), "kspace")
+    assert np.allclose(resize.undo_resize_kspace(grown, (33, 41), "kspace"), image, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_paired_images_keep_their_aspect_ratio_and_equal_jax_image_resize(size) -> None:
     image = rss(coil_images(1, 1, *size))[0]
-    scaled = resize.scale_to(image, (48, 48))
+    scaled = resize.resize_image(image, (48, 48))
     factor = min(48 / size[0], 48 / size[1])
     inner = tuple(round(n * factor) for n in size)
     expected = jax.image.resize(image, inner, "linear", antialias=True)
-    assert np.allclose(resize.fit(scaled, inner), expected, atol=1e-5)
-    assert resize.scale_from(scaled, size).shape == size
-    assert np.isclose(scaled.sum(), resize.fit(scaled, inner).sum())
+    assert np.allclose(resize.crop_or_pad(scaled, inner), expected, atol=1e-5)
+    assert resize.undo_resize_image(scaled, size).shape == size
+    assert np.isclose(scaled.sum(), resize.crop_or_pad(scaled, inner).sum())
 
 
 def test_cropping_the_image_leaves_unmeasured_columns_empty() -> None:
     kspace = to_kspace(coil_images(1, 2, 64, 64))
     kspace[..., :8] = 0
-    cropped = resize.kspace_to(kspace, (48, 48), "image")
+    cropped = resize.resize_kspace(kspace, (48, 48), "image")
     columns = cropped.reshape(-1, 48).any(0)
     assert columns.tolist() == [i >= 6 for i in range(48)]
 
@@ -56,6 +56,6 @@ def test_fit_keeps_the_zero_frequency_at_the_centre_for_odd_and_even_sizes() -> 
         for new in (4, 5, 11, 12):
             x = np.zeros((old, old))
             x[old // 2, old // 2] = 1
-            fitted = resize.fit(x, (new, new))
+            fitted = resize.crop_or_pad(x, (new, new))
             assert fitted.shape == (new, new)
             assert fitted[new // 2, new // 2] == 1

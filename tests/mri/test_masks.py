@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from conftest import coil_images, rss, to_kspace
 
-from mrjax.data import hdf5, loader, splits
+from mrjax.data import hdf5, splits
+from mrjax.data.dataset import SliceDataset
+from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 from mrjax.mri import fourier, masks, tasks
 from mrjax.mri.acquire import Acquisition, draw_protocol, find_echo
@@ -223,12 +225,12 @@ def test_a_stored_mask_is_read_and_applied_to_fully_sampled_kspace(tmp_path: Pat
     mask = np.arange(16) % 3 == 0
     hdf5.write(tmp_path / "a.t5", {"kspace": kspace, "mask": mask.astype(np.float32)})
 
-    def read() -> list[hdf5.Volume]:
+    def read() -> list[Volume]:
         paths = [str(tmp_path / "a.t5")]
-        return splits.volumes(paths, "kspace", on_bad_file="error", read_all=True, mask="stored")
+        return splits.describe_split(paths, "kspace", on_bad_file="error", read_samples=True, mask="stored")
 
     found = read()
-    example = loader.Slices(found, (16, 16), "kspace")[1]
+    example = SliceDataset(found, (16, 16), "kspace")[1]
     assert np.array_equal(example["kspace"], kspace[1])
     assert np.array_equal(example["mask"], mask)
     task = tasks.kspace(Acquisition((4.0,), (0.08,), (0.0, 0.0), mask="stored"), Augment())
@@ -238,7 +240,7 @@ def test_a_stored_mask_is_read_and_applied_to_fully_sampled_kspace(tmp_path: Pat
     assert np.array_equal(measured.kspace[0], kspace[1] * mask)
     assert np.allclose(measured.target[0], rss(np.asarray(fourier.ifft2c(kspace[1]))), atol=1e-5)
     with pytest.raises(UserError, match="`mask` has 16 columns, expected"):
-        loader.Slices(found, (16, 20), "kspace")
+        SliceDataset(found, (16, 20), "kspace")
     hdf5.write(tmp_path / "a.t5", {"kspace": kspace * mask, "mask": mask})
     with pytest.raises(UserError, match="undersampled already"):
         read()

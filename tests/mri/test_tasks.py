@@ -9,7 +9,7 @@ from conftest import coil_images, rss, to_kspace, write_pair, write_repetitions,
 from test_train import parameters, same
 
 from mrjax import evaluate, experiment, reconstruct, train
-from mrjax.data import hdf5
+from mrjax.data import hdf5, readers
 from mrjax.mri import tasks
 from mrjax.mri.acquire import Acquisition
 from mrjax.mri.augment import Augment
@@ -189,12 +189,12 @@ def test_denoise_end_to_end(repeated: Path, tiny, tmp_path: Path, caplog) -> Non
     assert any("training on 4 files, 12 slices" in message for message in caplog.messages)
     inference = experiment.restore(str(workdir), sharding.make_mesh())
     paths = [str(repeated / "test" / f"4_T10{i}.h5") for i in (1, 2, 3)]
-    volume = train.splits.volumes(paths, "denoise", on_bad_file="error", read_all=True)[0]
+    volume = splits.describe_split(paths, "denoise", on_bad_file="error", read_samples=True)[0]
     images = reconstruct.reconstruct(inference, volume)
     first, second, third = (image(hdf5.read(path, "kspace")) for path in paths)
     np.testing.assert_allclose(images["corrupted"], first, atol=1e-5)
     np.testing.assert_allclose(images["target"], (second + third) / 2, atol=1e-5)
-    alone = reconstruct.reconstruct(inference, hdf5.describe(paths[0]))
+    alone = reconstruct.reconstruct(inference, readers.describe(paths[0]))
     assert set(alone) == {"corrupted", "reconstruction"}  # its own image is no clean_image
     np.testing.assert_allclose(alone["reconstruction"], images["reconstruction"], atol=1e-5)
     assert evaluate.labels("denoise", "unet")[0] == evaluate.labels("noise2noise", "unet")[0] == "one scan"
@@ -223,6 +223,6 @@ def test_adjacent_slices_end_to_end(tiny, tmp_path: Path, task) -> None:
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     inference = experiment.restore(str(tmp_path / "run"), sharding.make_mesh())
     path = str(tmp_path / "data" / "val" / "1_T101.h5")
-    volume = train.splits.volumes([path], task, on_bad_file="error", read_all=True)[0]
+    volume = splits.describe_split([path], task, on_bad_file="error", read_samples=True)[0]
     found = reconstruct.scores(reconstruct.reconstruct(inference, volume), volume)["reconstruction"]
     assert found["psnr"] == pytest.approx(next(row["val/psnr"] for row in rows if "val/psnr" in row), abs=0.01)

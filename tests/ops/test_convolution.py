@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mrjax.ops.convolution import convolve, multiply
+from mrjax.ops.convolution import conv1x1, convolve_array
 from mrjax.parallel import sharding
 
 
@@ -43,7 +43,7 @@ def alone(function, mesh=None):
     return jax.jit(lambda *args: sharding.each_alone(function, mesh, whole=len(args))(*args))
 
 
-def with_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array, of=convolve) -> tuple[jax.Array, ...]:
+def with_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array, of=convolve_array) -> tuple[jax.Array, ...]:
     result, pullback = jax.vjp(of, x, kernel)
     return result, *pullback(gradient)
 
@@ -85,7 +85,7 @@ def test_products_and_gradients_equal_float64(batch: int, height: int, width: in
     given = [jnp.asarray(images(*shape, seed=seed), "bfloat16") for seed, shape in enumerate(shapes)]
     x, kernel, gradient = (np.asarray(a, np.float64) for a in given)
     exact = x @ kernel, gradient @ kernel.T, np.einsum("bhwi,bhwo->io", x, gradient)
-    for ours, theirs in zip(alone(functools.partial(with_gradients, of=multiply))(*given), exact, strict=True):
+    for ours, theirs in zip(alone(functools.partial(with_gradients, of=conv1x1))(*given), exact, strict=True):
         assert ours.dtype == "bfloat16"
         np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, atol=2.0**-8 * np.abs(theirs).max(), rtol=0)
 
@@ -105,7 +105,7 @@ def test_accelerators_see_the_librarys_convolution_alone(platform: str, convolut
 )
 def test_what_the_operations_do_not_know_is_xlas(dtype: str, batch: int, side: int) -> None:
     x, kernel = jnp.ones((batch, 6, 6, 2), dtype), jnp.ones((side, side, 2, 4), dtype)
-    result, pullback = jax.vjp(alone(convolve), x, kernel)
+    result, pullback = jax.vjp(alone(convolve_array), x, kernel)
     assert result.shape == (batch, 6, 6, 4)
     assert (result[:, 3, 3] == 2 * side**2).all()
     assert pullback(result)[1].shape == kernel.shape
@@ -113,8 +113,8 @@ def test_what_the_operations_do_not_know_is_xlas(dtype: str, batch: int, side: i
 
 def test_it_can_be_mapped_over() -> None:
     x, kernel = (jnp.asarray(images(*shape, seed=0), jnp.float32) for shape in ((3, 1, 6, 7, 2), (3, 3, 2, 4)))
-    mapped = alone(jax.vmap(convolve, (0, None)))(x, kernel)
-    np.testing.assert_allclose(mapped, alone(convolve)(x[:, 0], kernel)[:, None], rtol=1e-6)
+    mapped = alone(jax.vmap(convolve_array, (0, None)))(x, kernel)
+    np.testing.assert_allclose(mapped, alone(convolve_array)(x[:, 0], kernel)[:, None], rtol=1e-6)
 
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -127,9 +127,9 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_without_a_compiler_it_is_xlas(tmp_path: Path) -> None:
     program = """
 import jax, jax.numpy as jnp
-from mrjax.ops.convolution import convolve, multiply
+from mrjax.ops.convolution import convolve_array
 for _ in range(2):
-    print(jax.jit(convolve).lower(jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))).as_text().count("mrjax_"))
+    print(jax.jit(convolve_array).lower(jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))).as_text().count("mrjax_"))
 """
     for environment in ({"PATH": str(tmp_path)}, {"CXX": "false"}):
         result = run(program, **environment)
@@ -143,12 +143,12 @@ import os
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(os.environ["CORES"])])
 import hashlib, jax, numpy as np
 from mrjax.ops.cpu import library
-from mrjax.ops.convolution import convolve
+from mrjax.ops.convolution import convolve_array
 assert library.available()
 shapes = (3, 64, 50, 24), (3, 3, 24, 40), (3, 64, 50, 40)
 for dtype in ("float32", "bfloat16"):
     x, kernel, gradient = (jax.numpy.asarray(np.random.default_rng(0).normal(size=shape), dtype) for shape in shapes)
-    result, pullback = jax.vjp(convolve, x, kernel)
+    result, pullback = jax.vjp(convolve_array, x, kernel)
     print(*(hashlib.sha256(np.asarray(a).tobytes()).hexdigest() for a in (result, *pullback(gradient))))
 """
     one, all_ = (run(program, CORES=cores).stdout for cores in ("1", "1000"))

@@ -1,19 +1,18 @@
-"""What compiled programs move: the count from HLO against hand-computed figures, and the ahead-of-time path itself."""
+"""The count of moved bytes against hand-computed figures, and compilation ahead of time."""
 
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import AOT_PYTHON, ROOT
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks import fit, hlo
-from mrjax import experiment, train_step
+from benchmarks import fit, hlo, programs
 from mrjax.config import defaults
 from mrjax.errors import UserError
 from mrjax.parallel import sharding
@@ -26,7 +25,7 @@ def config(**fields):
     return base
 
 
-def found(function, *args) -> list[hlo.Instruction]:
+def compiled_instructions(function, *args) -> list[hlo.Instruction]:
     return list(hlo.instructions(jax.jit(function).lower(*args).compile().as_text()))
 
 
@@ -41,13 +40,13 @@ def found(function, *args) -> list[hlo.Instruction]:
         ("s4[6]{0}", 3),
     ],
 )
-def test_sizes_of_shapes(shape: str, size: int) -> None:
+def test_bytes_are_counted_from_shapes(shape: str, size: int) -> None:
     assert hlo.size_of(shape) == size
 
 
 def test_traffic_is_operands_and_results() -> None:
     a, b = jnp.ones((64, 32)), jnp.ones((32, 16))
-    assert sum(one.moved for one in found(jnp.dot, a, b)) == 4 * (64 * 32 + 32 * 16 + 64 * 16)
+    assert sum(one.moved for one in compiled_instructions(jnp.dot, a, b)) == 4 * (64 * 32 + 32 * 16 + 64 * 16)
 
 
 def test_loops_count_as_often_as_they_run() -> None:
@@ -56,21 +55,21 @@ def test_loops_count_as_often_as_they_run() -> None:
     def loop(a: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda x, _: (x @ a, None), a, length=7)[0]
 
-    (product,) = (one for one in found(loop, a) if one.source.endswith("dot_general"))
+    (product,) = (one for one in compiled_instructions(loop, a) if one.source.endswith("dot_general"))
     assert (product.times, product.moved) == (7, 7 * 3 * 4 * 32 * 32)
 
 
-def test_collectives_of_each_kind() -> None:
+def test_collectives_are_counted_by_kind() -> None:
     mesh = sharding.make_mesh()
     assert mesh.size == 8
     split, whole = NamedSharding(mesh, PartitionSpec("data")), sharding.replicated(mesh)
     x = jax.device_put(np.ones((16, 8), np.float32), split)
 
-    def all_of(x: jax.Array) -> jax.Array:
+    def gather(x: jax.Array) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, whole)
 
-    assert hlo.collectives(found(all_of, x)) == {"all-gather": (1, 4 * 16 * 8)}
-    assert hlo.collectives(found(lambda x: x.sum(0), x)) == {"all-reduce": (1, 4 * 8)}
+    assert hlo.collectives(compiled_instructions(gather, x)) == {"all-gather": (1, 4 * 16 * 8)}
+    assert hlo.collectives(compiled_instructions(lambda x: x.sum(0), x)) == {"all-reduce": (1, 4 * 8)}
 
 
 def test_asynchronous_collectives_count_once() -> None:
@@ -105,12 +104,9 @@ def test_a_data_parallel_step_exchanges_its_gradients_and_nothing_else() -> None
     cfg = config()
     for devices, expected in ((8, True), (1, False)):
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-        fixed = {"model": experiment.model(cfg), "task": experiment.task(cfg), "normalise_by": cfg.normalise, "seed": 0}
-        train = train_step.compile_train(mesh, optimizer=experiment.optimizer(cfg), **fixed)
-        state = experiment.abstract_state(experiment.initial_state(cfg), mesh)
-        text = train.lower(state, fit.abstract_batch(cfg, mesh, 2)).compile().as_text()
-        gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        sent = hlo.collectives(list(hlo.instructions(text)))
+        compiled, _ = programs.compile_train_step(cfg, mesh, programs.abstract_batch(cfg, mesh, 2))
+        gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(programs.abstract_state(cfg, mesh).params))
+        sent = hlo.collectives(list(hlo.instructions(compiled.as_text())))
         assert set(sent) == ({"all-reduce"} if expected else set())
         if expected:
             assert 0 <= sent["all-reduce"][1] - gradients < 64
@@ -120,12 +116,9 @@ def test_flops_are_those_published_for_fastmri() -> None:
     """72.2 GFLOP an image of 256x256 for training, by convolutions and matrix products alone."""
     cfg = config(model__channels=32, model__levels=4, data__image_size=(256, 256))
     mesh = sharding.make_mesh()
-    fixed = {"model": experiment.model(cfg), "task": experiment.task(cfg), "normalise_by": cfg.normalise, "seed": 0}
-    train = train_step.compile_train(mesh, optimizer=experiment.optimizer(cfg), **fixed)
-    traced = train.trace(
-        experiment.abstract_state(experiment.initial_state(cfg), mesh), fit.abstract_batch(cfg, mesh, 4)
-    )
-    assert fit.flops(traced.jaxpr.jaxpr) / 8 == pytest.approx(72.2e9, rel=2e-3)
+    train_step = programs.jit_train_step(cfg, mesh)
+    traced = train_step.trace(programs.abstract_state(cfg, mesh), programs.abstract_batch(cfg, mesh, 4))
+    assert programs.count_flops(traced.jaxpr.jaxpr) / 8 == pytest.approx(72.2e9, rel=2e-3)
 
 
 @pytest.mark.parametrize("target", ["h200", "h100:8", "v5e", "v5e:4x4x4", "v5p:2x2", "h100:0x8", "", "v5e:4x"])
@@ -134,7 +127,7 @@ def test_unknown_targets_list_the_known_ones(target: str) -> None:
         fit.parse_target(target)
 
 
-def test_known_targets() -> None:
+def test_targets_parse_to_topologies() -> None:
     assert fit.parse_target("h100").shape == (1, 1)
     assert fit.parse_target("a100:2x8").shape == (2, 8)
     assert fit.parse_target("v5p:2x2x1").shape == (2, 2, 1)
@@ -143,7 +136,9 @@ def test_known_targets() -> None:
 def test_a_missing_compiler_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit.importlib.util, "find_spec", lambda name: None)
     for target, package in (("h100", "jax_cuda12_plugin"), ("v5e:2x2", "libtpu")):
-        with pytest.raises(UserError, match=rf"{package}, which is not installed: pip install 'mrjax\[aot\]'"):
+        with pytest.raises(
+            UserError, match=rf"{package}, which is not installed: make aot-packages, or pip install 'mrjax\[aot\]'"
+        ):
             fit.topology_of(fit.parse_target(target))
 
 
@@ -151,7 +146,7 @@ def test_a_batch_is_given_for_each_device_and_split_over_the_mesh() -> None:
     mesh, cfg = fit.mesh_and_config(config(mesh=(0, 2, 2)), jax.devices(), 3)
     assert dict(mesh.shape) == {"data": 2, "model": 2, "spatial": 2}
     assert cfg.batch_size == 3 * 4
-    kspace = fit.abstract_batch(cfg, mesh, 2)["kspace"]
+    kspace = programs.abstract_batch(cfg, mesh, 2)["kspace"]
     assert kspace.sharding.shard_shape(kspace.shape) == (3, 2, 32, 32)
 
 
@@ -165,14 +160,19 @@ def test_the_verdict_says_by_how_much_and_what_to_change() -> None:
         assert change in too_much
 
 
-def test_ahead_of_time_for_an_h100(tmp_path: Path) -> None:
-    """The command itself, for two hosts of two: in a process of its own, since it chooses JAX's platforms."""
-    pytest.importorskip("jax_cuda12_plugin")
+@pytest.mark.aot
+def test_the_step_compiles_ahead_of_time_for_two_hosts_of_two_h100s(tmp_path: Path) -> None:
+    """Runs the command in a process of its own, since it chooses JAX's platforms."""
     flags = ["--config=configs/unet.py", "--target=h100:2x2", "--batch=2", f"--json={tmp_path / 'fit.json'}"]
     flags += ["--config.model.channels=8", "--config.model.levels=2", "--config.data.image_size=32,32"]
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.fit", *flags], capture_output=True, text=True, timeout=300, env=environment
+        [str(AOT_PYTHON), "-m", "benchmarks.fit", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     raw = json.loads((tmp_path / "fit.json").read_text())["raw"]

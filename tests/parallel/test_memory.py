@@ -14,7 +14,7 @@ def compiled_for(config, mesh):
     state = experiment.abstract_state(experiment.initial_state(config), mesh)
     spec = {"kspace": ((2, 32, 32), np.dtype(np.complex64)), "maximum": ((), np.dtype(np.float32))}
     fixed = {"model": experiment.model(config), "task": experiment.task(config), "normalise_by": "slice"}
-    return experiment.train_step(config, mesh, state, spec, (), optimizer=experiment.optimizer(config), **fixed)
+    return experiment.train_step(config, mesh, state, spec, 0, optimizer=experiment.optimizer(config), **fixed)
 
 
 def small(**fields):
@@ -27,8 +27,8 @@ def small(**fields):
 def test_a_step_that_cannot_fit_is_refused_before_it_runs_with_a_batch_that_does_fit(monkeypatch) -> None:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     _, at_12 = compiled_for(small(batch_size=12), mesh)
-    limit = memory.needed(at_12)
-    monkeypatch.setattr(memory, "available", lambda mesh: limit)
+    limit = memory.needed_bytes(at_12)
+    monkeypatch.setattr(memory, "available_bytes", lambda mesh: limit)
     with pytest.raises(
         UserError,
         match=r"config.batch_size is 24, for which a step needs .* set config.batch_size = 12, "
@@ -39,7 +39,7 @@ def test_a_step_that_cannot_fit_is_refused_before_it_runs_with_a_batch_that_does
 
 def test_accumulation_needs_less_memory() -> None:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    whole, parts = (memory.needed(compiled_for(small(batch_size=16, accumulate=n), mesh)[1]) for n in (1, 4))
+    whole, parts = (memory.needed_bytes(compiled_for(small(batch_size=16, accumulate=n), mesh)[1]) for n in (1, 4))
     assert parts < 0.5 * whole
 
 
@@ -47,7 +47,7 @@ def test_running_out_of_memory_is_answered_and_other_errors_are_not() -> None:
     # The real thing: an array larger than any address space.
     huge = jax.jit(lambda: jax.numpy.zeros((1 << 50,), jax.numpy.int8))
     answer = UserError("the answer")
-    with pytest.raises(UserError, match="the answer"), memory.answered(lambda: answer):
+    with pytest.raises(UserError, match="the answer"), memory.explain_out_of_memory(lambda: answer):
         jax.block_until_ready(huge())
-    with pytest.raises(jax.errors.JaxRuntimeError), memory.answered(lambda: answer):
+    with pytest.raises(jax.errors.JaxRuntimeError), memory.explain_out_of_memory(lambda: answer):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

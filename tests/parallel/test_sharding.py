@@ -1,19 +1,16 @@
-"""Every mesh computes the same step: its loss, its parameters, its draw from a cache on the devices."""
+"""Every mesh computes the same step, and sends no more than it must."""
 
-import functools
+import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from conftest import coil_images, to_kspace
 
-from mrjax import experiment
-from mrjax import train_step as step
-from mrjax.config import defaults, mesh_shape
-from mrjax.data import device_cache
+from mrjax import experiment, train_step
+from mrjax.config import defaults
 from mrjax.errors import UserError
 from mrjax.parallel import sharding
 
@@ -35,22 +32,17 @@ def examples(count: int = 8) -> dict[str, np.ndarray]:
     }
 
 
-def two_steps(cfg, mesh, cache: device_cache.Cache | None = None):
-    """Losses of two steps of plain descent, and the state after them."""
-    optimizer = optax.sgd(1e-3, momentum=0.9)
-    model = experiment.model(cfg)
-    fixed = {"model": model, "task": experiment.task(cfg), "normalise_by": cfg.normalise, "seed": cfg.seed}
-    train_step = step.compile_train(mesh, optimizer=optimizer, accumulate=cfg.accumulate, **fixed)
-    init = functools.partial(step.init_state, model, optimizer, SIZE, 0)
-    places = jax.tree.map(lambda x: sharding.by_parameter(mesh, x.shape), jax.eval_shape(init))
-    state = jax.jit(init, out_shardings=places)()
+def two_steps(cfg, mesh):
+    """Losses of two steps of gradient descent, and the state after them."""
+    recipe = dataclasses.replace(experiment.make_recipe(cfg, mesh), optimizer=optax.sgd(1e-3, momentum=0.9))
+    step = train_step.jit_train_step(recipe)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state(cfg, recipe))
+    state = jax.jit(lambda: train_step.init_state(recipe, SIZE), out_shardings=layout)()
     losses = []
     for number in range(2):
-        order = np.roll(np.arange(8, dtype=np.int32), 3 * number)
-        given = {"example": order} if cache else {name: x[order] for name, x in examples().items()}
-        given["index"] = np.arange(8 * number, 8 * (number + 1), dtype=np.uint32)
-        batch = jax.device_put(given, sharding.by_example(mesh))
-        state, values = train_step(state, batch, *([cache] if cache else []))
+        batch = {name: np.roll(x, -3 * number, 0) for name, x in examples().items()}
+        batch["index"] = np.arange(8 * number, 8 * (number + 1), dtype=np.uint32)
+        state, values = step(state, jax.device_put(batch, sharding.by_example(mesh)))
         losses.append(float(values["loss"]))
     return losses, state
 
@@ -68,8 +60,8 @@ def one_device():
         pytest.param(*((1, 1, 8), {}), marks=pytest.mark.slow),
         ((2, 2, 2), {}),
         pytest.param(*((1, 2, 4), {"remat": True}), marks=pytest.mark.slow),
-        ((4, 1, 2), {"accumulate": 2}),
-        ((2, 1, 1), {"accumulate": 4}),
+        pytest.param(*((4, 1, 2), {"grad_accumulation_steps": 2}), marks=pytest.mark.slow),
+        ((2, 1, 1), {"grad_accumulation_steps": 4}),
     ],
 )
 def test_every_mesh_gives_the_loss_and_the_parameters_of_one_device(shape, fields, one_device) -> None:
@@ -83,21 +75,20 @@ def test_every_mesh_gives_the_loss_and_the_parameters_of_one_device(shape, field
 
 def test_fully_sharded_parameters_and_moments_take_their_share_of_memory() -> None:
     cfg = config(model__channels=64)
-    mesh = sharding.make_mesh((1, 8, 1))
-    state = experiment.abstract_state(experiment.initial_state(cfg), mesh)
-    whole = sum(np.prod(x.shape) for x in jax.tree.leaves(state))
-    kept = sum(np.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state))
+    recipe = experiment.make_recipe(cfg, sharding.make_mesh((1, 8, 1)))
+    leaves = jax.tree.leaves(experiment.abstract_state(cfg, recipe))
+    whole = sum(np.prod(x.shape) for x in leaves)
+    kept = sum(np.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
     assert whole / 8 <= kept < whole / 7.9
 
 
 def test_a_data_parallel_step_sends_its_gradients_once_and_nothing_else_of_size() -> None:
     cfg, mesh = config(model__channels=16), sharding.make_mesh()
-    fixed = {"model": experiment.model(cfg), "task": experiment.task(cfg), "normalise_by": "slice", "seed": 0}
-    train_step = step.compile_train(mesh, optimizer=experiment.optimizer(cfg), **fixed)
-    state = experiment.abstract_state(experiment.initial_state(cfg), mesh)
+    recipe = experiment.make_recipe(cfg, mesh)
+    state = experiment.abstract_state(cfg, recipe)
     given = examples() | {"index": np.zeros(8, np.uint32)}
     batch = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.by_example(mesh)) for n, x in given.items()}
-    text = train_step.lower(state, batch).compile().as_text()
+    text = train_step.jit_train_step(recipe).lower(state, batch).compile().as_text()
     sent = 0
     for line in text.splitlines():
         found = re.match(
@@ -110,40 +101,10 @@ def test_a_data_parallel_step_sends_its_gradients_once_and_nothing_else_of_size(
     assert parameters <= sent < 1.01 * parameters
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 2, 2)])
-def test_batches_drawn_on_the_devices_are_those_sent_to_them(shape, one_device) -> None:
-    mesh = sharding.make_mesh(shape, jax.devices()[: np.prod(shape)])
-    given = examples()
-    cache = device_cache.load(lambda a, b: {n: x[a:b] for n, x in given.items()}, 8, mesh, half=False)
-    losses, state = two_steps(config(), mesh, cache)
-    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, one_device[1].params)
-
-
-def test_a_cache_holds_every_example_also_where_they_do_not_divide_and_in_half_precision() -> None:
-    mesh = sharding.make_mesh()
-    given = {n: x[:5] for n, x in examples().items()}
-    given["kspace"] = given["kspace"] * np.float32(1e-7)
-    given["kspace"][3] = 0
-    places = jax.device_put(np.array([4, 0, 3, 1, 2, 4, 0, 0], np.int32), sharding.by_example(mesh))
-    for half, error in ((False, 0), (True, 2.0**-11)):
-        cache = device_cache.load(lambda a, b: {n: x[a:b] for n, x in given.items()}, 5, mesh, half)
-        drawn = jax.jit(sharding.each_alone(device_cache.draw, mesh))(cache, places)
-        assert sorted(drawn) == ["kspace", "maximum", "slice"]
-        assert drawn["kspace"].dtype == jnp.complex64
-        assert np.array_equal(drawn["slice"], np.asarray(places))
-        expected = given["kspace"][np.asarray(places)]
-        largest = np.abs(expected).max((1, 2, 3), keepdims=True)
-        assert np.all(
-            np.abs(drawn["kspace"] - expected) <= np.sqrt(2) * error * np.maximum(np.abs(expected), 1e-6 * largest)
-        )
-
-
-def test_the_processes_rows_and_a_mesh_that_does_not_fit_are_told() -> None:
-    mesh = sharding.make_mesh((2, 2, 2))
-    assert sharding.rows_of_process(mesh, 8) == list(range(8))
-    assert mesh_shape(config(mesh=(0, 2, 2)), 8) == (2, 2, 2)
+def test_a_mesh_that_does_not_fit_is_one_sentence() -> None:
+    assert sharding.rows_of_process(sharding.make_mesh((2, 2, 2)), 8) == list(range(8))
+    assert experiment.mesh_shape(config(mesh=(0, 2, 2)), 8) == (2, 2, 2)
     with pytest.raises(UserError, match=r"config.mesh is \(3, 1, 1\), expected numbers that multiply to the 8 devices"):
-        mesh_shape(config(mesh=(3, 1, 1)), 8)
+        experiment.mesh_shape(config(mesh=(3, 1, 1)), 8)
     with pytest.raises(UserError, match=r"config.batch_size is 8, expected a multiple of the 8 devices .* times"):
-        mesh_shape(config(accumulate=2), 8)
+        experiment.mesh_shape(config(grad_accumulation_steps=2), 8)

@@ -1,0 +1,98 @@
+"""Run the commands of README.md on the demo data, so that README and package cannot drift apart.
+
+    python .ci/readme.py DEMO_DATA
+
+Runs in the root of a copy of the tree, with the environment's bin/ on PATH. Commands are the indented blocks, one by
+one in their order; a block that starts with `import` is Python. The copy gets the files that README speaks of: FOLDER,
+scan.t5 and scan.nii.gz. A command in running text must be one of a block, or be listed in CHECKED_ELSEWHERE.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+# Commands that .ci/run runs itself, or that take too long: what checks them instead.
+CHECKED_ELSEWHERE = {
+    "make demo": ".ci/run",
+    "make test": ".ci/run",
+    "make check": ".ci/run",
+    "make bench-packages": ".ci/run",
+    "make aot-packages": ".ci/run",
+    "make bench": "20 minutes: tests/test_benchmarks.py runs its scripts at a small size",
+    "make bench-fit": "make aot-packages and make bench",
+    "make bench-quality": "75 minutes: tests/test_benchmarks.py runs its scripts at a small size",
+    "python -m benchmarks.fit --config=configs/unet.py --target=h100": ".ci/run, in the environment of aot-packages",
+    "python -m mrjax.main --config=configs/unet.py [--workdir=runs/unet] [--config.FIELD=VALUE ...]": "a form",
+    "python -m mrjax.main": "what the scripts in launch/ start",
+}
+# Changes to README's commands, as regular expressions on a command.
+SUBSTITUTIONS = {
+    r"unet\.pt\b": "unet.npz",  # writing .pt takes PyTorch
+    # A few steps, of a network that fastMRI has, so that it can be exported.
+    r"^(python -m mrjax\.main .*)": r"\1 --config.steps=4 --config.model.pool=avg --config.model.residual=False",
+}
+
+
+def find_blocks(text: str) -> list[str]:
+    """Return the indented blocks of a Markdown page."""
+    blocks = re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE)
+    return [re.sub(r"^ {4}", "", block, flags=re.MULTILINE) for block in blocks]
+
+
+def find_inline(text: str) -> list[str]:
+    """Return the commands in running text, between backticks."""
+    spans = re.findall(r"`((?:make|pip|python -m) [^`]+)`", text)
+    return [" ".join(span.split()) for span in spans]
+
+
+def strip_comment(line: str) -> str:
+    """Return a shell command without its comment."""
+    return shlex.join(shlex.split(line, comments=True))
+
+
+def run(command: list[str]) -> None:
+    """Run a command; end with its output's last words in place where it fails."""
+    print(f"\n$ {shlex.join(command)}", flush=True)
+    status = subprocess.run(command).returncode
+    if status:
+        sys.exit(f"README.md: exit status {status} of: {shlex.join(command)}")
+
+
+def add_files(data: Path) -> None:
+    """Add the files that README speaks of."""
+    Path("FOLDER").symlink_to(data.resolve())
+    Path("scan.t5").symlink_to(next(data.glob("test/*.t5")).resolve())
+    volume = np.random.default_rng(0).random((32, 40, 24))
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), "scan.nii.gz")
+
+
+def main() -> None:
+    """Run every command that is not checked elsewhere."""
+    text = Path("README.md").read_text()
+    add_files(Path(sys.argv[1]))
+    done = set(CHECKED_ELSEWHERE)
+    for block in find_blocks(text):
+        if block.startswith("import "):
+            run([sys.executable, "-c", block])
+            continue
+        for line in filter(None, map(strip_comment, block.splitlines())):
+            command = line
+            for pattern, replacement in SUBSTITUTIONS.items():
+                command = re.sub(pattern, replacement, command)
+            if line not in done:
+                run(shlex.split(command))
+            done.add(line)
+    unknown = sorted(set(find_inline(text)) - done)
+    if unknown:
+        sys.exit(f"README.md: CI does not run {unknown}: make them a block, or add them to CHECKED_ELSEWHERE")
+    print(f"\nREADME.md: {len(done)} commands are run or checked by {os.path.relpath(__file__)} and .ci/run")
+
+
+if __name__ == "__main__":
+    main()

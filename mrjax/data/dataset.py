@@ -1,0 +1,190 @@
+"""Datasets: examples by number, each a dict of arrays of one spec."""
+
+import abc
+import concurrent.futures
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from mrjax.data import readers, resize
+from mrjax.data.buffers import Batch, Spec, allocate, batch_spec
+from mrjax.data.volume import Volume
+from mrjax.errors import UserError
+
+
+class Dataset(abc.ABC):
+    """Random access to examples, from any thread; pickled to worker processes.
+
+    Attributes:
+      spec: shape and dtype of each array of an example, by name.
+    """
+
+    spec: Spec
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    @abc.abstractmethod
+    def read_into(self, number: int, example: Batch) -> None:
+        """Read an example into arrays of `spec`, each C-contiguous."""
+
+    def __getitem__(self, number: int) -> Batch:
+        example = allocate(self.spec)
+        self.read_into(number, example)
+        return example
+
+
+class SliceDataset(Dataset):
+    """The slices of volumes, brought to one size.
+
+    An example holds:
+      kspace: (coils, height, width) complex64, zero-padded to the most coils of the volumes; and
+      repetitions: (repetitions, coils, height, width) complex64, the same slice of the volume's other repetitions,
+        zero-padded to the most of the volumes, if any has some; and
+      mask: (width,) bool, the columns to keep, if all volumes are fully sampled and store it; or
+      input, target: (height, width) float32, magnitudes; no target if a volume has none
+      volume, slice: int32, number of the volume in the list and of the slice in the volume
+      name: uint32, a hash of the volume's name
+      maximum: float32, the volume's maximum in the file's units, 0 if unknown
+
+    With `adjacent_slices` = n above 0, kspace or input has a first axis of 2n + 1: the slice itself, the n before it
+    and the n after it, in order; beyond either end the last slice is repeated.
+
+    Args:
+      volumes: of one layout.
+      size: (height, width) of the examples.
+      rule: how k-space of another size is resized (`resize.resize_kspace`).
+      adjacent_slices: on either side.
+      volume_numbers: which of the volumes it holds, all by default.
+
+    Attributes:
+      positions: (volume number, slice number) of each example.
+
+    Raises:
+      UserError: a stored mask is not as wide as the examples.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Volume],
+        size: tuple[int, int],
+        rule: str = "kspace",
+        *,
+        adjacent_slices: int = 0,
+        volume_numbers: Sequence[int] | None = None,
+    ):
+        numbers = range(len(volumes)) if volume_numbers is None else volume_numbers
+        self._volumes = {number: volumes[number] for number in numbers}
+        self._size = (size[0], size[1])
+        self._rule = rule
+        self._offsets = [0, *range(-adjacent_slices, 0), *range(1, adjacent_slices + 1)]
+        paths = [path for volume in self._volumes.values() for path in (volume.path, *volume.repetitions)]
+        self._readers = {path: readers.reader_for(path) for path in paths}
+        self._names = {number: zlib.crc32(volume.name.encode()) for number, volume in self._volumes.items()}
+        self.positions = [
+            (number, i)
+            for number, volume in self._volumes.items()
+            for i in range(volume.slices)
+            if i not in volume.empty
+        ]
+        labels = {"volume": np.int32, "slice": np.int32, "name": np.uint32, "maximum": np.float32}
+        self.spec = self._array_spec() | {name: ((), np.dtype(dtype)) for name, dtype in labels.items()}
+
+    def _array_spec(self) -> Spec:
+        volumes = list(self._volumes.values())
+        stack = (len(self._offsets),) if len(self._offsets) > 1 else ()
+        if volumes[0].layout != "kspace":
+            spec: Spec = {"input": ((*stack, *self._size), np.dtype(np.float32))}
+            return spec | {"target": (self._size, np.dtype(np.float32))} if all(v.target for v in volumes) else spec
+        coils = max(volume.coils for volume in volumes)
+        spec = {"kspace": ((*stack, coils, *self._size), np.dtype(np.complex64))}
+        if count := max(len(volume.repetitions) for volume in volumes):
+            spec["repetitions"] = ((count, coils, *self._size), np.dtype(np.complex64))
+        if all(volume.stored_mask and not volume.undersampled for volume in volumes):
+            spec["mask"] = (self._size[1:], np.dtype(np.bool_))
+            for volume in volumes:
+                if volume.shape[-1] != self._size[1]:
+                    raise UserError(
+                        f"{volume.path}: `mask` has {volume.shape[-1]} columns, expected config.data.image_size, "
+                        f"which is {self._size}, to be as wide"
+                    )
+        return spec
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """([coils,] height, width) of a slice."""
+        coils = self.spec["kspace"][0][-3:-2] if "kspace" in self.spec else ()
+        return (*coils, *self._size)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def read_into(self, number: int, example: Batch) -> None:
+        """Read a slice, without a copy in between if the file holds it in the wanted form."""
+        volume_number, i = self.positions[number]
+        volume = self._volumes[volume_number]
+        read = self._read_kspace if volume.layout == "kspace" else self._read_image
+        stack = example[volume.data] if len(self._offsets) > 1 else example[volume.data][None]
+        for offset, out in zip(self._offsets, stack, strict=True):
+            read(volume, volume.path, volume.data, min(max(i + offset, 0), volume.slices - 1), out)
+        if "target" in self.spec:
+            self._read_image(volume, volume.path, "target", i, example["target"])
+        if "mask" in self.spec:
+            example["mask"][...] = volume.stored_mask
+        if "repetitions" in self.spec:
+            example["repetitions"][len(volume.repetitions) :] = 0
+            for path, out in zip(volume.repetitions, example["repetitions"], strict=False):
+                self._read_kspace(volume, path, "kspace", i, out)
+        example["volume"][...], example["slice"][...] = volume_number, i
+        example["name"][...], example["maximum"][...] = self._names[volume_number], volume.maximum or 0
+
+    def _read_kspace(self, volume: Volume, path: str, name: str, i: int, out: np.ndarray) -> None:
+        out, padding = out[: volume.coils], out[volume.coils :]
+        padding[...] = 0
+        kspace = self._readers[path].read_slice(path, name, i, out)
+        masked = volume.undersampled and volume.stored_mask is not None
+        if kspace is out and not masked:
+            return
+        kspace = kspace.astype(np.complex64, copy=False).reshape(-1, *kspace.shape[-2:])
+        if masked:
+            kspace = np.where(np.asarray(volume.stored_mask), kspace, 0)
+        out[...] = resize.resize_kspace(kspace, self._size, self._rule)
+
+    def _read_image(self, volume: Volume, path: str, name: str, i: int, out: np.ndarray) -> None:
+        image = self._readers[path].read_slice(path, name, i, out)
+        if image is not out:
+            magnitude = (np.abs(image) if image.dtype.kind == "c" else image).astype(np.float32)
+            out[...] = resize.resize_image(magnitude, self._size)
+
+
+class ExampleIndices(Dataset):
+    """The numbers of a dataset's examples in place of their arrays, for examples that are cached on the devices.
+
+    An example holds `example`, its number, and `bucket`, the number of the dataset; both int32.
+    """
+
+    def __init__(self, length: int, bucket: int = 0):
+        self._length = length
+        self._bucket = bucket
+        self.spec = {name: ((), np.dtype(np.int32)) for name in ("example", "bucket")}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read_into(self, number: int, example: Batch) -> None:
+        """Write the number and the bucket."""
+        example["example"][...], example["bucket"][...] = number, self._bucket
+
+
+def read_range(dataset: Dataset, first: int, last: int, threads: int = 4) -> Batch:
+    """Read the examples from `first` to before `last` in threads, stacked along a new leading axis."""
+    batch = allocate(batch_spec(dataset.spec, last - first))
+
+    def read(number: int) -> None:
+        dataset.read_into(number, {name: array[number - first, ...] for name, array in batch.items()})
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read, range(first, last)))
+    return batch

@@ -1,0 +1,54 @@
+"""The file formats, and which files are theirs."""
+
+import glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from mrjax.data.hdf5 import Hdf5Reader
+from mrjax.data.volume import Reader, Volume
+from mrjax.errors import UserError
+
+READERS: dict[str, Reader] = {"hdf5": Hdf5Reader()}
+
+
+def reader_for(path: str) -> Reader:
+    """Return the reader of a file's suffix; HDF5's if it is no reader's."""
+    suffix = Path(path).suffix.lower()
+    return next((reader for reader in READERS.values() if suffix in reader.suffixes), READERS["hdf5"])
+
+
+def find(paths: str | Iterable[str]) -> list[str]:
+    """Find the files that a folder (with its subfolders), a glob, a file, or a list of these names; sorted.
+
+    Raises:
+      UserError: there are none.
+    """
+    if not isinstance(paths, str):
+        return sorted({found for path in paths for found in find(str(path))})
+    suffixes = [suffix for reader in READERS.values() for suffix in reader.suffixes]
+    if os.path.isdir(paths) and Path(paths).suffix.lower() not in suffixes:
+        found = [str(path) for path in Path(paths).rglob("*") if path.suffix.lower() in suffixes]
+    elif os.path.exists(paths):
+        return [paths]
+    else:
+        found = [path for path in glob.glob(paths, recursive=True) if os.path.isfile(path)]
+    found = [path for path in found if not Path(path).name.startswith(".")]
+    if not found:
+        *most, last = suffixes
+        what = f"no {', '.join(most)} or {last} file in it" if os.path.isdir(paths) else "no such file or folder"
+        raise UserError(f"{paths}: {what}, expected a file, a folder of them or a glob")
+    return sorted(found)
+
+
+def describe(path: str, layout: str | None = None) -> Volume:
+    """Read the headers of a file in any format (see `Reader.describe`)."""
+    return reader_for(path).describe(path, layout)
+
+
+def read_slices(path: str, name: str, slices: int) -> np.ndarray:
+    """Read all slices of an array as stored."""
+    reader = reader_for(path)
+    return np.stack([reader.read_slice(path, name, index) for index in range(slices)])

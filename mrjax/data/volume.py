@@ -1,0 +1,186 @@
+"""Volumes: what a file's headers tell of one, and the protocol by which a file format is read and written."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mrjax.errors import UserError
+
+# The array that a reconstruction starts from, by layout. A file that has several is of the first layout.
+DATA_NAMES = {"kspace": "kspace", "paired": "input", "result": "reconstruction"}
+TARGET_NAMES = {
+    "kspace": ("reconstruction_rss", "reconstruction_esc", "target"),
+    "paired": ("target",),
+    "result": (),
+}
+_M4RAW_NAME = re.compile(r"_(T1|T2|FLAIR|GRE)\d\d$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """What the headers of a file tell of its volume, and after `checks.check` what only its samples tell.
+
+    Attributes:
+      path: the file.
+      layout: 'kspace', 'paired' or 'result'.
+      shape: (slices, coils, height, width) of k-space, (slices, height, width) of images.
+      dtype: of the data.
+      contrast: the attribute `acquisition`, else from an M4Raw file name, else 'unknown'.
+      target: name of the array with the target image, None without one.
+      target_shape: its (slices, height, width).
+      maximum: the attribute `max` in the file's units, else, after a check, that of the target image, else None.
+      stored_mask: (width,) bool, the sampled columns, if the file stores a `mask`.
+      undersampled: whether it does, or the check found missing columns.
+      empty: slices of zeros, found by the check.
+      repetitions: files of the other repetitions of this scan (`repetitions`).
+    """
+
+    path: str
+    layout: str
+    shape: tuple[int, ...]
+    dtype: str
+    contrast: str
+    target: str | None
+    target_shape: tuple[int, ...] | None
+    maximum: float | None
+    stored_mask: tuple[bool, ...] | None
+    undersampled: bool
+    empty: tuple[int, ...] = ()
+    repetitions: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The file's name without folder and suffix."""
+        return Path(self.path).stem
+
+    @property
+    def slices(self) -> int:
+        """Number of slices."""
+        return self.shape[0]
+
+    @property
+    def coils(self) -> int:
+        """Number of receive coils, 1 for images."""
+        return self.shape[1] if self.layout == "kspace" else 1
+
+    @property
+    def data_shape(self) -> tuple[int, int]:
+        """(height, width) of the k-space or images."""
+        return self.shape[-2], self.shape[-1]
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) of the target image if there is one, else of the data."""
+        height, width = (self.target_shape or self.shape)[-2:]
+        return height, width
+
+    @property
+    def data(self) -> str:
+        """Name of the array that a reconstruction starts from."""
+        return DATA_NAMES[self.layout]
+
+
+class Reader(Protocol):
+    """A file format. A new one is a class like this and a line in `readers.READERS`; it is pickled to worker processes.
+
+    Attributes:
+      suffixes: of its files (or folders), lower case, the one to write first.
+    """
+
+    suffixes: tuple[str, ...]
+
+    def describe(self, path: str, layout: str | None = None) -> Volume:
+        """Read the headers of a file (see `describe_arrays`); raises `UserError` if it cannot be used."""
+
+    def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Read a slice of an array as stored, from any thread; raises `UserError` if it cannot be read.
+
+        Args:
+          path: the file, unchanged since it was described.
+          name: of the array.
+          index: of the slice.
+          out: C-contiguous memory that may be read into and returned, if its shape and dtype are those of the slice.
+        """
+
+    def write_like(self, source: str, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+        """Write a file with arrays and attributes, and the header and all other attributes of the file `source`."""
+
+
+def describe_arrays(
+    path: str, arrays: Mapping[str, Any], attributes: Mapping[str, Any], layout: str | None = None
+) -> Volume:
+    """Describe a volume by its arrays and attributes.
+
+    Args:
+      path: the file.
+      arrays: by name, each with `shape` and `dtype`; a `mask` is converted by `np.asarray`.
+      attributes: of these `max` and `acquisition` are used.
+      layout: 'kspace' or 'paired' if one is needed; by default the first that the file has.
+
+    Raises:
+      UserError: an array is missing, or its shape or dtype is not that of the layout.
+    """
+    found = ", ".join(f"`{name}`" for name in sorted(arrays)) or "no data set at all"
+    layout = layout or next((one for one, name in DATA_NAMES.items() if name in arrays), None)
+    if layout is None:
+        raise UserError(f"{path}: has no data set `kspace` nor `input`, found: {found}")
+    name = DATA_NAMES[layout]
+    if name not in arrays:
+        raise UserError(f"{path}: has no data set `{name}`, found: {found}")
+    shape = _data_shape(path, name, arrays[name])
+    target = next((one for one in TARGET_NAMES[layout] if one in arrays), None)
+    if target:
+        _check_target(f"{path}: `{target}`", arrays[target], name, shape)
+    stored_mask = _read_mask(path, arrays["mask"], shape[-1]) if layout == "kspace" and "mask" in arrays else None
+    maximum = attributes.get("max")
+    m4raw = _M4RAW_NAME.search(Path(path).stem)
+    contrast = attributes.get("acquisition", m4raw.group(1) if m4raw else "unknown")
+    return Volume(
+        path=path,
+        layout=layout,
+        shape=shape,
+        dtype=str(arrays[name].dtype),
+        contrast=contrast.decode() if isinstance(contrast, bytes) else str(contrast),
+        target=target,
+        target_shape=arrays[target].shape if target else None,
+        maximum=None if maximum is None else float(np.asarray(maximum).reshape(-1)[0]),
+        stored_mask=stored_mask,
+        undersampled=stored_mask is not None,
+    )
+
+
+def _data_shape(path: str, name: str, data: Any) -> tuple[int, ...]:
+    """Check the shape and dtype of the data and return the shape, with a coil axis if it is k-space."""
+    shape, label, kspace = tuple(map(int, data.shape)), f"{path}: `{name}`", name == "kspace"
+    kinds, kind = ("c", "complex numbers") if kspace else ("fciu", "numbers")
+    axes = "(slices, coils, height, width)" if kspace else "(slices, height, width)"
+    _expect(data.dtype.kind in kinds, f"{label} is {data.dtype}", kind)
+    _expect(len(shape) == 3 or (kspace and len(shape) == 4), f"{label} has shape {shape}", axes)
+    _expect(0 not in shape, f"{label} has shape {shape}", "at least one sample along each axis")
+    return (shape[0], 1, *shape[1:]) if kspace and len(shape) == 3 else shape
+
+
+def _check_target(label: str, target: Any, data_name: str, data_shape: tuple[int, ...]) -> None:
+    found = f"{label} has shape {target.shape}"
+    if data_name == "input":
+        _expect(target.shape == data_shape, found, f"{data_shape}, the shape of `input`")
+    slices = f"(slices, height, width) with the {data_shape[0]} slices of `{data_name}`"
+    _expect(len(target.shape) == 3 and target.shape[0] == data_shape[0], found, slices)
+    _expect(target.dtype.kind in "fciu", f"{label} is {target.dtype}", "numbers")
+
+
+def _read_mask(path: str, mask: Any, width: int) -> tuple[bool, ...]:
+    columns = np.asarray(mask).reshape(-1)
+    _expect(columns.size == width, f"{path}: `mask` has shape {mask.shape}", f"({width},), a value per column")
+    kept = (columns == columns) & columns.astype(bool)  # NaN keeps nothing
+    _expect(kept.any(), f"{path}: `mask` keeps no column", "at least one that is not zero")
+    return tuple(map(bool, kept))
+
+
+def _expect(condition: bool, found: str, expected: str) -> None:
+    if not condition:
+        raise UserError(f"{found}, expected {expected}")

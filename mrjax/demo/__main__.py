@@ -1,0 +1,34 @@
+"""Make the demo data: python -m mrjax.demo --output=data/demo."""
+
+from absl import flags
+
+from mrjax import cli, demo
+
+
+def main(argv: list[str]) -> None:
+    """Make the demo data as the flags say."""
+    cli.expect_no_arguments(argv)
+    values = flags.FLAGS
+    settings = demo.Settings(
+        size=values.size,
+        coils=values.coils,
+        slices=values.slices,
+        repetitions=values.repetitions,
+        seed=values.seed,
+        subjects={"train": values.train, "val": values.val, "test": values.test},
+    )
+    demo.make(values.output, settings)
+    print(f"demo data written to {values.output}")
+
+
+if __name__ == "__main__":
+    defaults = demo.Settings()
+    flags.DEFINE_string("output", None, "folder to make; it must not exist yet, or be empty", required=True)
+    flags.DEFINE_integer("size", defaults.size, "pixels along either side (M4Raw: 256)")
+    flags.DEFINE_integer("coils", defaults.coils, "receive coils")
+    flags.DEFINE_integer("slices", defaults.slices, "axial slices of a scan")
+    flags.DEFINE_integer("repetitions", defaults.repetitions, "scans of every contrast, independent in their noise")
+    flags.DEFINE_integer("seed", defaults.seed, "the same seed gives the same files")
+    for split, count in defaults.subjects.items():
+        flags.DEFINE_integer(split, count, f"subjects in {split}/")
+    cli.run(main)

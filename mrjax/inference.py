@@ -1,0 +1,139 @@
+"""A checkpoint applied to volumes: restored from its workdir alone, at each file's own grid and in its units."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.stages import Wrapped
+from ml_collections import ConfigDict
+
+from mrjax import checkpoint, train_step
+from mrjax.data import loader, readers, resize, splits
+from mrjax.data.dataset import SliceDataset
+from mrjax.data.volume import Volume
+from mrjax.experiment import abstract_state, make_recipe
+from mrjax.measures import metrics
+from mrjax.measures.evaluator import METHODS
+from mrjax.mri.fourier import centred_ifft2_host
+from mrjax.mri.tasks import as_measured
+from mrjax.parallel import sharding
+
+_slice_values = jax.jit(metrics.slice_values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """A checkpoint ready for use.
+
+    Attributes:
+      config: of the run that made it, image size included.
+      progress: its step and validation scores.
+      mesh: of the devices.
+      params: the network's parameters; their average where the run kept one.
+      predict: `train_step.predict` of (params, batch) for files with a target: simulates the task's corruption.
+      predict_measured: the same for files as they were measured, corrupted already.
+    """
+
+    config: ConfigDict
+    progress: dict[str, Any]
+    mesh: Mesh
+    params: Any
+    predict: Wrapped
+    predict_measured: Wrapped
+
+    @classmethod
+    def restore(cls, workdir: str) -> "Inference":
+        """Restore the best checkpoint of a run with nothing but its workdir, on all devices.
+
+        Raises:
+          UserError: there is no checkpoint, or it is damaged.
+        """
+        mesh = sharding.make_mesh()
+        manager, config, progress = checkpoint.open_best(workdir)
+        recipe = make_recipe(config, mesh)
+        with contextlib.closing(manager):
+            params = checkpoint.restore_params(manager, abstract_state(config, recipe))
+        predict_measured = train_step.jit_predict(dataclasses.replace(recipe, task=as_measured))
+        return cls(config, progress, mesh, params, train_step.jit_predict(recipe), predict_measured)
+
+    def reconstruct(self, volume: Volume) -> dict[str, np.ndarray]:
+        """Reconstruct all slices of a volume.
+
+        Fully sampled k-space is undersampled as in training first; undersampled k-space is taken as it is.
+
+        Returns:
+          corrupted, reconstruction and, where it is known, target: (slices, height, width) float32 on the file's own
+          grid and in its units.
+        """
+        rule = self.config.data.resize
+        simulated = volume.layout == "kspace" and not volume.undersampled
+        if self.config.task in splits.REPETITION_TASKS:
+            simulated = bool(volume.repetitions)
+        images = {}
+        for name, image in self._predict_slices(volume, simulated).items():
+            if volume.layout == "paired":
+                images[name] = resize.undo_resize_image(image, volume.image_shape)
+            else:
+                image = resize.undo_resize_kspace(image, volume.data_shape, rule)
+                images[name] = resize.crop_or_pad(image, volume.image_shape)
+        target = self._read_target(volume, simulated)
+        return images if target is None else images | {"target": target}
+
+    def _predict_slices(self, volume: Volume, simulated: bool) -> dict[str, np.ndarray]:
+        """Return the corrupted images and the reconstructions at the size that the network works at."""
+        config, mesh = self.config, self.mesh
+        size = tuple(config.data.image_size) or volume.data_shape
+        predict = self.predict if simulated else self.predict_measured
+        # One batch size for files of any length: the network is compiled once.
+        batch_size = -(-min(config.batch_size, 8) // mesh.size) * mesh.size
+        slices = SliceDataset(
+            [dataclasses.replace(volume, empty=())],
+            size,
+            config.data.resize,
+            adjacent_slices=config.data.adjacent_slices,
+        )
+        images = {name: np.zeros((volume.slices, *size), np.float32) for name in METHODS}
+        with loader.evaluation_batches([slices], loader.LoaderOptions(batch_size)) as batches:
+            for batch in sharding.to_devices(batches, mesh):
+                predicted, _ = predict(self.params, batch)
+                number = sharding.on_host(batch["slice"], mesh)
+                for name, image in images.items():
+                    image[number] = sharding.on_host(predicted[name], mesh)
+        return images
+
+    def _read_target(self, volume: Volume, simulated: bool) -> np.ndarray | None:
+        """Return the file's own target at its own size, not what is left of it at the network's; None if unknown."""
+        if simulated:
+            scans = [
+                _root_sum_of_squares(readers.read_slices(path, "kspace", volume.slices))
+                for path in volume.repetitions or [volume.path]
+            ]
+            return resize.crop_or_pad(np.mean(scans, 0), volume.image_shape)
+        # For a task on repetitions, the image of this very scan would be a target with the noise of the input.
+        if volume.target and self.config.task not in splits.REPETITION_TASKS:
+            return np.abs(readers.read_slices(volume.path, volume.target, volume.slices)).astype(np.float32)
+        return None
+
+
+def score(images: dict[str, np.ndarray], volume: Volume) -> dict[str, dict[str, float]]:
+    """Compute the metrics of the corrupted input and of the reconstruction; empty without a target.
+
+    Over all slices but those that are empty in the file, on the file's own grid.
+    """
+    if "target" not in images:
+        return {}
+    kept = [i for i in range(volume.slices) if i not in volume.empty]
+    target = images["target"][kept]
+    peak = float(target.max())
+    return {
+        method: metrics.volume_values(jax.device_get(_slice_values(target, images[method][kept], peak)), peak)
+        for method in METHODS
+    }
+
+
+def _root_sum_of_squares(kspace: np.ndarray) -> np.ndarray:
+    coils = centred_ifft2_host(kspace.reshape(kspace.shape[0], -1, *kspace.shape[-2:]))
+    return np.sqrt((coils.real**2 + coils.imag**2).sum(1)).astype(np.float32)

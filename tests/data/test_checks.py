@@ -1,0 +1,89 @@
+"""Faulty files are named in one sentence each, and what only the samples tell is found."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import coil_images, rss, to_kspace, write_pair, write_scan
+
+from mrjax import check
+from mrjax.data import checks, hdf5, readers
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """Faulty files, with a word that their fault must name."""
+    good = write_scan(folder / "good.t5")
+    images = coil_images(3, 2, 32, 32)
+    kspace, image = to_kspace(images), rss(images)
+    (folder / "text.t5").write_text("not an HDF5 file " * 50)
+    (folder / "truncated.t5").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    (folder / "empty.t5").write_bytes(b"")
+    broken, holes = kspace.copy(), kspace.copy()
+    broken[1, 0, 5, 5], holes[2] = np.nan, 0
+    arrays = {
+        "without": {"reconstruction_rss": image},
+        "nan": {"kspace": broken, "reconstruction_rss": image},
+        "zeros": {"kspace": holes},
+        "integer": {"kspace": np.ones((3, 2, 32, 32), np.int16)},
+        "flat": {"kspace": kspace[0, 0]},
+        "fewer": {"kspace": kspace, "reconstruction_rss": image[:2]},
+        "other": {"kspace": kspace, "reconstruction_rss": np.random.default_rng(0).random(image.shape)},
+        "pair": {"input": image, "target": image[:, :16]},
+        "infinite": {"input": image, "target": np.where(image > 1, np.inf, image)},
+    }
+    for name, data in arrays.items():
+        hdf5.write(folder / f"{name}.t5", data)
+    words = {"text": "not an HDF5 file", "truncated": "truncated", "empty": "empty", "without": "no data set `kspace`"}
+    words |= {"nan": "NaN or Inf in slice 1", "zeros": "zeros in slice 2", "integer": "int16", "flat": "(32, 32)"}
+    words |= {
+        "fewer": "(2, 32, 32)",
+        "other": "not an image of `kspace`",
+        "pair": "(3, 16, 32)",
+        "infinite": "NaN or Inf",
+    }
+    return words
+
+
+def test_check_names_every_fault_in_one_sentence_and_passes_good_files(tmp_path: Path) -> None:
+    for name, word in bad_files(tmp_path).items():
+        _, faults = check.check([str(tmp_path / f"{name}.t5")])
+        assert len(faults) == 1, (name, faults)
+        assert faults[0].startswith(str(tmp_path / f"{name}.t5"))
+        assert word in faults[0]
+        assert "\n" not in faults[0]
+    pair = write_pair(tmp_path / "pair64.t5", dtype="f8")
+    assert check.check([str(tmp_path / "good.t5"), str(pair)])[1] == []
+
+
+def test_a_maximum_in_other_units_than_the_kspace_is_not_known(tmp_path: Path) -> None:
+    images = coil_images(3, 2, 32, 32)
+    for scale in (1, 1000):
+        image = scale * rss(images)
+        arrays = {"kspace": to_kspace(images), "reconstruction_rss": image}
+        hdf5.write(tmp_path / "a.t5", arrays, {"max": image.max()})
+        volume, faults = checks.check(readers.describe(str(tmp_path / "a.t5")))
+        assert faults == []
+        assert volume.maximum == (pytest.approx(image.max()) if scale == 1 else None)
+
+
+def test_check_command_exits_with_1_and_no_traceback_if_a_file_is_faulty(tmp_path: Path, capsys) -> None:
+    bad_files(tmp_path)
+    command = [sys.executable, "-m", "mrjax.check"]
+    bad = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
+    assert bad.returncode == 1
+    assert "Traceback" not in bad.stderr
+    assert check.main(["check", str(tmp_path / "good.t5")]) == 0
+    assert "reconstruction_rss" in capsys.readouterr().out
+
+
+def test_kspace_with_columns_left_out_is_undersampled_but_unmeasured_edges_are_not(tmp_path: Path) -> None:
+    kspace = to_kspace(coil_images(2, 2, 32, 32))
+    edges, gaps = kspace.copy(), kspace.copy()
+    edges[..., :4], gaps[..., 3::4] = 0, 0
+    for name, data in {"edges": edges, "gaps": gaps}.items():
+        hdf5.write(tmp_path / f"{name}.t5", {"kspace": data})
+        volume, faults = checks.check(readers.describe(str(tmp_path / f"{name}.t5")))
+        assert faults == []
+        assert volume.undersampled == (name == "gaps")

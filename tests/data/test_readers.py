@@ -1,0 +1,85 @@
+"""Files are found in every registered format, and a format from outside the package trains like HDF5."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import coil_images, to_kspace, write_scan
+
+from mrjax.data import checks, hdf5, loader, readers, splits
+from mrjax.data.dataset import SliceDataset
+from mrjax.data.volume import Volume, describe_arrays
+from mrjax.errors import UserError
+
+
+def test_find_takes_a_folder_a_glob_a_file_or_a_list(tmp_path: Path) -> None:
+    paths = [str(write_scan(tmp_path / name)) for name in ("a.t5", "sub/b.h5", "sub/c.hdf5")]
+    (tmp_path / "notes.txt").write_text("no volume")
+    assert readers.find(str(tmp_path)) == paths
+    assert readers.find(str(tmp_path / "sub" / "*.h*")) == paths[1:]
+    assert readers.find([paths[2], str(tmp_path / "a.t5")]) == [paths[0], paths[2]]
+    for nothing in (tmp_path / "nowhere", tmp_path / "*.x"):
+        with pytest.raises(UserError, match="no such file or folder"):
+            readers.find(str(nothing))
+
+
+class NpyFolderReader:
+    """A format from outside the package: a folder `<name>.npyd` with a .npy file for each array."""
+
+    suffixes: tuple[str, ...] = (".npyd",)
+
+    def describe(self, path: str, layout: str | None = None) -> Volume:
+        arrays = {file.stem: np.load(file, mmap_mode="r") for file in Path(path).glob("*.npy")}
+        return describe_arrays(path, arrays, {}, layout)
+
+    def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
+        return np.load(Path(path) / f"{name}.npy", mmap_mode="r")[index]
+
+    def write_like(self, source: str, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+        path.mkdir(parents=True)
+        for name, array in arrays.items():
+            np.save(path / f"{name}.npy", array)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_reader_from_outside_the_package_gives_the_batches_of_hdf5(scans: Path, monkeypatch, workers: int) -> None:
+    monkeypatch.setitem(readers.READERS, "npy", NpyFolderReader())
+    (scans / "npy").mkdir()
+    for path in readers.find(str(scans / "train")):
+        arrays = {name: hdf5.read(path, name) for name in ("kspace", "reconstruction_rss")}
+        reader = readers.READERS["npy"]
+        reader.write_like(path, scans / "npy" / f"{Path(path).stem}{reader.suffixes[0]}", arrays, {})
+    streams = []
+    for folder, count in (("train", 0), ("npy", workers)):
+        volumes = splits.describe_split(
+            readers.find(str(scans / folder)), "kspace", on_bad_file="error", read_samples=True
+        )
+        options = loader.LoaderOptions(4, count)
+        with loader.training_batches([SliceDataset(volumes, (32, 32))], options, seed=0, start=0) as batches:
+            streams.append([next(batches) for _ in range(4)])
+    assert [volume.name for volume in volumes] == ["0_T101", "1_T101", "2_T101"]
+    for one, other in zip(*streams, strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    folder = readers.find(str(scans / "npy"))[0]
+    assert readers.find(folder) == [folder]
+    broken = hdf5.read(str(scans / "train" / "0_T101.t5"), "kspace")
+    broken[1, 0, 5, 5] = np.nan
+    np.save(Path(folder) / "kspace.npy", broken)
+    assert "NaN or Inf in slice 1" in checks.check(readers.describe(folder))[1][0]
+
+
+def test_a_file_of_an_unknown_suffix_is_read_as_hdf5(tmp_path: Path) -> None:
+    path = write_scan(tmp_path / "scan.dat")
+    assert readers.find(str(path)) == [str(path)]
+    assert readers.describe(str(path)).layout == "kspace"
+    (tmp_path / "notes.txt").write_text("no volume" * 100)
+    with pytest.raises(UserError, match="is not an HDF5 file"):
+        readers.describe(str(tmp_path / "notes.txt"))
+
+
+def test_all_slices_of_an_array_are_stacked(tmp_path: Path) -> None:
+    kspace = to_kspace(coil_images(3, 2, 16, 16))
+    hdf5.write(tmp_path / "a.t5", {"kspace": kspace})
+    assert np.array_equal(readers.read_slices(str(tmp_path / "a.t5"), "kspace", 3), kspace)

@@ -1,0 +1,66 @@
+"""The files of a split are found, checked, and left out or refused."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import coil_images, to_kspace
+from test_loader import describe
+
+from mrjax.data import hdf5, readers, splits
+from mrjax.data.dataset import SliceDataset
+from mrjax.errors import UserError
+
+
+def test_a_stored_mask_is_applied(tmp_path: Path) -> None:
+    kspace = to_kspace(coil_images(1, 2, 16, 16))
+    mask = np.arange(16) % 3 == 0
+    hdf5.write(tmp_path / "a.t5", {"kspace": kspace, "mask": mask.astype(np.float32)})
+    slices = SliceDataset([readers.describe(str(tmp_path / "a.t5"))], (16, 16))
+    assert np.array_equal(slices[0]["kspace"], kspace[0] * mask)
+    with pytest.raises(UserError, match="undersampled already"):
+        describe(tmp_path)
+
+
+def test_bad_files_raise_or_are_left_out_and_logged(scans: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (scans / "train" / "bad.t5").write_text("nothing")
+    kspace = to_kspace(coil_images(3, 2, 32, 32))
+    kspace[0] = 0
+    hdf5.write(scans / "train" / "edge.t5", {"kspace": kspace})
+    with pytest.raises(UserError, match=r"bad\.t5: is not an HDF5 file.*on_bad_file='skip'"):
+        describe(scans / "train")
+    with caplog.at_level(logging.WARNING, "mrjax"):
+        kept = describe(scans / "train", on_bad_file="skip")
+    assert [v.name for v in kept] == ["0_T101", "1_T101", "2_T101", "edge"]
+    assert kept[-1].empty == (0,)
+    assert "bad.t5" in caplog.text
+    assert "edge.t5" in caplog.text
+    assert len(SliceDataset(kept, (32, 32))) == 14
+
+
+def test_undersampled_files_with_an_empty_slice_are_no_targets(scans: Path) -> None:
+    kspace = to_kspace(coil_images(3, 2, 32, 32))
+    kspace[..., 1::4], kspace[0] = 0, 0
+    hdf5.write(scans / "train" / "gaps.t5", {"kspace": kspace})
+    kept = describe(scans / "train", on_bad_file="skip")
+    assert "gaps" not in [v.name for v in kept]
+
+
+def test_split_folders_are_found_by_our_and_by_fastmris_names(scans: Path, tiny) -> None:
+    config = tiny(scans)
+    assert len(splits.find_split(config.data, "train")) == 3
+    (scans / "train").rename(scans / "multicoil_train")
+    assert len(splits.find_split(config.data, "train")) == 3
+    config.data.val = [str(scans / "test")]
+    assert splits.find_split(config.data, "val") == [str(scans / "test" / "9_FLAIR01.hdf5")]
+    (scans / "multicoil_train").rename(scans / "other")
+    with pytest.raises(UserError, match=r"config\.data\.dir is .* no folder train/"):
+        splits.find_split(config.data, "train")
+
+
+def test_the_fingerprint_changes_with_the_examples(scans: Path) -> None:
+    before = splits.fingerprint(describe(scans / "train"))
+    assert before == splits.fingerprint(describe(scans / "train"))
+    (scans / "train" / "0_T101.t5").rename(scans / "train" / "7_T101.t5")
+    assert before != splits.fingerprint(describe(scans / "train"))

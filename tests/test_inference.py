@@ -1,0 +1,127 @@
+"""A checkpoint applied to new files: by the class, and by the commands evaluate and reconstruct."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import coil_images, rss, to_kspace, write_pair, write_scan, write_volume
+
+from mrjax import checkpoint, reconstruct, train
+from mrjax.data import checks, readers
+from mrjax.errors import UserError
+from mrjax.inference import Inference
+
+
+@pytest.fixture(scope="session")
+def inference(trained: Path) -> Inference:
+    return Inference.restore(str(trained))
+
+
+def run(module: str, *args: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", f"mrjax.{module}", *args], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("rule", ["kspace", "image"])
+def test_scans_of_any_size_and_coils_are_reconstructed_on_their_own_grid(
+    inference: Inference, tmp_path: Path, rule: str
+) -> None:
+    config = inference.config.copy_and_resolve_references()
+    config.data.resize = rule
+    inference = dataclasses.replace(inference, config=config)
+    for slices, coils, size in ((1, 1, (32, 32)), (2, 16, (31, 45)), (9, 3, (64, 40))):
+        path = str(write_scan(tmp_path / "in" / f"{slices}.t5", slices, coils, size))
+        volume, faults = checks.check(readers.describe(path))
+        images = inference.reconstruct(volume)
+        assert faults == []
+        assert {image.shape for image in images.values()} == {(slices, *size)}
+        assert {image.dtype for image in images.values()} == {np.dtype("float32")}
+        assert np.allclose(images["target"], readers.read_slices(path, "reconstruction_rss", slices), atol=1e-5)
+        # Nothing is lost but resolution or the edge of the field of view: the input still looks like the target.
+        assert np.corrcoef(images["corrupted"].ravel(), images["target"].ravel())[0, 1] > 0.7
+
+
+def test_undersampled_scans_are_taken_as_they_were_measured(inference: Inference, tmp_path: Path) -> None:
+    images = coil_images(3, 2, 32, 32)
+    mask = np.arange(32) % 2 == 0
+    mask[12:20] = True
+    zero_filled = rss(
+        np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(to_kspace(images) * mask, (-2, -1)), norm="ortho"), (-2, -1))
+    )
+    for name, arrays in {
+        "stored": {"kspace": to_kspace(images), "mask": mask.astype(np.float32)},
+        "found": {"kspace": to_kspace(images) * mask},
+        "target": {"kspace": to_kspace(images) * mask, "mask": mask, "reconstruction_rss": rss(images)},
+    }.items():
+        path = str(write_volume(tmp_path / f"{name}.t5", arrays))
+        result = inference.reconstruct(checks.check(readers.describe(path))[0])
+        assert np.allclose(result["corrupted"], zero_filled, atol=1e-5), name
+        assert ("target" in result) == (name == "target")
+
+
+def test_paired_images_come_back_in_their_own_shape(tiny, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for number in range(2):
+            write_pair(tmp_path / "data" / split / f"{number}.h5", 3, (40, 33), number, dtype="f8")
+    config = tiny(tmp_path / "data", task="paired", steps=2, data__image_size=(32, 32))
+    train.train(config, str(tmp_path / "run"))
+    inference = Inference.restore(str(tmp_path / "run"))
+    arrays = {"input": np.full((2, 50, 30), 7, np.uint8) + np.arange(30, dtype=np.uint8)}
+    images = inference.reconstruct(readers.describe(str(write_volume(tmp_path / "new.t5", arrays)), "paired"))
+    assert set(images) == {"corrupted", "reconstruction"}
+    assert images["reconstruction"].shape == (2, 50, 30)
+    volume = readers.describe(str(tmp_path / "data" / "val" / "0.h5"), "paired")
+    assert np.allclose(
+        inference.reconstruct(volume)["target"], readers.read_slices(volume.path, "target", volume.slices), atol=1e-6
+    )
+
+
+def test_reconstruct_writes_a_file_and_a_picture_and_passes_over_bad_files(
+    trained: Path, scans: Path, tmp_path: Path
+) -> None:
+    (scans / "test" / "bad.t5").write_text("nothing")
+    output = tmp_path / "out"
+    result = run("reconstruct", f"--workdir={trained}", f"--input={scans / 'test'}", f"--output={output}")
+    assert result.returncode == 1
+    assert "bad.t5: is not an HDF5 file" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(os.listdir(output)) == ["9_FLAIR01.png", "9_FLAIR01.t5"]
+    volume = readers.describe(str(output / "9_FLAIR01.t5"))
+    assert (volume.layout, volume.shape, volume.dtype) == ("result", (3, 32, 32), "float32")
+    assert volume.contrast == "T1"  # the attribute of the file it came from
+    assert "PSNR" in result.stdout
+
+
+def test_results_never_replace_an_input_nor_one_another(tmp_path: Path) -> None:
+    paths = [str(tmp_path / "sub" / "x.t5"), str(tmp_path / "y.t5")]
+    with pytest.raises(UserError, match=r"a result would replace .*x\.t5"):
+        reconstruct.require_free_names(paths, tmp_path / "sub")
+    with pytest.raises(UserError, match="2 files named y"):
+        reconstruct.require_free_names([*paths, str(tmp_path / "sub" / "y.t5")], tmp_path / "out")
+    reconstruct.require_free_names(paths, tmp_path / "out")
+
+
+def test_evaluate_prints_a_table_and_writes_a_row_for_every_volume(trained: Path) -> None:
+    result = run("evaluate", f"--workdir={trained}", "--split=val")
+    assert result.returncode == 0, result.stderr
+    assert "zero-filled" in result.stdout
+    assert "U-Net" in result.stdout
+    found = json.loads((trained / "metrics-val.json").read_text())
+    assert [row["volume"] for row in found["volumes"]] == ["8_T201"]
+    # The validation in the training loop gives the same numbers: here the network's size is the files'.
+    best = os.listdir(trained / "checkpoints" / "best")[0]
+    logged = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    row = next(row for row in logged if "val/psnr" in row and row["step"] == int(best))
+    for name in ("nmse", "psnr", "ssim"):
+        assert found["volumes"][0]["reconstruction"][name] == pytest.approx(row[f"val/{name}"], rel=1e-5)
+        assert found["volumes"][0]["corrupted"][name] == pytest.approx(row[f"val/corrupted/{name}"], rel=1e-5)
+        assert found["summary"]["all"]["reconstruction"][name]["mean"] == pytest.approx(row[f"val/{name}"], rel=1e-5)
+
+
+def test_a_workdir_without_a_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoint.open_best(str(tmp_path / "nothing"))

@@ -1,0 +1,95 @@
+"""A newcomer's model, mask, loss, metric and file format, registered from outside the package, train and evaluate."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import coil_images, to_kspace
+
+from mrjax import train
+from mrjax.config import check, defaults
+from mrjax.data.readers import READERS
+from mrjax.data.volume import Volume, describe_arrays
+from mrjax.inference import Inference, score
+from mrjax.measures.losses import LOSSES
+from mrjax.measures.metrics import METRICS
+from mrjax.models import MODELS
+from mrjax.mri.masks import MASKS, Scan
+from mrjax.optimizers import OPTIMIZERS
+from mrjax.report.run_log import read_rows
+
+
+class Denoiser(nn.Module):
+    """A residual convolution; its attribute `width` becomes config.model.width."""
+
+    width: int = 3
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    input_names = ("image",)
+
+    @staticmethod
+    def smallest_side(levels: int) -> int:
+        return 1
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        return image[..., :1] + nn.Conv(1, (3, 3))(nn.relu(nn.Conv(self.width, (3, 3))(image)))
+
+
+def odd_columns(key: jax.Array, scan: Scan) -> jax.Array:
+    """Measure every second column and the centre."""
+    column = jnp.arange(scan.sampled.shape[0])
+    return (scan.sampled & ((column % 2 == 1) | (abs(column - column.size // 2) < 2)))[None]
+
+
+class NpzReader:
+    """Volumes in NumPy's .npz."""
+
+    suffixes = (".npz",)
+
+    def describe(self, path: str, layout: str | None = None) -> Volume:
+        with np.load(path) as arrays:
+            return describe_arrays(path, dict(arrays), {"acquisition": "T2"}, layout)
+
+    def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
+        with np.load(path) as arrays:
+            return arrays[name][index]
+
+    def write_like(self, source: str, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+        np.savez(path, **arrays)
+
+
+def test_additions_to_every_registry_train_and_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "denoiser", Denoiser)
+    monkeypatch.setitem(MASKS, "odd", odd_columns)
+    monkeypatch.setitem(READERS, "npz", NpzReader())
+    monkeypatch.setitem(LOSSES, "cubed", lambda prediction, target, offset: jnp.mean(abs(prediction - target) ** 3))
+    monkeypatch.setitem(OPTIMIZERS, "sgd", lambda learning_rate, config: __import__("optax").sgd(learning_rate))
+    monkeypatch.setitem(METRICS, "nmse2", METRICS["nmse"])
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        np.savez(tmp_path / "data" / split / "0.npz", kspace=to_kspace(coil_images(3, 2, 32, 24)))
+    config = defaults()
+    config.data.dir, config.steps, config.log_every = str(tmp_path / "data"), 2, 1
+    config.model.name, config.model.width = "denoiser", 5
+    config.acquisition.mask, config.optimizer = "odd", "sgd"
+    config.loss.mse, config.loss.cubed = 0.0, 1.0
+    check(config)
+    train.train(config, str(tmp_path / "run"))
+    assert [row["val/nmse2"] == row["val/nmse"] for row in read_rows(str(tmp_path / "run")) if "val/nmse" in row] == [
+        True
+    ]
+    inference = Inference.restore(str(tmp_path / "run"))
+    assert inference.params["Conv_0"]["kernel"].shape == (3, 3, 1, 5)
+    volume = READERS["npz"].describe(str(tmp_path / "data" / "val" / "0.npz"))
+    images = inference.reconstruct(volume)
+    assert images["reconstruction"].shape == (3, 32, 24)
+    assert score(images, volume)["reconstruction"]["nmse2"] > 0
+    spectrum = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(images["corrupted"][0])))
+    assert np.isfinite(spectrum).all()
