@@ -114,7 +114,6 @@ def stored(key: jax.Array, scan: Scan) -> jax.Array:
     return scan.sampled[None]
 
 
-STORED = "stored"  # needs the data set `mask` of fully sampled files, which only the task 'kspace' reads
 MASKS: dict[str, MaskFunction] = {
     "random": random_columns,
     "equispaced": equispaced,
@@ -126,7 +125,7 @@ MASKS: dict[str, MaskFunction] = {
     "poisson_uniform": functools.partial(poisson, growth=0.0),
     "radial": radial,
     "spiral": spiral,
-    STORED: stored,
+    "stored": stored,
 }
 
 
