@@ -1,11 +1,11 @@
-"""Sensitivity maps from the centre of k-space."""
+"""ESPIRiT: coil sensitivities from the centre of k-space."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mrjax.errors import UserError
-from mrjax.mri.coils import dominant
+from mrjax.mri.coils import dominant_eigenvector
 from mrjax.mri.fourier import ifft2c
 
 
@@ -18,22 +18,22 @@ def espirit(
     threshold: float = 0.02,
     crop: float = 0.95,
 ) -> jax.Array:
-    """Coil sensitivities by ESPIRiT (Uecker et al., Magn Reson Med 71 (2014) 990), the first set of maps.
+    """Estimate coil sensitivities by ESPIRiT (Uecker et al., Magn Reson Med 71 (2014) 990), the first set of maps.
 
-    Neighbouring samples of all coils span a small space, found in the calibration region; at every pixel the
-    sensitivities are the eigenvector, with eigenvalue 1, of the projection onto it. Only blocks that were measured
-    wholly enter, so that the region may be wider than what is fully sampled: less than `kernel` columns give zero.
+    The blocks of the calibration region span a small subspace; at every pixel the sensitivities are the eigenvector,
+    with eigenvalue 1, of the projection onto it. Only fully measured blocks are used, so that the region may be wider
+    than what is fully sampled; fewer than `kernel` columns give zero.
 
     Args:
       kspace: (coils, height, width) complex64.
       mask: (1 or height, width) bool, where it was measured.
-      calibration: side of the square calibration region about the centre, in samples; the image's if that is less.
+      calibration: side of the square calibration region about the centre, in samples; at most the image's.
       kernel: side of the blocks, in samples.
-      threshold: least singular value of the space, relative to the greatest.
-      crop: where the eigenvalue is not above that, the maps are zero: there is no object.
+      threshold: smallest singular value of the subspace, relative to the largest.
+      crop: the maps are zero where the eigenvalue is not above this: there is no object.
 
     Returns:
-      (coils, height, width) complex64 with sum |S|^2 = 1 inside the object, 0 outside; phase as of `coils.dominant`.
+      (coils, height, width) complex64 with sum |S|^2 = 1 in the object, 0 outside; phase of `dominant_eigenvector`.
 
     Raises:
       UserError: the image is smaller than 2 kernel - 1 or the calibration region smaller than the kernel.
@@ -44,36 +44,36 @@ def espirit(
             f"ESPIRiT with a kernel of {kernel} needs a calibration region of at least {kernel} samples and images of "
             f"at least {2 * kernel - 1} pixels, found {calibration} and {height}x{width}."
         )
-    region = _centre(jnp.where(mask, kspace, 0), calibration)
-    whole = _blocks(_centre(jnp.broadcast_to(mask, (1, height, width)), calibration), kernel).all((0, 1))
-    rows = jnp.where(whole, _blocks(region, kernel).reshape(coils * kernel**2, -1), 0)
-    # Singular values are told apart down to 1e-3 of the greatest in float32, the threshold's squares included.
+    region = _crop_centre(jnp.where(mask, kspace, 0), calibration)
+    complete = _blocks(_crop_centre(jnp.broadcast_to(mask, (1, height, width)), calibration), kernel).all((0, 1))
+    rows = jnp.where(complete, _blocks(region, kernel).reshape(coils * kernel**2, -1), 0)
+    # Squared singular values in float32 resolve singular values down to 1e-3 of the largest, well below the threshold.
     squares, vectors = jnp.linalg.eigh(jnp.matmul(rows, rows.conj().T, precision="highest"))
     kept = squares > threshold**2 * squares[-1]
     vectors = jnp.where(kept, vectors, 0).T.reshape(-1, coils, kernel, kernel)
 
-    # At each pixel, the kernels' outer products: a trigonometric polynomial, of which few coefficients are not zero.
+    # The projection at each pixel is a trigonometric polynomial of few coefficients: outer products of the kernels.
     side = 2 * kernel - 1
     spectra = jnp.fft.fft2(vectors, (side, side))
     products = jnp.einsum("nihw,njhw->ijhw", spectra, spectra.conj(), precision="highest")
     coefficients = jnp.fft.fftshift(jnp.fft.ifft2(products), (-2, -1))
-    around = [(size // 2 - kernel + 1, size - size // 2 - kernel) for size in (height, width)]
-    padded = jnp.pad(coefficients, [(0, 0), (0, 0), *around])
+    padding = [(size // 2 - kernel + 1, size - size // 2 - kernel) for size in (height, width)]
+    padded = jnp.pad(coefficients, [(0, 0), (0, 0), *padding])
     projections = ifft2c(padded) * (np.sqrt(height * width) / kernel**2).astype(np.float32)
 
     flat = region.reshape(coils, -1)
-    values, maps = dominant(projections, jnp.matmul(flat, flat.conj().T, precision="highest"))
+    values, maps = dominant_eigenvector(projections, jnp.matmul(flat, flat.conj().T, precision="highest"))
     return jnp.where(values > crop, maps, 0)
 
 
-def _centre(x: jax.Array, side: int) -> jax.Array:
-    """(..., height, width) to its centre, at most side x side."""
+def _crop_centre(x: jax.Array, side: int) -> jax.Array:
+    """Crop (..., height, width) to its centre, at most side x side."""
     rows, columns = (slice(n // 2 - min(side, n) // 2, n // 2 - min(side, n) // 2 + min(side, n)) for n in x.shape[-2:])
     return x[..., rows, columns]
 
 
 def _blocks(x: jax.Array, side: int) -> jax.Array:
-    """(channels, height, width) to (channels, side^2, blocks): the samples of every block of side x side."""
+    """Collect the samples of every block of side x side: (channels, height, width) to (channels, side^2, blocks)."""
     height, width = (n - side + 1 for n in x.shape[1:])
     shifted = [x[:, i : i + height, j : j + width] for i in range(side) for j in range(side)]
     return jnp.stack(shifted, 1).reshape(len(x), side**2, -1)

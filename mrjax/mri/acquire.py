@@ -1,30 +1,32 @@
-"""From a ground truth to what a scanner with less time would have measured."""
+"""Simulate an accelerated acquisition: draw its protocol once for a slice, then measure k-space by it."""
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mrjax.mri import masks, motion, noise
+from mrjax.mri import masks, noise
+from mrjax.mri.motion import Motion, draw_walk, move
 
 
 @dataclasses.dataclass(frozen=True)
 class Acquisition:
-    """How an accelerated scan is simulated.
+    """The distribution that protocols are drawn from.
 
     Attributes:
       accelerations: one of these is drawn.
-      centre_fractions: of the sampled columns, for each acceleration.
+      centre_fractions: of the sampled columns, one for each acceleration.
       noise: (low, high), drawn uniformly: standard deviation of the real and of the imaginary part of the noise added
-        to every coil, as a fraction of the ground truth's maximum.
-      mask: one of `masks.LINES` and `masks.SAMPLES`, or `masks.STORED`.
-      snr: (low, high), drawn uniformly: the noise instead as a signal-to-noise ratio (`noise.sigma_for`) of the fully
-        sampled image; empty: by `noise`.
+        to every coil, as a fraction of the target's maximum.
+      mask: a name in `masks.MASKS`.
+      snr: (low, high), drawn uniformly: signal-to-noise ratio of the fully sampled image (`noise.sigma_from_snr`), used
+        instead of `noise`; empty: not used.
       noise_covariance: between coils: 'white', or 'measured' in the corners of the example's own k-space.
       motion_p: probability that the head moves.
-      motion_rotation: degrees that it turns at most from one pose to the next.
-      motion_translation: likewise, fraction of height and width that it shifts.
+      motion_rotation: largest rotation from one pose to the next, in degrees.
+      motion_translation: largest translation from one pose to the next, as a fraction of height and width.
     """
 
     accelerations: tuple[float, ...]
@@ -38,58 +40,88 @@ class Acquisition:
     motion_translation: float = 0.0
 
 
-def undersample(
-    kspace: jax.Array,
-    sampled: jax.Array,
-    truth: jax.Array,
-    keys: tuple[jax.Array, jax.Array],
-    how: Acquisition,
-    echo: tuple[jax.Array, jax.Array] | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Moves the head of one slice, adds complex Gaussian noise to its k-space, and keeps the samples of a mask.
+class Protocol(NamedTuple):
+    """What a slice and its adjacent slices are measured with.
+
+    Attributes:
+      mask: (1 or height, width) bool, the samples kept.
+      sigma: scalar, standard deviation of the real and of the imaginary part of the noise; None: no noise is added.
+      motion: of the head; None: it never moves.
+      moves: scalar bool, whether the head moves; None with `motion`.
+    """
+
+    mask: jax.Array
+    sigma: jax.Array | None
+    motion: Motion | None = None
+    moves: jax.Array | None = None
+
+
+def draw_protocol(
+    key: jax.Array, kspace: jax.Array, sampled: jax.Array, target: jax.Array, acquisition: Acquisition
+) -> Protocol:
+    """Draw the mask, the noise level and the motion for one slice.
 
     Args:
-      kspace: (coils, height, width) complex64.
+      key: PRNG key.
+      kspace: (coils, height, width) complex64, fully sampled.
       sampled: (width,) bool, the columns the scanner measured.
-      truth: (height, width) float32, the ground truth, which says how strong the noise is.
-      keys: two PRNG keys: one for the mask, the motion and the noise level, one for the noise itself.
-      how: what to draw from.
-      echo: row and column that masks are centred on, by default what `find_echo` finds.
+      target: (height, width) float32, which the noise level is relative to.
+      acquisition: what to draw from.
+    """
+    acceleration_key, mask_key, noise_key = jax.random.split(key, 3)
+    choice = jax.random.randint(acceleration_key, (), 0, len(acquisition.accelerations))
+    acceleration = jnp.asarray(acquisition.accelerations)[choice]
+    centre_fraction = jnp.asarray(acquisition.centre_fractions)[choice]
+    height, width = kspace.shape[-2:]
+    echo = find_echo(kspace)
+    mask = masks.MASKS[acquisition.mask](mask_key, masks.Scan(sampled, height, acceleration, centre_fraction, echo))
+    sigma = _draw_sigma(noise_key, target, acquisition)
+    if acquisition.motion_p <= 0:
+        return Protocol(mask, sigma)
+    # `split` made the three keys above as fold_in of 0, 1 and 2 would.
+    moves_key, walk_key = jax.random.split(jax.random.fold_in(key, 3))
+    pixels = (acquisition.motion_translation * height, acquisition.motion_translation * width)
+    walk = draw_walk(walk_key, acquisition.motion_rotation, pixels, (echo[1] + 0.5) / width)
+    return Protocol(mask, sigma, walk, jax.random.uniform(moves_key) < acquisition.motion_p)
+
+
+def _draw_sigma(key: jax.Array, target: jax.Array, acquisition: Acquisition) -> jax.Array | None:
+    low, high = acquisition.snr or acquisition.noise
+    if high <= 0:
+        return None
+    drawn = jax.random.uniform(key, (), minval=low, maxval=high)
+    return noise.sigma_from_snr(drawn, target) if acquisition.snr else target.max() * drawn
+
+
+def measure(key: jax.Array, kspace: jax.Array, protocol: Protocol, acquisition: Acquisition) -> jax.Array:
+    """Measure a slice: move the head, add complex Gaussian noise, apply the mask.
+
+    Args:
+      key: PRNG key of the noise, this slice's own.
+      kspace: (coils, height, width) complex64, fully sampled.
+      protocol: as `draw_protocol` makes it.
+      acquisition: says how noise is correlated between coils.
 
     Returns:
-      (coils, height, width) complex64, zero where nothing was measured; and the mask (1 or height, width) bool.
+      (coils, height, width) complex64, zero where nothing was measured.
     """
-    protocol, samples = keys
-    choose, places, level = jax.random.split(protocol, 3)
-    choice = jax.random.randint(choose, (), 0, len(how.accelerations))
-    accelerations, fractions = jnp.asarray(how.accelerations), jnp.asarray(how.centre_fractions)
-    height, width = kspace.shape[-2:]
-    echo = echo or find_echo(kspace)
-    mask = masks.draw(places, how.mask, sampled, height, accelerations[choice], fractions[choice], echo)
     measured = kspace
-    if how.motion_p > 0:
-        # Not one of the three keys above, which `split` makes as `fold_in` of 0, 1 and 2 would.
-        chance, walk = jax.random.split(jax.random.fold_in(protocol, 3))
-        pixels = (how.motion_translation * height, how.motion_translation * width)
-        moved = motion.move(kspace, motion.draw(walk, how.motion_rotation, pixels, (echo[1] + 0.5) / width))
-        measured = jnp.where(jax.random.uniform(chance) < how.motion_p, moved, kspace)
-    if how.snr or how.noise[1] > 0:
-        low, high = how.snr or how.noise
-        drawn = jax.random.uniform(level, (), minval=low, maxval=high)
-        sigma = noise.sigma_for(drawn, truth) if how.snr else truth.max() * drawn
-        added = noise.white(samples, kspace.shape)
-        if how.noise_covariance == "measured":
+    if protocol.motion is not None:
+        measured = jnp.where(protocol.moves, move(kspace, protocol.motion), kspace)
+    if protocol.sigma is not None:
+        added = noise.white_noise(key, kspace.shape)
+        if acquisition.noise_covariance == "measured":
             added = noise.correlate(added, noise.covariance(kspace))
         present = jnp.any(kspace != 0, axis=(-2, -1), keepdims=True)
-        measured = measured + jnp.where(present, math.sqrt(2) * sigma * added, 0)
-    return jnp.where(mask, measured, 0), mask
+        measured = measured + jnp.where(present, math.sqrt(2) * protocol.sigma * added, 0)
+    return jnp.where(protocol.mask, measured, 0)
 
 
 def find_echo(kspace: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Row and column of the echo: where the energy of k-space, smoothed, is greatest.
+    """Find the echo: the row and column where the smoothed energy of k-space is greatest.
 
-    It is looked for within an eighth of the size around the centre, and must be twice as strong there as in the centre
-    itself: for slices of noise, and for echoes one sample away, the answer is the centre, (height // 2, width // 2).
+    The search covers an eighth of the size around the centre. The peak counts only if it is twice as strong as the
+    centre: slices of noise, and echoes one sample away, give the centre, (height // 2, width // 2).
 
     Args:
       kspace: (coils, height, width) complex64 of at least five rows and columns.
@@ -99,11 +131,11 @@ def find_echo(kspace: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     centre, reach = [n // 2 for n in kspace.shape[-2:]], [n // 8 for n in kspace.shape[-2:]]
     rows, columns = (slice(c - r - 2, c + r + 3) for c, r in zip(centre, reach, strict=True))
-    near = kspace[:, rows, columns]
+    searched = kspace[:, rows, columns]
     binomial = jnp.asarray([1.0, 4.0, 6.0, 4.0, 1.0])
     energy = jax.scipy.signal.convolve2d(
-        jnp.sum(near.real**2 + near.imag**2, 0), jnp.outer(binomial, binomial), "valid", precision="highest"
+        jnp.sum(searched.real**2 + searched.imag**2, 0), jnp.outer(binomial, binomial), "valid", precision="highest"
     )
     row, column = jnp.unravel_index(jnp.argmax(energy), energy.shape)
-    away = energy.max() > 2 * energy[reach[0], reach[1]]
-    return centre[0] + jnp.where(away, row - reach[0], 0), centre[1] + jnp.where(away, column - reach[1], 0)
+    off_centre = energy.max() > 2 * energy[reach[0], reach[1]]
+    return centre[0] + jnp.where(off_centre, row - reach[0], 0), centre[1] + jnp.where(off_centre, column - reach[1], 0)

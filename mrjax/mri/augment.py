@@ -1,8 +1,8 @@
-"""Random rotations, scalings, flips and shifts of image stacks, inside the jitted step.
+"""Augmentation: random rotation, scaling, flips and translation of image stacks, inside the jitted step.
 
-`draw` makes the affine map of one example from its key, `warp` applies it to every coil, or to an input and its
-target stacked as channels, alike. To imitate another patient rather than another scanner, warp the clean coil images
-first and corrupt them afterwards.
+`draw_affine` draws the affine map of one example from its key; `warp` applies it alike to every coil, or to an input
+and its target stacked as channels. To imitate another patient rather than another scanner, warp the clean coil images
+and corrupt them afterwards.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from mrjax.ops.platform import by_platform
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What may happen to an image, each with its own probability (`_p`); by default nothing does.
+    """Ranges and probabilities (`_p`) of the transformations; by default none happens.
 
-    Values are drawn uniformly and independently. An image is flipped, then scaled about its centre along its own axes,
-    rotated about its centre, and shifted.
+    Values are drawn uniformly and independently. An image is flipped, scaled along its own axes and rotated, both about
+    its centre, and translated.
 
     Raises:
         UserError: a probability outside [0, 1], a negative extent, or a range that is not 0 < low <= high.
@@ -48,21 +48,21 @@ class Augment:
 
     @property
     def active(self) -> bool:
-        """Whether anything can happen to an image."""
+        """Tell whether any transformation can happen."""
         return any(value > 0 for name, value in dataclasses.asdict(self).items() if name.endswith("_p"))
 
 
-def draw(key: Array, augment: Augment, height: int, width: int) -> Array:
-    """Draws the map of one example; vmap it over the keys of a batch.
+def draw_affine(key: Array, augment: Augment, height: int, width: int) -> Array:
+    """Draw the affine map of one example; vmap it over the keys of a batch.
 
     Args:
-        key: a PRNG key that belongs to the example alone.
+        key: PRNG key of the example.
         augment: ranges and probabilities.
         height, width: size of the images, in pixels.
 
     Returns:
         float32 (2, 3), the affine map from (row, column, 1) of an output pixel to (row, column) in the input image.
-        It is exactly the identity if nothing was drawn, and flips alone are exact, too.
+        It is exactly the identity if nothing was drawn, and exact for flips alone.
     """
     shift = augment.translation
     low, high, probability, neutral = jnp.array(
@@ -78,7 +78,7 @@ def draw(key: Array, augment: Augment, height: int, width: int) -> Array:
         jnp.float32,
     ).T
     chance, value = jax.random.uniform(key, (2, len(low)))
-    chance = chance.at[-1].set(chance[-2])  # both directions of a translation happen together
+    chance = chance.at[-1].set(chance[-2])  # a translation happens in both directions or in none
     angle, scale, anisotropy, flip_y, flip_x, shift_y, shift_x = jnp.where(
         chance < probability, low + (high - low) * value, neutral
     )
@@ -87,20 +87,20 @@ def draw(key: Array, augment: Augment, height: int, width: int) -> Array:
     unscale = jnp.array([flip_y / (scale * stretch), flip_x * stretch / scale])
     linear = unscale[:, None] * jnp.array([[cos, -sin], [sin, cos]])
     centre = jnp.array([(height - 1) / 2, (width - 1) / 2], jnp.float32)
-    # Sums, not matrix products: on a TPU those round to bfloat16, pixels away.
+    # A sum, not a matrix product, which a TPU rounds to bfloat16: whole pixels of error.
     offset = centre - (linear * (centre + jnp.array([shift_y, shift_x]))).sum(1)
     return jnp.concatenate([linear, offset[:, None]], axis=1)
 
 
 def warp(images: Array, affine: Array) -> Array:
-    """Resamples images by bilinear interpolation; beyond the pixel grid they are zero.
+    """Resample images by bilinear interpolation; outside the pixel grid they are zero.
 
     Equals `scipy.ndimage.affine_transform(order=1, mode="grid-constant")` channel by channel. (SciPy's "constant" cuts
-    to zero within the last pixel, so there a rounding error of 1e-6 pixels could blank a whole border.)
+    to zero within the last pixel: a rounding error of 1e-6 pixels could blank a whole border.)
 
     Args:
         images: real or complex (channels, height, width), or a batch (batch, channels, height, width).
-        affine: float32 (2, 3) from output to input pixels as `draw` makes it, or (batch, 2, 3).
+        affine: float32 (2, 3) from output to input pixels as `draw_affine` makes it, or (batch, 2, 3).
 
     Returns:
         The shape and dtype of `images`.
@@ -110,11 +110,11 @@ def warp(images: Array, affine: Array) -> Array:
     height, width = images.shape[1:]
     row, column = jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width, dtype=jnp.float32)
     y, x = (a * row + b * column + c for a, b, c in affine)
-    return by_platform(images, y, x, tpu=read_by_rows, default=read_by_pixels)
+    return by_platform(images, y, x, tpu=interpolate_row_pairs, default=interpolate)
 
 
-def read_by_pixels(images: Array, y: Array, x: Array) -> Array:
-    """`images` (channels, height, width) between pixels, at rows `y` and columns `x` (height, width) float32."""
+def interpolate(images: Array, y: Array, x: Array) -> Array:
+    """Interpolate `images` (channels, height, width) bilinearly at rows `y` and columns `x` (height, width) float32."""
     height, width = images.shape[1:]
     above, left = jnp.floor(y), jnp.floor(x)
     rows, columns = (jnp.stack(four) for four in ((above, above, above + 1, above + 1), (left, left + 1) * 2))
@@ -124,10 +124,10 @@ def read_by_pixels(images: Array, y: Array, x: Array) -> Array:
     return (weights * corners).sum(1).astype(images.dtype)
 
 
-def read_by_rows(images: Array, y: Array, x: Array) -> Array:
-    """The same for TPUs: all that is read for a pixel lies side by side, in two rows of their memory.
+def interpolate_row_pairs(images: Array, y: Array, x: Array) -> Array:
+    """Compute `interpolate` by one gather for all channels and corners of a pixel, from two rows of a TPU's memory.
 
-    An eighth of the places to read from, and 1/30 of the memory touched, when compiled for a v5e.
+    An eighth of the gathers and 1/30 of the memory traffic, compiled for a v5e.
     """
     parts = jnp.concatenate([images.real, images.imag]) if jnp.iscomplexobj(images) else images
     channels, height, width = parts.shape
@@ -139,10 +139,10 @@ def read_by_rows(images: Array, y: Array, x: Array) -> Array:
         (2 * channels, 2, 1),
         mode="promise_in_bounds",
     ).reshape(2, channels, 2, height, width)
-    # Nothing from further away than a pixel: the corners of places beyond the grid are not theirs.
-    of_rows = [jnp.maximum(1 - abs(y - above - row), 0) for row in range(2)]
-    of_columns = [jnp.maximum(1 - abs(x - left - column), 0) for column in range(2)]
-    terms = (of_rows[i] * of_columns[j] * corners[j, :, i] for i in range(2) for j in range(2))
+    # Weights are zero beyond one pixel: outside the grid, the clipped corners are not those of the position.
+    row_weights = [jnp.maximum(1 - abs(y - above - row), 0) for row in range(2)]
+    column_weights = [jnp.maximum(1 - abs(x - left - column), 0) for column in range(2)]
+    terms = (row_weights[i] * column_weights[j] * corners[j, :, i] for i in range(2) for j in range(2))
     result = sum(terms, jnp.float32(0))
     if not jnp.iscomplexobj(images):
         return result.astype(images.dtype)

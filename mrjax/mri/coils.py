@@ -1,4 +1,4 @@
-"""The images of several receive coils: combined, made independent of one another's noise, compressed to fewer.
+"""Images of several receive coils: combine, prewhiten and compress them.
 
 Files differ in their number of coils, and batches are padded with empty ones, all zero: those change nothing here.
 """
@@ -10,20 +10,20 @@ from mrjax.errors import UserError
 
 
 def root_sum_of_squares(coil_images: jax.Array) -> jax.Array:
-    """(..., coils, height, width) complex -> (..., height, width) float32 magnitude (Roemer et al., 1990)."""
+    """Combine (..., coils, height, width) complex64 to (..., height, width) float32 (Roemer et al., 1990)."""
     return jnp.sqrt(jnp.sum(coil_images.real**2 + coil_images.imag**2, axis=-3))
 
 
 def magnitude(kspace: jax.Array) -> jax.Array:
-    """(..., coils, height, width) k-space -> root-sum-of-squares of its coils' images, (..., height, width) float32.
+    """Reconstruct the root-sum-of-squares image (..., height, width) float32 of k-space (..., coils, height, width).
 
-    Where k-space has its centre changes nothing but the images' phase, so only their magnitude is shifted into place.
+    Centring k-space changes only the phase of the images, so only their magnitude is shifted.
     """
     return jnp.fft.fftshift(root_sum_of_squares(jnp.fft.ifft2(kspace, norm="ortho")), (-2, -1))
 
 
 def combine(coil_images: jax.Array, maps: jax.Array) -> jax.Array:
-    """One image of all coils by their sensitivities, sum conj(S) x: the best where noise is white and sum |S|^2 is 1.
+    """Combine coil images by their sensitivities, sum conj(S) x: optimal for white noise and sum |S|^2 = 1.
 
     Args:
       coil_images: (..., coils, height, width) complex64.
@@ -36,7 +36,7 @@ def combine(coil_images: jax.Array, maps: jax.Array) -> jax.Array:
 
 
 def adaptive_maps(coil_images: jax.Array, window: int = 5) -> jax.Array:
-    """Sensitivities from the coil images alone: what varies together across the coils round each pixel.
+    """Estimate sensitivities as the dominant eigenvectors of the local covariance between coils.
 
     `combine(coil_images, adaptive_maps(coil_images))` is the adaptive combination of Walsh et al. (Magn Reson Med 43
     (2000) 682) for coils whose noise is white, as `prewhiten` makes it.
@@ -46,23 +46,25 @@ def adaptive_maps(coil_images: jax.Array, window: int = 5) -> jax.Array:
       window: side of the square, in pixels, over which the coils' covariance is taken.
 
     Returns:
-      (coils, height, width) complex64 with sum |S|^2 = 1, zero where the images are; phase as of `dominant`.
+      (coils, height, width) complex64 with sum |S|^2 = 1, 0 where the images are; phase of `dominant_eigenvector`.
     """
     products = coil_images[:, None] * coil_images.conj()
     size = (1, 1, window, window)
     local = jax.lax.reduce_window(products, jnp.complex64(0), jax.lax.add, size, (1,) * 4, "SAME")
-    return dominant(local, products.sum((-2, -1)))[1]
+    return dominant_eigenvector(local, products.sum((-2, -1)))[1]
 
 
-def dominant(matrices: jax.Array, overall: jax.Array, iterations: int = 100) -> tuple[jax.Array, jax.Array]:
-    """The largest eigenvalue of each pixel's matrix and its eigenvector, by power iteration.
+def dominant_eigenvector(
+    matrices: jax.Array, reference: jax.Array, iterations: int = 100
+) -> tuple[jax.Array, jax.Array]:
+    """Find the largest eigenvalue of each pixel's matrix and its eigenvector, by power iteration.
 
-    An eigenvector has no phase of its own. Here it is real along the dominant eigenvector of `overall`, a virtual coil
-    that sees all of the object: the phase then varies smoothly, which that of a single coil may not.
+    The phase of an eigenvector is arbitrary. Here it is set so that its product with the dominant eigenvector of
+    `reference` is real: that is a virtual coil which sees all of the object, so that the phase varies smoothly.
 
     Args:
       matrices: (coils, coils, height, width) complex64, Hermitian and positive semi-definite.
-      overall: (coils, coils) complex64, the same for the whole image.
+      reference: (coils, coils) complex64, such a matrix of the whole image.
       iterations: of the power method.
 
     Returns:
@@ -70,25 +72,23 @@ def dominant(matrices: jax.Array, overall: jax.Array, iterations: int = 100) -> 
       where the matrix is.
     """
 
-    def multiply(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        # Sums, not a product of tiny matrices: on a TPU that rounds to bfloat16.
-        product = (matrices * state[1]).sum(1)
+    def iterate(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        product = (matrices * state[1]).sum(1)  # not a matrix product, which a TPU rounds to bfloat16
         length = root_sum_of_squares(product)
-        return length, product / _or_one(length)
+        return length, product / jnp.where(length > 0, length, 1)
 
     start = jnp.zeros(matrices.shape[2:], jnp.float32), jnp.ones(matrices.shape[1:], jnp.complex64)
-    values, vectors = jax.lax.fori_loop(0, iterations, multiply, start)
-    reference = jnp.linalg.eigh(overall)[1][:, -1]
-    along = (reference.conj()[:, None, None] * vectors).sum(0)
-    return values, vectors * jnp.exp(-1j * jnp.angle(along))
+    values, vectors = jax.lax.fori_loop(0, iterations, iterate, start)
+    virtual_coil = jnp.linalg.eigh(reference)[1][:, -1, None, None]
+    return values, vectors * jnp.exp(-1j * jnp.angle(combine(vectors, virtual_coil)))
 
 
 def prewhiten(kspace: jax.Array, covariance: jax.Array) -> jax.Array:
-    """Mixes the coils so that their noise is independent and of unit variance (Pruessmann et al., MRM 46 (2001) 638).
+    """Mix the coils so that their noise is independent and of unit variance (Pruessmann et al., MRM 46 (2001) 638).
 
     Args:
       kspace: (coils, height, width) complex64, k-space or images.
-      covariance: (coils, coils) complex64, the noise's E[n n^H]; all zero for an empty coil, which stays empty.
+      covariance: (coils, coils) complex64, of the noise, E[n n^H]; zero for an empty coil, which stays empty.
 
     Returns:
       L^-1 kspace with covariance = L L^H (Cholesky), the shape of `kspace`. Not finite where the covariance is not
@@ -101,29 +101,25 @@ def prewhiten(kspace: jax.Array, covariance: jax.Array) -> jax.Array:
 
 
 def compress(kspace: jax.Array, coils: int) -> jax.Array:
-    """Fewer, virtual coils that keep as much of the energy as so many can: the principal components.
+    """Compress to fewer, virtual coils of the greatest energy: the principal components.
 
     Buehrer et al., Magn Reson Med 57 (2007) 1131; Huang et al., Magn Reson Imaging 26 (2008) 133.
 
     Args:
-      kspace: (physical coils, ...) complex64: one slice, or several that must share their virtual coils.
+      kspace: (physical coils, ...) complex64: one slice, or several that share their virtual coils.
       coils: how many to keep.
 
     Returns:
-      (coils, ...) complex64, by falling energy; each coil's phase as a whole is arbitrary.
+      (coils, ...) complex64, by falling energy; each coil has an arbitrary constant phase.
 
     Raises:
-      UserError: there are fewer physical coils than that.
+      UserError: `coils` is not between 1 and the number of physical coils.
     """
     if not 1 <= coils <= len(kspace):
-        raise UserError(f"Coils to compress to: found {coils}, expected 1 to {len(kspace)}, the number there is.")
+        raise UserError(f"Coils to compress to: found {coils}, expected 1 to {len(kspace)}, the number of coils.")
     flat = kspace.reshape(len(kspace), -1)
-    # The left singular vectors are those of R^T: no covariance, which would square the ratio of the weak to the strong.
+    # The left singular vectors are those of R^T. A covariance would square the condition number.
     triangle = jnp.linalg.qr(flat.T, mode="r")
     vectors = jnp.linalg.svd(triangle.T, full_matrices=False)[0][:, :coils]
     virtual = jnp.matmul(vectors.conj().T, flat, precision="highest")
     return virtual.reshape(coils, *kspace.shape[1:])
-
-
-def _or_one(x: jax.Array) -> jax.Array:
-    return jnp.where(x > 0, x, 1)

@@ -8,17 +8,17 @@ _AXES = (-2, -1)
 
 
 def fft2c(image: jax.Array) -> jax.Array:
-    """Image (..., height, width) complex64 -> k-space of the same shape; energy is kept."""
-    return jnp.fft.fftshift(_turn(jnp.fft.fft2(image, norm="ortho"), 1), _AXES)
+    """Transform an image (..., height, width) complex64 to k-space of the same shape and energy."""
+    return jnp.fft.fftshift(_shift_by_phase(jnp.fft.fft2(image, norm="ortho"), 1), _AXES)
 
 
 def ifft2c(kspace: jax.Array) -> jax.Array:
-    """K-space (..., height, width) complex64 -> image of the same shape; energy is kept."""
-    return jnp.fft.fftshift(_turn(jnp.fft.ifft2(kspace, norm="ortho"), -1), _AXES)
+    """Transform k-space (..., height, width) complex64 to an image of the same shape and energy."""
+    return jnp.fft.fftshift(_shift_by_phase(jnp.fft.ifft2(kspace, norm="ortho"), -1), _AXES)
 
 
-def _turn(x: jax.Array, sign: int) -> jax.Array:
-    """The phases that a shift before the transform would give: they cost no pass over memory of their own."""
+def _shift_by_phase(x: jax.Array, sign: int) -> jax.Array:
+    """Multiply by the phases that equal an `ifftshift` before the transform, without its pass over memory."""
     for axis in _AXES:
         size = x.shape[axis]
         turns = np.arange(size) * (size // 2) % size / size
@@ -28,10 +28,10 @@ def _turn(x: jax.Array, sign: int) -> jax.Array:
 
 
 def centred_fft2_host(image: np.ndarray) -> np.ndarray:
-    """`fft2c` in NumPy, for the host."""
+    """Compute `fft2c` on the host, in NumPy."""
     return np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image, _AXES), norm="ortho"), _AXES)
 
 
 def centred_ifft2_host(kspace: np.ndarray) -> np.ndarray:
-    """`ifft2c` in NumPy, for the host."""
+    """Compute `ifft2c` on the host, in NumPy."""
     return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, _AXES), norm="ortho"), _AXES)

@@ -1,5 +1,10 @@
-"""Scaling images by what is known of the corrupted input, to 0..1 or to unit deviation, and its exact inverse."""
+"""Normalise images by statistics of the corrupted input.
 
+A normalisation is a function `(corrupted, maximum) -> Scaling` with an entry in `NORMALISATIONS`. `corrupted` is
+(batch, height, width) float32; `maximum` is (batch,) float32, that of each slice's volume, stored in its file.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,34 +18,38 @@ class Scaling(NamedTuple):
     scale: jax.Array
 
     def apply(self, image: jax.Array) -> jax.Array:
-        """(batch, height, width) in the file's units -> normalised."""
+        """Normalise images (batch, height, width)."""
         return (image - self.offset) / self.scale
 
     def invert(self, image: jax.Array) -> jax.Array:
-        """(batch, height, width) normalised -> in the file's units."""
+        """Bring normalised images (batch, height, width) back to the file's units."""
         return image * self.scale + self.offset
 
 
-def by_slice(corrupted: jax.Array) -> Scaling:
-    """Least and greatest value of each corrupted slice (batch, height, width) become 0 and 1."""
+def scale_by_slice(corrupted: jax.Array, maximum: jax.Array) -> Scaling:
+    """Map the minimum and maximum of each corrupted slice to 0 and 1."""
     low = corrupted.min((-2, -1), keepdims=True)
-    return Scaling(low, _positive(corrupted.max((-2, -1), keepdims=True) - low))
+    return _scaling(low, corrupted.max((-2, -1), keepdims=True) - low)
 
 
-def by_deviation(corrupted: jax.Array) -> Scaling:
-    """Mean and standard deviation of each corrupted slice (batch, height, width) become 0 and 1.
-
-    As fastMRI normalises what its U-Net sees (`normalize_instance`, with the sample deviation).
-    """
-    mean = corrupted.mean((-2, -1), keepdims=True)
-    return Scaling(mean, _positive(corrupted.std((-2, -1), keepdims=True, ddof=1)))
-
-
-def by_volume(maximum: jax.Array) -> Scaling:
-    """Zero stays zero and the volume's known maximum (batch,), in the file's units, becomes 1."""
+def scale_by_volume(corrupted: jax.Array, maximum: jax.Array) -> Scaling:
+    """Map 0 and the maximum of the volume to 0 and 1."""
     maximum = maximum[:, None, None]
-    return Scaling(jnp.zeros_like(maximum), _positive(maximum))
+    return _scaling(jnp.zeros_like(maximum), maximum)
 
 
-def _positive(scale: jax.Array) -> jax.Array:
-    return jnp.where(scale > 0, scale, 1.0)
+def standardise(corrupted: jax.Array, maximum: jax.Array) -> Scaling:
+    """Map the mean and standard deviation of each corrupted slice to 0 and 1, as fastMRI's `normalize_instance`."""
+    mean = corrupted.mean((-2, -1), keepdims=True)
+    return _scaling(mean, corrupted.std((-2, -1), keepdims=True, ddof=1))
+
+
+def _scaling(offset: jax.Array, scale: jax.Array) -> Scaling:
+    return Scaling(offset, jnp.where(scale > 0, scale, 1.0))
+
+
+NORMALISATIONS: dict[str, Callable[[jax.Array, jax.Array], Scaling]] = {
+    "slice": scale_by_slice,
+    "volume": scale_by_volume,
+    "standard": standardise,
+}

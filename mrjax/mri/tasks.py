@@ -1,7 +1,7 @@
-"""Tasks: from a batch as it comes from disk to what a network is given and should give, on the device.
+"""Tasks: make a network's examples from a batch of files, on the device.
 
-A task is a function `make(batch, keys) -> Example`. `batch` holds arrays with a leading batch axis; `keys` says where
-the randomness comes from: Keys(augment, protocol, noise), each (batch,) PRNG keys; augment is None in evaluation.
+`TASKS[name](acquisition, augment)` is a task, a function `(batch, keys) -> Example`. `batch` holds arrays with a
+leading batch axis; a slice may come as one of a stack, (1 + adjacent, ...), the slice itself first.
 """
 
 from collections.abc import Callable
@@ -10,16 +10,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mrjax.mri.acquire import Acquisition, find_echo, undersample
-from mrjax.mri.augment import Augment, draw, warp
+from mrjax.mri.acquire import Acquisition, draw_protocol, measure
+from mrjax.mri.augment import Augment, draw_affine, warp
 from mrjax.mri.coils import magnitude, root_sum_of_squares
 from mrjax.mri.fourier import fft2c, ifft2c
 
 Batch = dict[str, jax.Array]
 
+# Adjacent slices take their noise keys from numbers above those of the slice's coils.
+_ADJACENT_KEYS = 2**30
+
 
 class Keys(NamedTuple):
-    """PRNG keys of the examples of a batch, each (batch,)."""
+    """PRNG keys of the examples of a batch, each (batch,); `augment` is None in evaluation."""
 
     augment: jax.Array | None
     protocol: jax.Array
@@ -31,196 +34,202 @@ class Example(NamedTuple):
 
     Attributes:
       corrupted: (batch, height, width) float32, the image to be improved.
-      target: (batch, height, width) float32, the truth.
-      kspace: (batch, coils, height, width) complex64, what was measured, zero elsewhere; None if the task has images.
-      mask: (batch, 1 or height, width) bool, where k-space was measured; None if the task has images.
-      around: (batch, height, width, neighbours) float32, corrupted images of the slices beside it; None if not asked.
+      target: (batch, height, width) float32.
+      kspace: (batch, coils, height, width) complex64, as measured, zero elsewhere; None for tasks on images.
+      mask: (batch, 1 or height, width) bool, where k-space was measured; None for tasks on images.
+      adjacent: (batch, height, width, adjacent) float32, the corrupted images of adjacent slices; None without any.
     """
 
     corrupted: jax.Array
     target: jax.Array
     kspace: jax.Array | None = None
     mask: jax.Array | None = None
-    around: jax.Array | None = None
+    adjacent: jax.Array | None = None
 
 
 Task = Callable[[Batch, Keys], Example]
 
 
 def training_keys(seed: int, index: jax.Array) -> Keys:
-    """Keys that depend on the seed and on each example's place in the endless training stream, and on nothing else.
+    """Derive keys from the seed and each example's index in the endless training stream, and from nothing else.
 
-    Whatever batch, device or process an example comes through, and after any restart, it is corrupted alike.
+    An example is corrupted alike in any batch, on any device or process, and after any restart.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
-    return Keys(*jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0))
+    return Keys(*_split(keys, 3))
 
 
 def evaluation_keys(volume: jax.Array, slice_number: jax.Array) -> Keys:
-    """Keys that depend on the volume's name alone (its hash), and for the noise on the slice as well.
+    """Derive keys from the hash of the volume's name, and for the noise from the slice number as well.
 
     All slices of a volume share one mask, and every evaluation of every model sees the same one.
     """
-    of_volume = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), volume)
-    protocol, noise = jnp.moveaxis(jax.vmap(jax.random.split)(of_volume), 1, 0)
+    protocol, noise = _split(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), volume), 2)
     return Keys(None, protocol, jax.vmap(jax.random.fold_in)(noise, slice_number))
 
 
 def kspace(acquisition: Acquisition, augment: Augment) -> Task:
-    """Multi-coil k-space, undersampled; the truth is the root-sum-of-squares of its fully sampled coils.
+    """Make a task that undersamples multi-coil k-space; the target is the fully sampled root-sum-of-squares image.
 
-    The batch holds `kspace` (batch, coils, height, width) complex64, or (batch, 1 + neighbours, coils, height, width);
+    The batch holds `kspace` (batch, coils, height, width) complex64, or (batch, 1 + adjacent, coils, height, width);
     and `mask` (batch, width), the columns to keep, if files store it.
     """
 
-    def example(kspace: jax.Array, stored: jax.Array | None, keys: Keys) -> Example:
-        kspace, beside = _apart(kspace, 3)
-        sampled = jnp.any(kspace != 0, axis=(0, 1))
-        if stored is not None:
-            sampled &= stored.astype(bool)
-        if keys.augment is not None and augment.active:
-            affine = draw(keys.augment, augment, *kspace.shape[-2:])
+    def make_example(kspace: jax.Array, stored_mask: jax.Array | None, keys: Keys) -> Example:
+        kspace, adjacent = split_adjacent(kspace, 3)
+        sampled = _sampled_columns(kspace)
+        if stored_mask is not None:
+            sampled &= stored_mask.astype(bool)
+        affine = _draw_affine(keys, augment, kspace)
+        if affine is None:
+            target = magnitude(kspace)
+        else:
             images = warp(ifft2c(kspace), affine)
             kspace, target = fft2c(images), root_sum_of_squares(images)
-            beside = None if beside is None else _warped(beside, affine)
-        else:
-            target = magnitude(kspace)
-        return _measured(kspace, beside, sampled, target, keys, acquisition)
+        return _acquire(kspace, warp_kspace(adjacent, affine), sampled, target, keys, acquisition)
 
-    return lambda batch, keys: jax.vmap(example)(batch["kspace"], batch.get("mask"), keys)
+    return lambda batch, keys: jax.vmap(make_example)(batch["kspace"], batch.get("mask"), keys)
 
 
 def denoise(acquisition: Acquisition, augment: Augment) -> Task:
-    """One repetition of a scan, to become the mean of its other repetitions, which share nothing of its noise.
+    """Make a task whose input is one repetition of a scan; the target is the mean of the other repetitions.
 
     The batch holds `kspace` as for the task 'kspace', and `repetitions` (batch, repetitions, coils, height, width)
-    complex64 without the one in `kspace`; empty ones count for nothing. Acceleration 1 and noise 0 take `kspace` as
-    measured.
+    complex64, the others; empty ones do not count. Acceleration 1 and noise 0 take `kspace` as measured.
 
     The mean is one of root-sum-of-squares magnitudes, as M4Raw's (Lyu et al., doi:10.1038/s41597-023-02181-4), not of
-    complex coil images: between repetitions the phase drifts with the field of a 0.3 T magnet, by different amounts
-    across the head, and the mean of two complex images out of phase by p loses a share 1 - cos(p/2) of their signal.
-    The price is the noise floor of a magnitude (Rice's; for n coils about the root of signal^2 + 2 n sigma^2 instead of
-    the signal, 15 % more at a signal of 5 sigma in 4 coils), which no number of repetitions averages away. It is as
-    high in the target as in the input and in every file's own image, and what noise2noise tends to has it too: what is
-    learnt is the expected image of one scan.
+    complex images: between repetitions the phase drifts with the field of a 0.3 T magnet, by different amounts across
+    the head, and the mean of two complex images out of phase by p loses a share 1 - cos(p/2) of their signal. The price
+    is the noise floor of a magnitude (Rice's; for n coils about the root of signal^2 + 2 n sigma^2, 15 % more than the
+    signal at 5 sigma in 4 coils), which no averaging removes. It is the same in the target, in the input and in every
+    file's own image: what is learnt is the expected image of one scan.
 
-    Augmentation moves input and target alike. But for flips it interpolates, which smooths the noise that is to be
-    removed: prefer flips alone.
+    Augmentation by anything but flips interpolates, which smooths the noise that is to be removed: prefer flips alone.
     """
 
-    def example(kspace: jax.Array, others: jax.Array, keys: Keys) -> Example:
-        kspace, beside = _apart(kspace, 3)
-        sampled = jnp.any(kspace != 0, axis=(0, 1))
-        if keys.augment is not None and augment.active:
-            affine = draw(keys.augment, augment, *kspace.shape[-2:])
-            kspace, others = _warped(kspace, affine), _warped(others, affine)
-            beside = None if beside is None else _warped(beside, affine)
-        count = _present(others).sum()
-        target = magnitude(others).sum(0) / jnp.maximum(count, 1)
-        return _measured(kspace, beside, sampled, target, keys, acquisition)
+    def make_example(kspace: jax.Array, repetitions: jax.Array, keys: Keys) -> Example:
+        kspace, adjacent = split_adjacent(kspace, 3)
+        sampled = _sampled_columns(kspace)
+        affine = _draw_affine(keys, augment, kspace)
+        kspace, repetitions, adjacent = (warp_kspace(x, affine) for x in (kspace, repetitions, adjacent))
+        target = magnitude(repetitions).sum(0) / jnp.maximum(_present(repetitions).sum(), 1)
+        return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
-    return lambda batch, keys: jax.vmap(example)(batch["kspace"], batch["repetitions"], keys)
+    return lambda batch, keys: jax.vmap(make_example)(batch["kspace"], batch["repetitions"], keys)
 
 
 def noise2noise(acquisition: Acquisition, augment: Augment) -> Task:
-    """One repetition, to become another one, drawn anew each time: no mean at all (Lehtinen et al., arXiv:1803.04189).
+    """Make a task whose target is one other repetition, drawn anew each time (Lehtinen et al., arXiv:1803.04189).
 
-    The noise of the target is independent of the input's, so that a network trained on the squared error tends to the
-    mean all the same. It is evaluated as one of the task `denoise`, whose batches these are: against the mean.
+    Its noise is independent of the input's, so that the squared error tends to the same network as the mean would give.
+    Batches are those of the task 'denoise', which also is how it is evaluated.
     """
-    towards = denoise(acquisition, augment)
+    denoise_task = denoise(acquisition, augment)
 
-    def one_of(others: jax.Array, key: jax.Array) -> jax.Array:
-        chance = jax.random.uniform(key, (len(others),))
-        return others[jnp.argmax(jnp.where(_present(others), chance, -1))][None]
-
-    def make(batch: Batch, keys: Keys) -> Example:
+    def task(batch: Batch, keys: Keys) -> Example:
         if keys.augment is None:
-            return towards(batch, keys)
-        choose, affine = jnp.moveaxis(jax.vmap(jax.random.split)(keys.augment), 1, 0)
-        return towards(
-            batch | {"repetitions": jax.vmap(one_of)(batch["repetitions"], choose)}, keys._replace(augment=affine)
-        )
+            return denoise_task(batch, keys)
+        choice, augmentation = _split(keys.augment, 2)
+        repetition = jax.vmap(_draw_repetition)(choice, batch["repetitions"])
+        return denoise_task(batch | {"repetitions": repetition}, keys._replace(augment=augmentation))
 
-    return make
-
-
-def as_given(batch: Batch, keys: Keys) -> Example:
-    """What is corrupted already, undersampled `kspace` or an `input` image, standing for the unknown truth as well."""
-
-    def of_kspace(kspace: jax.Array) -> Example:
-        kspace, beside = _apart(kspace, 3)
-        image, mask = magnitude(kspace), jnp.any(kspace != 0, axis=(0, 1))
-        return Example(image, image, kspace, mask[None], _channels(None if beside is None else magnitude(beside)))
-
-    def of_image(corrupted: jax.Array) -> Example:
-        corrupted, beside = _apart(corrupted, 2)
-        return Example(corrupted, corrupted, around=_channels(beside))
-
-    return jax.vmap(of_kspace)(batch["kspace"]) if "kspace" in batch else jax.vmap(of_image)(batch["input"])
+    return task
 
 
 def paired(acquisition: Acquisition, augment: Augment) -> Task:
-    """Corrupted and clean images from the file.
+    """Make a task of corrupted and clean images from the file; nothing is simulated.
 
-    The batch holds `input` (batch, height, width) float32, or (batch, 1 + neighbours, height, width), and `target`
+    The batch holds `input` (batch, height, width) float32, or (batch, 1 + adjacent, height, width), and `target`
     (batch, height, width) float32.
     """
 
-    def example(corrupted: jax.Array, target: jax.Array, keys: Keys) -> Example:
-        corrupted, beside = _apart(corrupted, 2)
-        if keys.augment is not None and augment.active:
-            affine = draw(keys.augment, augment, *target.shape)
+    def make_example(corrupted: jax.Array, target: jax.Array, keys: Keys) -> Example:
+        corrupted, adjacent = split_adjacent(corrupted, 2)
+        affine = _draw_affine(keys, augment, target)
+        if affine is not None:
             corrupted, target = warp(jnp.stack([corrupted, target]), affine)
-            beside = None if beside is None else warp(beside, affine)
-        return Example(corrupted, target, around=_channels(beside))
+            adjacent = None if adjacent is None else warp(adjacent, affine)
+        return Example(corrupted, target, adjacent=_channels_last(adjacent))
 
-    return lambda batch, keys: jax.vmap(example)(batch["input"], batch["target"], keys)
+    return lambda batch, keys: jax.vmap(make_example)(batch["input"], batch["target"], keys)
 
 
-def _apart(data: jax.Array, axes: int) -> tuple[jax.Array, jax.Array | None]:
-    """A slice, of so many axes, and its neighbours if it comes with any."""
+def as_measured(batch: Batch, keys: Keys) -> Example:
+    """Take undersampled `kspace`, or an `input` image, as it is, for the target as well, which nobody knows."""
+    return jax.vmap(_kspace_as_measured)(batch["kspace"]) if "kspace" in batch else jax.vmap(_image)(batch["input"])
+
+
+def _kspace_as_measured(kspace: jax.Array) -> Example:
+    kspace, adjacent = split_adjacent(kspace, 3)
+    image, mask = magnitude(kspace), _sampled_columns(kspace)[None]
+    return Example(image, image, kspace, mask, _channels_last(None if adjacent is None else magnitude(adjacent)))
+
+
+def _image(corrupted: jax.Array) -> Example:
+    corrupted, adjacent = split_adjacent(corrupted, 2)
+    return Example(corrupted, corrupted, adjacent=_channels_last(adjacent))
+
+
+def split_adjacent(data: jax.Array, axes: int) -> tuple[jax.Array, jax.Array | None]:
+    """Split a stack (1 + adjacent, ...) into a slice of so many axes and its adjacent slices; None without a stack."""
     return (data, None) if data.ndim == axes else (data[0], data[1:])
 
 
-def _present(repetitions: jax.Array) -> jax.Array:
-    """(repetitions,) bool: which of (repetitions, coils, height, width) were measured."""
-    return jnp.any(repetitions != 0, axis=(1, 2, 3))
-
-
-def _warped(kspace: jax.Array, affine: jax.Array) -> jax.Array:
-    """K-space (..., coils, height, width) of the images moved by `warp`."""
+def warp_kspace(kspace: jax.Array | None, affine: jax.Array | None) -> jax.Array | None:
+    """Apply `warp` to the images of k-space (..., coils, height, width); either may be None, for nothing to do."""
+    if kspace is None or affine is None:
+        return kspace
     images = ifft2c(kspace)
     return fft2c(warp(images.reshape(-1, *images.shape[-2:]), affine).reshape(images.shape))
 
 
-def _channels(images: jax.Array | None) -> jax.Array | None:
-    """(neighbours, height, width) -> (height, width, neighbours)."""
+def _split(keys: jax.Array, count: int) -> jax.Array:
+    """Split keys (batch,) into (count, batch)."""
+    return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, count))(keys), 1, 0)
+
+
+def _draw_affine(keys: Keys, augment: Augment, image: jax.Array) -> jax.Array | None:
+    """Draw the augmentation of an example; None in evaluation, and where none is configured."""
+    return (
+        draw_affine(keys.augment, augment, *image.shape[-2:]) if keys.augment is not None and augment.active else None
+    )
+
+
+def _sampled_columns(kspace: jax.Array) -> jax.Array:
+    return jnp.any(kspace != 0, axis=(0, 1))
+
+
+def _present(repetitions: jax.Array) -> jax.Array:
+    """Find which repetitions (repetitions, coils, height, width) were measured: (repetitions,) bool."""
+    return jnp.any(repetitions != 0, axis=(1, 2, 3))
+
+
+def _draw_repetition(key: jax.Array, repetitions: jax.Array) -> jax.Array:
+    """Draw one of the measured repetitions, (1, coils, height, width)."""
+    score = jnp.where(_present(repetitions), jax.random.uniform(key, (len(repetitions),)), -1)
+    return repetitions[jnp.argmax(score)][None]
+
+
+def _channels_last(images: jax.Array | None) -> jax.Array | None:
     return None if images is None else jnp.moveaxis(images, 0, -1)
 
 
-def _measured(
+def _acquire(
     kspace: jax.Array,
-    beside: jax.Array | None,
+    adjacent: jax.Array | None,
     sampled: jax.Array,
     target: jax.Array,
     keys: Keys,
     acquisition: Acquisition,
 ) -> Example:
-    """One slice undersampled, and its neighbours by the same mask and noise level, each with noise of its own."""
-    echo = find_echo(kspace)
-
-    def measure(kspace: jax.Array, samples: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return undersample(kspace, sampled, target, (keys.protocol, samples), acquisition, echo)
-
-    measured, mask = measure(kspace, keys.noise)
-    around = None
-    if beside is not None:
-        # From numbers that the slice's own coils will never take.
-        own = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, 2**30 + jnp.arange(len(beside)))
-        around = _channels(magnitude(jax.vmap(measure)(beside, own)[0]))
-    return Example(magnitude(measured), target, measured, mask, around)
+    """Measure a slice and its adjacent slices by one protocol, each with noise of its own."""
+    protocol = draw_protocol(keys.protocol, kspace, sampled, target, acquisition)
+    measured = measure(keys.noise, kspace, protocol, acquisition)
+    images = None
+    if adjacent is not None:
+        noise_keys = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, _ADJACENT_KEYS + jnp.arange(len(adjacent)))
+        images = magnitude(jax.vmap(lambda key, x: measure(key, x, protocol, acquisition))(noise_keys, adjacent))
+    return Example(magnitude(measured), target, measured, protocol.mask, _channels_last(images))
 
 
 TASKS: dict[str, Callable[[Acquisition, Augment], Task]] = {

@@ -5,7 +5,7 @@ import pytest
 from conftest import coil_images, rss, to_kspace
 
 from mrjax.mri import fourier, masks, normalise, tasks
-from mrjax.mri.acquire import Acquisition, undersample
+from mrjax.mri.acquire import Acquisition, draw_protocol, measure
 from mrjax.mri.augment import Augment
 from mrjax.mri.coils import magnitude, root_sum_of_squares
 
@@ -19,8 +19,23 @@ def test_fourier_transforms_are_centred_and_orthonormal(size) -> None:
 
 
 def random_columns(count: int, sampled: np.ndarray, acceleration: float, centre: float) -> np.ndarray:
-    keys = jax.random.split(jax.random.key(0), count)
-    return np.asarray(jax.vmap(lambda key: masks.random_columns(key, jnp.asarray(sampled), acceleration, centre))(keys))
+    width = len(sampled)
+    scan = masks.Scan(jnp.asarray(sampled), 1, jnp.asarray(acceleration), jnp.asarray(centre), (0, width // 2))
+    return np.asarray(
+        jax.jit(jax.vmap(lambda key: masks.random_columns(key, scan)))(jax.random.split(jax.random.key(0), count))
+    )[:, 0]
+
+
+def undersample(kspace, target, how: Acquisition, protocol_key: int = 1, noise_key: int = 2) -> jax.Array:
+    """K-space (coils, height, width) of a scan that measured every column."""
+
+    @jax.jit
+    def run(kspace, target):
+        every = jnp.ones(kspace.shape[-1], bool)
+        protocol = draw_protocol(jax.random.key(protocol_key), kspace, every, target, how)
+        return measure(jax.random.key(noise_key), kspace, protocol, how)
+
+    return run(jnp.asarray(kspace), jnp.asarray(target, jnp.float32))
 
 
 @pytest.mark.parametrize(("acceleration", "centre"), [(4, 0.08), (8, 0.04), (2, 0.0), (1, 0.1)])
@@ -35,8 +50,10 @@ def test_masks_keep_the_centre_and_on_average_one_column_in_acceleration(acceler
         assert 0 < outside.mean(0).min() < outside.mean(0).max() < 0.65
 
 
-def test_masks_equal_fastmris_centre() -> None:
-    subsample = pytest.importorskip("fastmri.data.subsample")
+@pytest.mark.peer
+def test_the_centre_equals_fastmris() -> None:
+    from fastmri.data import subsample
+
     for width in (64, 65, 320, 368):
         func = subsample.RandomMaskFunc(center_fractions=[0.08], accelerations=[1e6])
         theirs = func.calculate_center_mask((1, width, 1), round(width * 0.08))
@@ -51,11 +68,10 @@ def test_columns_never_measured_are_neither_kept_nor_counted() -> None:
     assert drawn.sum(1).mean() == pytest.approx(196 / 4, rel=0.02)
 
 
-def test_noise_has_the_level_asked_for_and_stays_out_of_empty_coils() -> None:
+def test_noise_has_the_configured_level_and_spares_empty_coils() -> None:
     kspace = jnp.asarray(np.pad(to_kspace(coil_images(1, 2, 64, 64))[0], ((0, 1), (0, 0), (0, 0))))
     how = Acquisition((1.0,), (0.5,), (0.05, 0.05))
-    keys = (jax.random.key(1), jax.random.key(2))
-    noise = np.asarray(undersample(kspace, jnp.ones(64, bool), jnp.float32(3), keys, how)[0] - kspace)
+    noise = np.asarray(undersample(kspace, 3, how) - kspace)
     assert noise[:2].real.std() == pytest.approx(0.15, rel=0.03)
     assert noise[:2].imag.std() == pytest.approx(0.15, rel=0.03)
     assert not noise[2].any()
@@ -63,8 +79,8 @@ def test_noise_has_the_level_asked_for_and_stays_out_of_empty_coils() -> None:
 
 def test_noise_of_a_coil_does_not_depend_on_how_many_there_are() -> None:
     kspace = jnp.asarray(to_kspace(coil_images(1, 3, 16, 16))[0])
-    how, keys = Acquisition((1.0,), (0.5,), (0.05, 0.05)), (jax.random.key(1), jax.random.key(2))
-    few, many = (undersample(k, jnp.ones(16, bool), jnp.float32(1), keys, how)[0] for k in (kspace[:2], kspace))
+    how = Acquisition((1.0,), (0.5,), (0.05, 0.05))
+    few, many = (undersample(coils, 1, how) for coils in (kspace[:2], kspace))
     assert np.array_equal(few, many[:2])
 
 
@@ -81,14 +97,14 @@ def pair(images: np.ndarray, index: list[int], augment: Augment | None = None):
 
 
 @pytest.mark.parametrize("coils", [1, 16])
-def test_the_truth_is_the_root_sum_of_squares_and_the_input_is_aliased(coils) -> None:
+def test_the_target_is_the_root_sum_of_squares_and_the_input_is_aliased(coils) -> None:
     images = coil_images(2, coils, 31, 40)
     corrupted, target = pair(images, [0, 1])
     assert np.allclose(target, rss(images), atol=1e-5)
     assert 0.05 < np.linalg.norm(corrupted - target) / np.linalg.norm(target) < 1
 
 
-def test_corruption_depends_on_the_place_in_the_stream_and_not_on_the_batch() -> None:
+def test_corruption_depends_on_the_index_in_the_stream_and_not_on_the_batch() -> None:
     images = np.repeat(coil_images(1, 2, 32, 32), 4, 0)
     everything = Augment(rotation_p=1, scale_p=1, translation_p=1, flip_p=0.5)
     corrupted, target = pair(images, [5, 6, 7, 8], everything)
@@ -114,11 +130,12 @@ def test_masks_of_every_kind_are_a_function_of_the_volumes_name(kind) -> None:
     task = tasks.kspace(Acquisition((8.0,), (0.04,), (0.0, 0.0), mask=kind), Augment())
     images = np.repeat(coil_images(1, 1, 24, 32), 3, 0)
     example = jax.jit(task)({"kspace": jnp.asarray(to_kspace(images))}, keys)
-    assert example.mask.shape == (3, 24 if kind in masks.SAMPLES else 1, 32)
+    assert example.mask.shape == (3, 1 if kind.startswith("equispaced") else 24, 32)
     assert np.array_equal(example.mask[0], example.mask[1])
     assert not np.array_equal(example.mask[0], example.mask[2])
     assert np.array_equal(example.kspace, np.where(example.mask[:, None], to_kspace(images), 0))
-    again = masks.draw(jax.random.split(keys.protocol[2], 3)[1], kind, jnp.ones(32, bool), 24, 8.0, 0.04)
+    scan = masks.Scan(jnp.ones(32, bool), 24, jnp.asarray(8.0), jnp.asarray(0.04), (12, 16))
+    again = masks.MASKS[kind](jax.random.split(keys.protocol[2], 3)[1], scan)
     assert np.array_equal(example.mask[2], again)
 
 
@@ -126,12 +143,14 @@ def acquired(**motion: float) -> jax.Array:
     """(24, 1, 32, 32) complex64, fully sampled, of one slice under as many keys."""
     kspace = jnp.asarray(to_kspace(coil_images(1, 1, 32, 32))[0])
     how = Acquisition((1.0,), (0.5,), (0.0, 0.0), **motion)
-    keys = jax.random.split(jax.random.key(0), 24)
-    run = jax.vmap(lambda key: undersample(kspace, jnp.ones(32, bool), jnp.ones((32, 32)), (key, key), how)[0])
-    return jax.jit(run)(keys) - kspace
+
+    def run(key: jax.Array) -> jax.Array:
+        return measure(key, kspace, draw_protocol(key, kspace, jnp.ones(32, bool), jnp.ones((32, 32)), how), how)
+
+    return jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 24)) - kspace
 
 
-def test_heads_move_as_often_as_asked_and_lie_like_the_truth_in_the_middle_of_kspace() -> None:
+def test_heads_move_with_their_probability_and_rest_at_the_centre_of_kspace() -> None:
     change = np.abs(acquired(motion_p=0.5, motion_rotation=3.0, motion_translation=0.03))[:, 0]
     moved = change.max((1, 2)) > 1e-3
     assert 5 < moved.sum() < 19
@@ -139,7 +158,7 @@ def test_heads_move_as_often_as_asked_and_lie_like_the_truth_in_the_middle_of_ks
     assert change[moved][:, 16, 16].max() < 0.05 * change[moved].max()
 
 
-def test_pairs_are_moved_alike() -> None:
+def test_pairs_are_augmented_alike() -> None:
     image = jnp.asarray(rss(coil_images(2, 1, 32, 32)))
     task = tasks.paired(Acquisition((1.0,), (0.0,), (0.0, 0.0)), Augment(rotation_p=1, scale_p=1))
     keys = tasks.training_keys(0, jnp.asarray([0, 1], jnp.uint32))
@@ -151,13 +170,13 @@ def test_pairs_are_moved_alike() -> None:
 def test_normalisation_spans_0_to_1_and_is_undone_exactly() -> None:
     image = 1e-5 * (3 + np.random.default_rng(0).random((3, 8, 8)).astype(np.float32))
     image[2] = 0
-    scaling = normalise.by_slice(jnp.asarray(image))
+    scaling = normalise.scale_by_slice(jnp.asarray(image), jnp.ones(3))
     inside = scaling.apply(jnp.asarray(image))
     assert np.allclose(inside[:2].min((1, 2)), 0)
     assert np.allclose(inside[:2].max((1, 2)), 1)
     assert np.isfinite(inside).all()
     assert np.allclose(scaling.invert(inside), image, rtol=1e-6)
-    volume = normalise.by_volume(jnp.asarray([2.0, 4.0, 0.0]))
+    volume = normalise.scale_by_volume(jnp.asarray(image), jnp.asarray([2.0, 4.0, 0.0]))
     assert np.allclose(volume.apply(jnp.ones((3, 1, 1)))[:, 0, 0], [0.5, 0.25, 1])
 
 

@@ -7,15 +7,15 @@ import pytest
 from scipy import ndimage
 
 from mrjax.errors import UserError
-from mrjax.mri.augment import Augment, draw, read_by_pixels, read_by_rows, warp
+from mrjax.mri.augment import Augment, draw_affine, interpolate, interpolate_row_pairs, warp
 
 EVERYTHING = Augment(rotation_p=0.5, scale_p=0.5, anisotropy_p=0.5, translation_p=0.5, flip_p=0.5, flip_vertical_p=0.5)
 IDENTITY = np.eye(2, 3, dtype=np.float32)
 
 
-def draws(augment, height=48, width=30, number=2000, seed=0):
+def draw_many(augment, height=48, width=30, number=2000, seed=0):
     keys = jax.random.split(jax.random.key(seed), number)
-    return np.asarray(jax.jit(jax.vmap(lambda key: draw(key, augment, height, width)))(keys))
+    return np.asarray(jax.jit(jax.vmap(lambda key: draw_affine(key, augment, height, width)))(keys))
 
 
 def noise(*shape):
@@ -30,7 +30,7 @@ def by_scipy(image, affine):
 
 @pytest.mark.parametrize("shape", [(1, 33, 64), (16, 40, 24), (4, 31, 31)])
 def test_warp_is_scipys_bilinear_interpolation_in_every_coil(shape):
-    affines, images = draws(EVERYTHING, *shape[1:], number=6), noise(6, *shape)
+    affines, images = draw_many(EVERYTHING, *shape[1:], number=6), noise(6, *shape)
     warped = jax.jit(warp)(images, affines)
     assert (warped.shape, warped.dtype) == (images.shape, images.dtype)
     expected = [[by_scipy(coil, affine) for coil in coils] for coils, affine in zip(images, affines, strict=True)]
@@ -38,22 +38,22 @@ def test_warp_is_scipys_bilinear_interpolation_in_every_coil(shape):
 
 
 @pytest.mark.parametrize("dtype", [np.complex64, np.float32, jnp.bfloat16])
-def test_the_form_for_tpus_reads_the_same(dtype):
+def test_interpolation_for_tpus_equals_the_plain_one(dtype):
     """Within, across and beyond every edge, and exactly on pixels."""
     images = jnp.asarray(noise(3, 17, 24) if dtype == np.complex64 else noise(3, 17, 24).real, dtype)
     rng = np.random.default_rng(1)
     y, x = (rng.uniform(-3, side + 2, (17, 24)).astype(np.float32) for side in (17, 24))
     y[:5], x[:, :5] = y[:5].round(), x[:, :5].round()
-    ours, others = (np.asarray(jax.jit(read)(images, y, x)) for read in (read_by_rows, read_by_pixels))
-    assert ours.dtype == others.dtype == dtype
-    np.testing.assert_allclose(ours.astype(np.complex64), others.astype(np.complex64), atol=1e-6)
-    assert (others != 0).any()
-    assert (others == 0).any()
+    ours, plain = (np.asarray(jax.jit(form)(images, y, x)) for form in (interpolate_row_pairs, interpolate))
+    assert ours.dtype == plain.dtype == dtype
+    np.testing.assert_allclose(ours.astype(np.complex64), plain.astype(np.complex64), atol=1e-6)
+    assert (plain != 0).any()
+    assert (plain == 0).any()
 
 
 def test_rotation_is_about_the_centre_and_keeps_pixels_square():
     image = noise(1, 48, 31).real
-    affine = draws(Augment(rotation_p=1.0), 48, 31, number=1)[0]
+    affine = draw_many(Augment(rotation_p=1.0), 48, 31, number=1)[0]
     angle = np.rad2deg(np.arctan2(affine[1, 0], affine[0, 0]))
     expected = ndimage.rotate(image[0], -angle, reshape=False, order=1, mode="grid-constant")
     np.testing.assert_allclose(warp(jnp.asarray(image), affine)[0], expected, atol=1e-4)
@@ -67,28 +67,28 @@ def test_identity_and_flips_are_exact(dtype):
         (Augment(flip_p=1.0), images[:, :, ::-1]),
         (Augment(flip_vertical_p=1.0), images[:, ::-1]),
     ):
-        warped = warp(images, draw(jax.random.key(0), augment, 18, 25))
+        warped = warp(images, draw_affine(jax.random.key(0), augment, 18, 25))
         assert warped.dtype == dtype
         np.testing.assert_array_equal(warped, expected)
 
 
-def test_input_and_target_move_alike_in_one_stack_and_apart():
-    stack, affine = noise(2, 20, 20).real, draws(EVERYTHING, 20, 20, number=1)[0]
+def test_input_and_target_move_alike_stacked_or_not():
+    stack, affine = noise(2, 20, 20).real, draw_many(EVERYTHING, 20, 20, number=1)[0]
     together = warp(jnp.asarray(stack), affine)
     for channel in range(2):
         np.testing.assert_allclose(together[channel], warp(jnp.asarray(stack[channel, None]), affine)[0], atol=1e-6)
 
 
-def test_nothing_drawn_is_exactly_the_identity():
-    np.testing.assert_array_equal(draws(Augment(), number=10), np.broadcast_to(IDENTITY, (10, 2, 3)))
+def test_no_augmentation_is_exactly_the_identity():
+    np.testing.assert_array_equal(draw_many(Augment(), number=10), np.broadcast_to(IDENTITY, (10, 2, 3)))
     probabilities = ("rotation_p", "scale_p", "anisotropy_p", "translation_p", "flip_p", "flip_vertical_p")
-    rarely = draws(Augment(**dict.fromkeys(probabilities, 0.1)))
+    rarely = draw_many(Augment(**dict.fromkeys(probabilities, 0.1)))
     untouched = (rarely == IDENTITY).all((1, 2)).mean()
     assert untouched == pytest.approx(0.9**6, abs=0.04)
 
 
 def test_rotation_fills_its_range():
-    affine = draws(Augment(rotation=30.0, rotation_p=1.0))
+    affine = draw_many(Augment(rotation=30.0, rotation_p=1.0))
     angles = np.rad2deg(np.arctan2(affine[:, 1, 0], affine[:, 0, 0]))
     assert -30.001 < angles.min() < -29
     assert 29 < angles.max() < 30.001
@@ -102,8 +102,8 @@ def test_rotation_fills_its_range():
         (Augment(anisotropy=(0.5, 1.2), anisotropy_p=1.0), (1, 0.5), (1, 1.2)),
     ],
 )
-def test_scalings_fill_their_ranges_apart_from_one_another(augment, low, high):
-    affine = draws(augment)
+def test_scalings_fill_their_ranges_independently(augment, low, high):
+    affine = draw_many(augment)
     size = 1 / affine[:, (0, 1), (0, 1)]
     drawn = np.stack([np.sqrt(size[:, 0] * size[:, 1]), size[:, 0] / size[:, 1]])
     np.testing.assert_allclose(drawn.min(1), low, atol=0.005)
@@ -113,7 +113,7 @@ def test_scalings_fill_their_ranges_apart_from_one_another(augment, low, high):
 
 
 def test_translation_is_a_fraction_of_each_side_in_both_directions():
-    affine = draws(Augment(translation=0.25, translation_p=0.7))
+    affine = draw_many(Augment(translation=0.25, translation_p=0.7))
     shift = affine[:, :, 2] / (48, 30)
     moved = (shift != 0).all(1)
     assert moved.mean() == pytest.approx(0.7, abs=0.04)
@@ -123,20 +123,20 @@ def test_translation_is_a_fraction_of_each_side_in_both_directions():
     assert abs(np.corrcoef(shift[moved].T)[0, 1]) < 0.1
 
 
-def test_flips_happen_as_often_as_asked_and_independently():
-    affine = draws(Augment(flip_p=0.3, flip_vertical_p=0.6))
+def test_flips_happen_independently_with_their_probabilities():
+    affine = draw_many(Augment(flip_p=0.3, flip_vertical_p=0.6))
     horizontal, vertical = affine[:, 1, 1] < 0, affine[:, 0, 0] < 0
     assert horizontal.mean() == pytest.approx(0.3, abs=0.04)
     assert vertical.mean() == pytest.approx(0.6, abs=0.04)
     assert (horizontal & vertical).mean() == pytest.approx(0.18, abs=0.04)
 
 
-def test_an_example_depends_on_its_key_and_not_on_its_place_or_its_neighbours():
+def test_an_example_depends_on_its_key_alone():
     keys, images = jax.random.split(jax.random.key(3), 8), noise(8, 2, 24, 17)
 
     @jax.jit
     def augmented(keys, images):
-        return warp(images, jax.vmap(lambda key: draw(key, EVERYTHING, 24, 17))(keys))
+        return warp(images, jax.vmap(lambda key: draw_affine(key, EVERYTHING, 24, 17))(keys))
 
     batch = np.asarray(augmented(keys, images))
     np.testing.assert_array_equal(np.asarray(augmented(keys[::-1], images[::-1]))[::-1], batch)
@@ -153,6 +153,6 @@ def test_an_example_depends_on_its_key_and_not_on_its_place_or_its_neighbours():
         ({"anisotropy": (0.0, 1.0)}, "anisotropy must be a range"),
     ],
 )
-def test_impossible_ranges_are_told(wrong, message):
+def test_impossible_ranges_are_errors(wrong, message):
     with pytest.raises(UserError, match=message):
         Augment(**wrong)

@@ -14,57 +14,66 @@ from mrjax.data.dataset import SliceDataset
 from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 from mrjax.mri import fourier, masks, tasks
-from mrjax.mri.acquire import Acquisition, find_echo, undersample
+from mrjax.mri.acquire import Acquisition, draw_protocol, find_echo
 from mrjax.mri.augment import Augment
 from mrjax.mri.coils import magnitude
 
 M4RAW = (np.arange(256) >= 30) & (np.arange(256) <= 225)
-FASTMRIS = {"equispaced": "EquiSpacedMaskFunc", "equispaced_fraction": "EquispacedMaskFractionFunc"} | {
-    "magic": "MagicMaskFunc"
+FASTMRIS = {
+    "equispaced": ("EquiSpacedMaskFunc", masks.equispaced_lines),
+    "equispaced_fraction": ("EquispacedMaskFractionFunc", masks.fraction_lines),
+    "magic": ("MagicMaskFunc", masks.magic_lines),
 }
+SAMPLES = ("gaussian2d", "poisson", "poisson_uniform", "radial", "spiral")
 STANDARD = ((4, 0.08), (8, 0.04), (2, 30 / 256), (3, 30 / 256), (6, 0.06))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
-def draws(kind: str, count: int, sampled, height: int, acceleration, centre, echo=None):
+def draw_many(kind: str, count: int, sampled, height: int, acceleration, centre, echo=None):
     """(count, 1 or height, width) bool, of different keys."""
-    keys = jax.random.split(jax.random.key(0), count)
-    return jax.vmap(lambda key: masks.draw(key, kind, sampled, height, acceleration, centre, echo))(keys)
+    scan = masks.Scan(sampled, height, acceleration, centre, echo or (height // 2, len(sampled) // 2))
+    return jax.vmap(lambda key: masks.MASKS[kind](key, scan))(jax.random.split(jax.random.key(0), count))
 
 
-def scan(width: int, acceleration: float, centre: float) -> masks.Scan:
+def full_scan(width: int, acceleration: float, centre: float) -> masks.Scan:
     middle = (jnp.asarray(0), jnp.asarray(width // 2))
-    return masks.Scan(jnp.ones(width, bool), jnp.asarray(acceleration), jnp.asarray(centre), middle)
+    return masks.Scan(jnp.ones(width, bool), 1, jnp.asarray(acceleration), jnp.asarray(centre), middle)
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("kind", FASTMRIS)
 @pytest.mark.parametrize("width", [65, 256, 368])
 def test_lines_equal_fastmris_for_every_offset(kind, width) -> None:
-    subsample = pytest.importorskip("fastmri.data.subsample")
-    lines = jax.jit(jax.vmap(getattr(masks, kind), (0, None)))
+    from fastmri.data import subsample
+
+    name, select_lines = FASTMRIS[kind]
+    lines = jax.jit(jax.vmap(select_lines, (0, None)))
     offsets = np.arange(24)
     for acceleration, centre in STANDARD:
-        func = getattr(subsample, FASTMRIS[kind])([centre], [acceleration])
+        func = getattr(subsample, name)([centre], [acceleration])
         low = round(width * centre)
         theirs = [func.calculate_acceleration_mask(width, acceleration, offset, low) for offset in offsets]
-        assert np.array_equal(lines(offsets, scan(width, acceleration, centre)), np.asarray(theirs) > 0)
+        assert np.array_equal(lines(offsets, full_scan(width, acceleration, centre)), np.asarray(theirs) > 0)
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("kind", FASTMRIS)
 @pytest.mark.parametrize(("acceleration", "centre"), [(4, 0.08), (8, 0.04)])
-def test_drawn_masks_are_those_that_fastmri_draws(kind, acceleration, centre) -> None:
-    subsample = pytest.importorskip("fastmri.data.subsample")
-    func = getattr(subsample, FASTMRIS[kind])([centre], [acceleration])
+def test_drawn_masks_are_those_that_fastmri_draw_many(kind, acceleration, centre) -> None:
+    from fastmri.data import subsample
+
+    func = getattr(subsample, FASTMRIS[kind][0])([centre], [acceleration])
     theirs = {tuple(func((1, 322, 2), seed=seed)[0].numpy().ravel() > 0) for seed in range(200)}
-    ours = draws(kind, 200, jnp.ones(322, bool), 1, acceleration, centre)
+    ours = draw_many(kind, 200, jnp.ones(322, bool), 1, acceleration, centre)
     assert {tuple(mask.ravel()) for mask in np.asarray(ours)} == theirs
     assert len(theirs) >= acceleration / 2
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("kind", ["random", *FASTMRIS])
 def test_zero_filled_images_equal_fastmris_given_its_mask(kind) -> None:
-    fastmri = pytest.importorskip("fastmri")
-    torch = pytest.importorskip("torch")
+    import fastmri
+    import torch
     from fastmri.data import subsample, transforms
 
     kspace = to_kspace(coil_images(1, 4, 60, 74)[0])
@@ -75,9 +84,9 @@ def test_zero_filled_images_equal_fastmris_given_its_mask(kind) -> None:
     np.testing.assert_allclose(ours, image, atol=1e-6 * image.max())
 
 
-@pytest.mark.parametrize("kind", [k for k in masks.LINES if k != "random"])
-def test_lines_keep_to_the_columns_measured_and_count_over_them(kind) -> None:
-    drawn = np.asarray(draws(kind, 64, jnp.asarray(M4RAW), 256, 4, 0.08))
+@pytest.mark.parametrize("kind", [*FASTMRIS, "gaussian1d"])
+def test_lines_are_counted_over_the_sampled_columns_alone(kind) -> None:
+    drawn = np.asarray(draw_many(kind, 64, jnp.asarray(M4RAW), 256, 4, 0.08))
     assert drawn.shape == (64, 1, 256)
     assert not drawn[:, 0, ~M4RAW].any()
     centre = round(196 * 0.08)
@@ -91,18 +100,18 @@ def test_lines_keep_to_the_columns_measured_and_count_over_them(kind) -> None:
     assert len({tuple(mask.ravel()) for mask in drawn}) >= (64 if kind == "gaussian1d" else 2)
 
 
-def test_an_acceleration_of_one_keeps_everything_and_a_centre_that_is_enough_adds_no_line() -> None:
+def test_acceleration_one_keeps_everything_and_a_sufficient_centre_stays_alone() -> None:
     for kind in ("equispaced", "gaussian1d", "poisson", "spiral"):
-        assert np.asarray(draws(kind, 1, jnp.ones(32, bool), 16, 1, 0.1)).all()
-    drawn = np.asarray(draws("equispaced_fraction", 1, jnp.ones(60, bool), 1, 8, 0.125))
+        assert np.asarray(draw_many(kind, 1, jnp.ones(32, bool), 16, 1, 0.1)).all()
+    drawn = np.asarray(draw_many("equispaced_fraction", 1, jnp.ones(60, bool), 1, 8, 0.125))
     assert drawn.sum() == round(60 * 0.125)
 
 
-@pytest.mark.parametrize("kind", masks.SAMPLES)
-def test_samples_reach_the_acceleration_and_hold_a_rectangular_centre(kind) -> None:
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_sample_masks_reach_the_acceleration_and_hold_a_rectangular_centre(kind) -> None:
     acceleration, centre = 7.5, 0.05
     sampled = np.arange(80) >= 8
-    drawn = np.asarray(draws(kind, 3, jnp.asarray(sampled), 64, acceleration, centre))
+    drawn = np.asarray(draw_many(kind, 3, jnp.asarray(sampled), 64, acceleration, centre))
     assert drawn.shape == (3, 64, 80)
     assert not drawn[:, :, ~sampled].any()
     assert np.allclose(drawn.sum((1, 2)), 64 * 72 / acceleration, rtol=0.02)
@@ -112,22 +121,22 @@ def test_samples_reach_the_acceleration_and_hold_a_rectangular_centre(kind) -> N
     assert len({mask.tobytes() for mask in drawn}) == 3
 
 
-def test_gaussian_masks_thin_out_as_the_density_they_are_drawn_by() -> None:
-    lines = np.asarray(draws("gaussian1d", 4000, jnp.ones(64, bool), 1, 8, 0.0))[:, 0].mean(0)
+def test_gaussian_masks_follow_their_density() -> None:
+    lines = np.asarray(draw_many("gaussian1d", 4000, jnp.ones(64, bool), 1, 8, 0.0))[:, 0].mean(0)
     rng = np.random.default_rng(0)
     density = np.exp(-4 * np.log(2) * ((np.arange(64) - 32) / 64 / 0.7) ** 2)
     theirs = np.zeros(64)
     for _ in range(4000):
         theirs[rng.choice(64, 8, replace=False, p=density / density.sum())] += 1 / 4000
     np.testing.assert_allclose(lines, theirs, atol=0.03)
-    samples = np.asarray(draws("gaussian2d", 500, jnp.ones(32, bool), 32, 8, 0.0)).mean(0)
+    samples = np.asarray(draw_many("gaussian2d", 500, jnp.ones(32, bool), 32, 8, 0.0)).mean(0)
     assert samples[16, 16] > 2 * samples[0, 16] > 3 * samples[0, 0] > 0
 
 
 @pytest.mark.parametrize(("kind", "acceleration"), [("poisson", 6), ("poisson", 12), ("poisson_uniform", 8)])
 def test_poisson_discs_keep_their_distance(kind, acceleration) -> None:
     size = 64
-    mask = np.asarray(draws(kind, 1, jnp.ones(size, bool), size, acceleration, 0.0))[0]
+    mask = np.asarray(draw_many(kind, 1, jnp.ones(size, bool), size, acceleration, 0.0))[0]
     growth = 0 if kind == "poisson_uniform" else 4
     spacing = 1 + growth * np.hypot(*(np.mgrid[:size, :size] - size // 2)) / size
 
@@ -148,7 +157,7 @@ def test_poisson_discs_keep_their_distance(kind, acceleration) -> None:
 
 def test_radial_masks_are_straight_spokes_through_the_centre_equally_spaced() -> None:
     size, middle = 129, 64
-    mask = np.asarray(draws("radial", 2, jnp.ones(size, bool), size, 8, 0.0))[1]
+    mask = np.asarray(draw_many("radial", 2, jnp.ones(size, bool), size, 8, 0.0))[1]
     assert (mask != mask[::-1, ::-1]).mean() < 0.005
     angles = np.deg2rad(np.arange(0, 180, 0.05))
     radii = np.arange(30, 60, 0.5)
@@ -166,7 +175,7 @@ def test_radial_masks_are_straight_spokes_through_the_centre_equally_spaced() ->
 
 def test_a_spiral_s_turns_are_equally_far_apart_along_every_ray() -> None:
     size, middle = 257, 128
-    mask = np.asarray(draws("spiral", 1, jnp.ones(size, bool), size, 8, 0.0))[0]
+    mask = np.asarray(draw_many("spiral", 1, jnp.ones(size, bool), size, 8, 0.0))[0]
     assert not np.array_equal(mask, mask[::-1, ::-1])
     first = []
     for ray in (mask[middle, middle:], mask[middle:, middle], mask[middle, middle::-1], mask[middle::-1, middle]):
@@ -189,15 +198,16 @@ def test_an_echo_off_the_centre_is_found(row, column) -> None:
     assert echo == expected
 
 
-def test_the_fully_sampled_centre_lies_about_the_echo() -> None:
+def test_the_centre_lies_about_the_echo() -> None:
     kspace = np.roll(to_kspace(coil_images(1, 3, 64, 64)[0]), (-5, 7), (1, 2))
     how = Acquisition((8.0,), (0.0625,), (0.0, 0.0))
-    keys = (jax.random.key(0), jax.random.key(1))
-    _, mask = jax.jit(undersample, static_argnums=4)(kspace, jnp.ones(64, bool), jnp.ones((64, 64)), keys, how)
-    assert np.asarray(mask)[0, 30 + 7 : 34 + 7].all()
+    protocol = jax.jit(draw_protocol, static_argnums=4)(
+        jax.random.key(0), kspace, jnp.ones(64, bool), jnp.ones((64, 64)), how
+    )
+    assert np.asarray(protocol.mask)[0, 30 + 7 : 34 + 7].all()
     echo = (jnp.asarray(32 - 5), jnp.asarray(32 + 7))
     for kind in ("gaussian1d", "gaussian2d"):
-        drawn = np.asarray(draws(kind, 1, jnp.ones(64, bool), 64, 8.0, 0.0625, echo))[0]
+        drawn = np.asarray(draw_many(kind, 1, jnp.ones(64, bool), 64, 8.0, 0.0625, echo))[0]
         rows = slice(24 - 5, 40 - 5) if len(drawn) > 1 else slice(1)
         half = 8 if len(drawn) > 1 else 2
         assert drawn[rows, 39 - half : 39 + half].all()
@@ -210,7 +220,7 @@ def test_slices_of_noise_have_no_echo_off_the_centre() -> None:
         assert tuple(map(int, find_echo(jnp.asarray(noise[0] + 1j * noise[1])))) == (size[0] // 2, size[1] // 2)
 
 
-def test_a_mask_stored_beside_the_truth_comes_along_with_it(tmp_path: Path) -> None:
+def test_a_stored_mask_is_read_and_applied_to_fully_sampled_kspace(tmp_path: Path) -> None:
     kspace = to_kspace(coil_images(2, 2, 16, 16))
     mask = np.arange(16) % 3 == 0
     hdf5.write(tmp_path / "a.t5", {"kspace": kspace, "mask": mask.astype(np.float32)})
@@ -225,7 +235,7 @@ def test_a_mask_stored_beside_the_truth_comes_along_with_it(tmp_path: Path) -> N
     assert np.array_equal(example["mask"], mask)
     task = tasks.kspace(Acquisition((4.0,), (0.08,), (0.0, 0.0), mask="stored"), Augment())
     keys = tasks.evaluation_keys(example["name"][None], example["slice"][None])
-    measured = task({name: jnp.asarray(example[name])[None] for name in ("kspace", "mask")}, keys)
+    measured = jax.jit(task)({name: jnp.asarray(example[name])[None] for name in ("kspace", "mask")}, keys)
     assert np.array_equal(measured.mask[0, 0], mask)
     assert np.array_equal(measured.kspace[0], kspace[1] * mask)
     assert np.allclose(measured.target[0], rss(np.asarray(fourier.ifft2c(kspace[1]))), atol=1e-5)

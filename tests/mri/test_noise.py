@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from conftest import coil_images, rss, to_kspace
 from scipy import stats
+from test_acquire import undersample
 
 from mrjax.mri import fourier, noise
-from mrjax.mri.acquire import Acquisition, undersample
+from mrjax.mri.acquire import Acquisition
 
 # Hermitian and positive definite; its third coil is far louder than the others.
 COVARIANCE = np.array([[2, 0.6 - 0.8j, 0.3j], [0.6 + 0.8j, 1, 0.4], [-0.3j, 0.4, 9]])
@@ -23,36 +24,28 @@ def noisy(size: tuple[int, int], sigma: float, seed: int = 0) -> tuple[np.ndarra
     return (to_kspace(coil_images(1, 3, *size)[0]) + mixed).astype(np.complex64), scaled
 
 
-def test_the_corners_of_kspace_tell_the_noise_that_was_put_in() -> None:
+def test_covariance_from_the_corners_of_kspace_is_that_of_the_noise() -> None:
     kspace, truth = noisy((128, 120), 0.05)
     found = np.asarray(jax.jit(noise.covariance)(jnp.asarray(kspace)))
     np.testing.assert_allclose(found, truth, atol=0.08 * abs(truth).max())
-    assert float(noise.level(found)) == pytest.approx(np.sqrt(np.trace(truth).real / 3 / 2), rel=0.05)
+    assert float(noise.sigma_from_covariance(found)) == pytest.approx(np.sqrt(np.trace(truth).real / 3 / 2), rel=0.05)
     corner = np.concatenate([kspace[:, a : a + 16, b : b + 15] for a in (0, 112) for b in (0, 105)], -1).reshape(3, -1)
     expected = corner.astype(np.complex128) @ corner.conj().T / corner.shape[1]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
 
 
-def test_what_was_never_measured_and_empty_coils_do_not_count_as_quiet() -> None:
+def test_covariance_ignores_unmeasured_samples_and_empty_coils() -> None:
     kspace, truth = noisy((96, 160), 0.05)
     kspace[:, :, :20], kspace[:, :, 130:], kspace[:, :6] = 0, 0, 0
     found = noise.covariance(jnp.asarray(np.pad(kspace, ((0, 2), (0, 0), (0, 0)))))
     np.testing.assert_allclose(found[:3, :3], truth, atol=0.08 * abs(truth).max())
     assert not np.asarray(found[3:]).any()
-    assert float(noise.level(found)) == pytest.approx(np.sqrt(np.trace(truth).real / 3 / 2), rel=0.05)
+    assert float(noise.sigma_from_covariance(found)) == pytest.approx(np.sqrt(np.trace(truth).real / 3 / 2), rel=0.05)
     assert not np.asarray(noise.covariance(jnp.zeros((2, 16, 16), jnp.complex64))).any()
 
 
-def test_the_generator_is_the_published_one_and_that_of_jax() -> None:
-    words = noise.threefry(jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32)), jnp.zeros(1, jnp.uint32))
-    assert [int(word[0]) for word in words] == [0x6B200159, 0x99BA4EFE]  # the authors' first known answer
-    key = jax.random.key(7)
-    left, right = noise.threefry(key, jnp.arange(100, dtype=jnp.uint32))
-    np.testing.assert_array_equal(left ^ right, jax.random.bits(key, (100,)))
-
-
 def test_white_noise_is_normal_and_a_coils_own() -> None:
-    found = np.asarray(noise.white(jax.random.key(3), (4, 250, 300)))
+    found = np.asarray(noise.white_noise(jax.random.key(3), (4, 250, 300)))
     for part in (found.real, found.imag):
         assert stats.kstest(part.ravel() * np.sqrt(2), "norm").pvalue > 0.01
         assert np.isfinite(part).all()
@@ -60,18 +53,18 @@ def test_white_noise_is_normal_and_a_coils_own() -> None:
     both = np.concatenate([found.real.reshape(4, -1), found.imag.reshape(4, -1)])
     assert abs(np.corrcoef(both) - np.eye(8)).max() < 0.02
     assert abs(np.corrcoef(both[:, 1:].ravel(), both[:, :-1].ravel())[0, 1]) < 0.01
-    np.testing.assert_array_equal(noise.white(jax.random.key(3), (2, 250, 300)), found[:2])
+    np.testing.assert_array_equal(noise.white_noise(jax.random.key(3), (2, 250, 300)), found[:2])
 
 
 def test_correlated_noise_has_the_shape_of_the_covariance() -> None:
-    white = noise.white(jax.random.key(0), (3, 200, 200))
+    white = noise.white_noise(jax.random.key(0), (3, 200, 200))
     samples = np.asarray(noise.correlate(white, jnp.asarray(COVARIANCE, jnp.complex64)), np.complex128).reshape(3, -1)
     np.testing.assert_allclose(samples @ samples.conj().T / samples.shape[1], COVARIANCE / 4, atol=0.03)
     assert abs((samples @ samples.T) / samples.shape[1]).max() < 0.03  # circular: no preferred phase
 
 
-def test_a_covariance_that_knows_nothing_or_empty_coils_leaves_finite_noise() -> None:
-    white = noise.white(jax.random.key(0), (3, 16, 16))
+def test_zero_or_singular_covariances_leave_finite_noise() -> None:
+    white = noise.white_noise(jax.random.key(0), (3, 16, 16))
     np.testing.assert_allclose(noise.correlate(white, jnp.zeros((3, 3), jnp.complex64)), white, rtol=1e-5)
     singular = jnp.asarray(np.pad(np.ones((2, 2)), (0, 1)), jnp.complex64)
     mixed = np.asarray(noise.correlate(white, singular))
@@ -84,12 +77,11 @@ def acquired(how: Acquisition) -> tuple[np.ndarray, np.ndarray]:
     kspace = jnp.asarray(noisy((96, 96), 0.1)[0])
     images = fourier.ifft2c(kspace)
     truth = jnp.asarray(rss(np.asarray(images)))
-    keys = (jax.random.key(1), jax.random.key(2))
-    measured, _ = undersample(kspace, jnp.ones(96, bool), truth, keys, how)
+    measured = undersample(kspace, truth, how)
     return np.asarray(fourier.ifft2c(measured) - images), np.asarray(truth, np.float64)
 
 
-def test_noise_reaches_the_signal_to_noise_ratio_asked_for() -> None:
+def test_noise_reaches_the_configured_signal_to_noise_ratio() -> None:
     added, truth = acquired(Acquisition((1.0,), (0.5,), (0.0, 0.0), snr=(20.0, 20.0)))
     sigma = np.sqrt((abs(added) ** 2).mean() / 2)
     assert (truth**2).sum() / truth.sum() / sigma == pytest.approx(20, rel=0.02)
@@ -97,7 +89,7 @@ def test_noise_reaches_the_signal_to_noise_ratio_asked_for() -> None:
     assert truth[bright].mean() / sigma == pytest.approx(20, rel=0.4)  # close to the mean over tissue
 
 
-def test_added_noise_takes_over_the_covariance_measured() -> None:
+def test_added_noise_has_the_measured_covariance() -> None:
     added, truth = acquired(Acquisition((1.0,), (0.5,), (0.03, 0.03), noise_covariance="measured"))
     found = added.reshape(3, -1) @ added.reshape(3, -1).conj().T / added[0].size
     expected = COVARIANCE / 4 * 2 * (0.03 * truth.max()) ** 2
