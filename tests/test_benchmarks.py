@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from benchmarks import denoising, quality, report, tables
-from conftest import ROOT
 from mrjax.demo import acquisition
 from mrjax.errors import UserError
 
