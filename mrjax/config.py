@@ -211,7 +211,8 @@ def defaults() -> ConfigDict:
         group, _, name = field.name.rpartition(".")
         if group and group not in config:
             config[group] = ConfigDict()
-        (config[group] if group else config)[name] = config_dict.placeholder(object) if field.default is None else field.default
+        default = config_dict.placeholder(object) if field.default is None else field.default
+        (config[group] if group else config)[name] = default
     return config.lock()
 
 

@@ -73,11 +73,11 @@ def test_a_cache_changes_no_bit_of_the_run(trained: Path, trained_on, tmp_path: 
 @pytest.mark.parametrize(
     ("model", "fields"),
     [
-        ("varnet", {"data__cache": "device", "model__cascades": 2, "model__sens_channels": 4, "model__sens_levels": 2}),
+        ("varnet", {"data__cache": "device", "model__cascades": 1, "model__sens_channels": 4, "model__sens_levels": 2}),
         pytest.param("unet_dc", {"data__cache": "host"}, marks=pytest.mark.slow),
-        pytest.param("unet", {"data__adjacent_slices": 1, "grad_accumulation_steps": 2, "batch_size": 16}, marks=pytest.mark.slow),
+        pytest.param("unet", {"data__adjacent_slices": 1, "remat": True}, marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_files_of_mixed_sizes_train_every_network(model: str, fields, tiny, tmp_path: Path, caplog) -> None:
     for number, (coils, size) in enumerate(((2, (32, 32)), (3, (32, 32)), (2, (28, 37)))):
         write_scan(tmp_path / "data" / "train" / f"{number}_T101.t5", 3, coils, size, seed=number)
