@@ -1,4 +1,4 @@
-"""On a GPU: the training step runs in both precisions and in parts, agrees with a CPU, gives the same bits twice."""
+"""On a GPU: the training step agrees with a CPU in both precisions, repeats its bits, and accumulates gradients."""
 
 import os
 import subprocess
@@ -11,8 +11,8 @@ import pytest
 pytestmark = pytest.mark.gpu
 
 STEPS = 3
-# In a process of its own, since one process holds one kind of device: prints each step's loss and norm of the
-# gradients, and a hash of the parameters after the last one.
+# Print the loss and the gradient norm of each step, then the platform and a hash of the final state. This runs in a
+# process of its own, because one process holds one kind of device.
 PROGRAM = f"""
 import hashlib, sys
 import jax
@@ -33,38 +33,38 @@ print(jax.default_backend(), digest.hexdigest())
 """
 
 
-def run(precision: str, platform: str, accumulate: int = 1) -> tuple[np.ndarray, list[str]]:
-    """(losses and norms of the gradients, [platform, hash]) of a few training steps."""
-    names = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    names |= {
+def run_steps(precision: str, platform: str, accumulation_steps: int = 1) -> tuple[np.ndarray, list[str]]:
+    """Run `STEPS` training steps; return (steps, 2) losses and gradient norms, and [platform, hash of the state]."""
+    env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    env |= {
         "JAX_PLATFORMS": platform,
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
-    command = [sys.executable, "-c", PROGRAM, precision, str(accumulate)]
-    shown = subprocess.run(
-        command, cwd=Path(__file__).parents[1], env=names, capture_output=True, text=True, timeout=300
+    command = [sys.executable, "-c", PROGRAM, precision, str(accumulation_steps)]
+    finished = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=env, capture_output=True, text=True, timeout=300
     )
-    assert shown.returncode == 0, shown.stderr
-    *steps, last = shown.stdout.splitlines()
+    assert finished.returncode == 0, finished.stderr
+    *steps, last = finished.stdout.splitlines()
     return np.array([line.split() for line in steps], float), last.split()
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 3e-2)])
-def test_a_step_agrees_with_the_cpus_and_with_itself(precision: str, tolerance: float) -> None:
-    steps, (backend, digest) = run(precision, "cuda")
+def test_a_step_agrees_with_the_cpu_and_repeats_its_bits(precision: str, tolerance: float) -> None:
+    steps, (backend, digest) = run_steps(precision, "cuda")
     assert backend == "gpu"
     assert len(steps) == STEPS
     assert steps[-1, 0] != steps[0, 0]
-    assert run(precision, "cuda")[1][1] == digest
-    on_cpu, (backend, _) = run("float32", "cpu")
+    assert run_steps(precision, "cuda")[1][1] == digest
+    on_cpu, (backend, _) = run_steps("float32", "cpu")
     assert backend == "cpu"
     np.testing.assert_allclose(steps[:, 0], on_cpu[:, 0], rtol=tolerance)
 
 
-def test_a_step_in_parts_is_the_whole_one() -> None:
-    """Guards the optimization barriers inside the scan over the parts: XLA's CPU backend computes wrong gradients."""
-    whole, (backend, _) = run("float32", "cuda")
-    parts, _ = run("float32", "cuda", accumulate=2)
+def test_gradient_accumulation_gives_the_step_of_the_whole_batch() -> None:
+    """Guards the optimization barriers in the scan over parts of the batch, where XLA's CPU backend is wrong."""
+    whole, (backend, _) = run_steps("float32", "cuda")
+    parts, _ = run_steps("float32", "cuda", accumulation_steps=2)
     assert backend == "gpu"
     np.testing.assert_allclose(parts, whole, rtol=1e-3)

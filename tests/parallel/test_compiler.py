@@ -1,3 +1,5 @@
+"""XLA's options for each platform, and the folder of compiled programs."""
+
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,16 +18,16 @@ def mesh_of(platform: str) -> SimpleNamespace:
     ("platform", "variable", "kind"),
     [("cuda", "XLA_FLAGS", "gpu"), ("gpu", "XLA_FLAGS", "gpu"), ("tpu", "LIBTPU_INIT_ARGS", "tpu")],
 )
-def test_an_option_named_in_the_environment_is_left_to_it(monkeypatch, platform, variable, kind) -> None:
+def test_an_option_set_in_the_environment_is_not_overridden(monkeypatch, platform, variable, kind) -> None:
     monkeypatch.delenv(variable, raising=False)
-    ours = compiler.options(mesh_of(platform))
-    assert ours == compiler.OPTIONS[kind] != {}
-    name = next(iter(ours))
+    options = compiler.options(mesh_of(platform))
+    assert options == compiler.OPTIONS[kind] != {}
+    name = next(iter(options))
     monkeypatch.setenv(variable, f"--xla_other=1 --{name}=false")
-    assert compiler.options(mesh_of(platform)) == {n: value for n, value in ours.items() if n != name}
+    assert compiler.options(mesh_of(platform)) == {n: value for n, value in options.items() if n != name}
 
 
-def test_what_is_compiled_is_kept_only_where_nobody_else_may_write(monkeypatch, tmp_path: Path) -> None:
+def test_compiled_programs_are_cached_only_where_nobody_else_may_write(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = library.private_folder("compiled")
     assert folder.is_relative_to(tmp_path)

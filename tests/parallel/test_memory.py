@@ -1,4 +1,4 @@
-"""When a step does not fit, the answer names the largest batch that would and the fields to turn."""
+"""A step that does not fit: the error names the largest batch size that would, and the fields that help."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from mrjax.errors import UserError
 from mrjax.parallel import memory, sharding
 
 
-def compiled_for(config, mesh):
+def compile_step(config, mesh):
     state = experiment.abstract_state(experiment.initial_state(config), mesh)
     spec = {"kspace": ((2, 32, 32), np.dtype(np.complex64)), "maximum": ((), np.dtype(np.float32))}
     fixed = {"model": experiment.model(config), "task": experiment.task(config), "normalise_by": "slice"}
@@ -24,30 +24,29 @@ def small(**fields):
     return config
 
 
-def test_a_step_that_cannot_fit_is_refused_before_it_runs_with_a_batch_that_does_fit(monkeypatch) -> None:
+def test_a_step_that_cannot_fit_is_refused_with_the_largest_batch_size_that_fits(monkeypatch) -> None:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    _, at_12 = compiled_for(small(batch_size=12), mesh)
-    limit = memory.needed_bytes(at_12)
+    _, fitting = compile_step(small(batch_size=12), mesh)
+    limit = memory.needed_bytes(fitting)
     monkeypatch.setattr(memory, "available_bytes", lambda mesh: limit)
     with pytest.raises(
         UserError,
         match=r"config.batch_size is 24, for which a step needs .* set config.batch_size = 12, "
         r"the largest that fits, or config.accumulate = 2, or config.remat = True",
     ):
-        compiled_for(small(batch_size=24), mesh)
+        compile_step(small(batch_size=24), mesh)
 
 
-def test_accumulation_needs_less_memory() -> None:
+def test_gradient_accumulation_needs_less_memory() -> None:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    whole, parts = (memory.needed_bytes(compiled_for(small(batch_size=16, accumulate=n), mesh)[1]) for n in (1, 4))
+    whole, parts = (memory.needed_bytes(compile_step(small(batch_size=16, accumulate=n), mesh)[1]) for n in (1, 4))
     assert parts < 0.5 * whole
 
 
-def test_running_out_of_memory_is_answered_and_other_errors_are_not() -> None:
-    # The real thing: an array larger than any address space.
-    huge = jax.jit(lambda: jax.numpy.zeros((1 << 50,), jax.numpy.int8))
-    answer = UserError("the answer")
-    with pytest.raises(UserError, match="the answer"), memory.explain_out_of_memory(lambda: answer):
-        jax.block_until_ready(huge())
-    with pytest.raises(jax.errors.JaxRuntimeError), memory.explain_out_of_memory(lambda: answer):
+def test_the_out_of_memory_error_of_xla_is_replaced_and_no_other_error() -> None:
+    make_array = jax.jit(lambda: jax.numpy.zeros((1 << 50,), jax.numpy.int8))  # larger than any address space
+    error = UserError("too large")
+    with pytest.raises(UserError, match="too large"), memory.explain_out_of_memory(lambda: error):
+        jax.block_until_ready(make_array())
+    with pytest.raises(jax.errors.JaxRuntimeError), memory.explain_out_of_memory(lambda: error):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
