@@ -47,13 +47,13 @@ class Protocol(NamedTuple):
       mask: (1 or height, width) bool, the samples kept.
       sigma: scalar, standard deviation of the real and of the imaginary part of the noise; None: no noise is added.
       motion: of the head; None: it never moves.
-      moves: scalar bool, whether the head moves; None with `motion`.
+      moves: scalar bool, whether the head moves.
     """
 
     mask: jax.Array
     sigma: jax.Array | None
     motion: Motion | None = None
-    moves: jax.Array | None = None
+    moves: jax.Array | bool = False
 
 
 def draw_protocol(

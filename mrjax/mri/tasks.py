@@ -5,7 +5,7 @@ leading batch axis; a slice may come as one of a stack, (1 + adjacent, ...), the
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +175,7 @@ def split_adjacent(data: jax.Array, axes: int) -> tuple[jax.Array, jax.Array | N
     return (data, None) if data.ndim == axes else (data[0], data[1:])
 
 
-def warp_kspace(kspace: jax.Array | None, affine: jax.Array | None) -> jax.Array | None:
+def warp_kspace(kspace: Any, affine: jax.Array | None) -> Any:
     """Apply `warp` to the images of k-space (..., coils, height, width); either may be None, for nothing to do."""
     if kspace is None or affine is None:
         return kspace
