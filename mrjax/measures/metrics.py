@@ -1,10 +1,8 @@
 """Volume metrics as fastMRI's `evaluate.py` defines them: the registry `METRICS`, in float32 on the device.
 
 The data range is the maximum of the target VOLUME. fastMRI's validation during training uses the `max` attribute of
-the file instead, and slice-wise ranges are common elsewhere: all three give different numbers.
-
-Identical volumes have NMSE 0, PSNR inf and SSIM 1. A target of zeros has no range, and the result is fastMRI's: NMSE
-inf, PSNR -inf, SSIM 0 where the prediction varies; NaN wherever the prediction is zero, too.
+the file instead, and slice-wise ranges are common elsewhere: all three give different numbers. For a target of zeros
+the result is fastMRI's: NMSE inf, PSNR -inf, SSIM 0 where the prediction varies; NaN where it is zero, too.
 """
 
 import dataclasses
@@ -27,8 +25,7 @@ class Metric:
     """A metric of a volume, computed from values of its slices.
 
     Attributes:
-      label: its name in a table, with the unit.
-      decimals: how many a table shows.
+      label, decimals: its name and unit in a table, and how many decimals a table shows.
       caption: how a picture shows its value, a format string.
       slice_values: (target, prediction, data_range) -> float32 (slices, ...), on the device; the images are real
         float32 (slices, height, width), data_range is (slices,).
@@ -45,23 +42,16 @@ class Metric:
 def slice_values(target: ArrayLike, prediction: ArrayLike, data_range: ArrayLike) -> dict[str, Array]:
     """Compute what each slice contributes to the metrics of its volume, on the device.
 
-    Args:
-        target: real (slices, height, width); the slices may belong to different volumes.
-        prediction: the same shape.
-        data_range: scalar or (slices,), the maximum of the target volume that a slice belongs to.
-
-    Returns:
-        By the name of the metric, float32 (slices, ...).
+    Target and prediction are real (slices, height, width); the slices may belong to different volumes, whose maximum is
+    the data range, scalar or (slices,). By the name of the metric, return float32 (slices, ...).
 
     Raises:
-        UserError: complex images, shapes that differ, or slices smaller than 7x7.
+      UserError: complex images, shapes that differ, or slices smaller than 7x7.
     """
-    shapes = jnp.shape(target), jnp.shape(prediction)
-    if shapes[0] != shapes[1] or len(shapes[0]) != 3:
-        raise UserError(
-            "Metrics need a target and a prediction of one shape (slices, height, width), "
-            f"found {shapes[0]} and {shapes[1]}."
-        )
+    shape, other = jnp.shape(target), jnp.shape(prediction)
+    if shape != other or len(shape) != 3:
+        needed = "a target and a prediction of one shape (slices, height, width)"
+        raise UserError(f"Metrics need {needed}, found {shape} and {other}.")
     if jnp.iscomplexobj(target) or jnp.iscomplexobj(prediction):
         raise UserError("Metrics need real volumes, found complex ones: take the magnitude first.")
     target, prediction = jnp.asarray(target, jnp.float32), jnp.asarray(prediction, jnp.float32)
@@ -70,15 +60,7 @@ def slice_values(target: ArrayLike, prediction: ArrayLike, data_range: ArrayLike
 
 
 def volume_values(values: Mapping[str, ArrayLike], data_range: float) -> dict[str, float]:
-    """Combine the `slice_values` of one volume to its metrics, in float64 on the host.
-
-    Args:
-        values: by the name of the metric, (slices, ...).
-        data_range: the maximum of the target volume.
-
-    Returns:
-        The value of each metric: 'nmse', 'psnr' in dB, 'ssim'.
-    """
+    """Combine the `slice_values` of one volume to its metrics, in float64 on the host; its maximum is the data range."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
             name: float(metric.volume_value(np.asarray(values[name], np.float64), np.float64(data_range)))
@@ -90,18 +72,8 @@ def ssim_slices(target: Array, prediction: Array, data_range: Array) -> Array:
     """Compute the structural similarity of each slice with scikit-image's defaults.
 
     Wang et al., IEEE Trans. Image Process. 13 (2004) 600, eq. 13, with a uniform 7x7 window, sample covariances,
-    K1 = 0.01, K2 = 0.03, averaged over the pixels whose window lies inside the slice.
-
-    Args:
-        target: float32 (slices, height, width).
-        prediction: the same shape.
-        data_range: float32 (slices,), in the unit of the target.
-
-    Returns:
-        float32 (slices,).
-
-    Raises:
-        UserError: slices smaller than 7x7.
+    K1 = 0.01, K2 = 0.03, averaged over the pixels whose window lies inside the slice. All arrays are float32: images
+    (slices, height, width), data range and result (slices,). UserError for slices smaller than 7x7.
     """
     if min(target.shape[1:]) < WINDOW:
         found = "x".join(map(str, target.shape[1:]))
@@ -139,16 +111,12 @@ def _window_deviations(x: Array, y: Array, axis: int) -> tuple[Array, Array, tup
     return mean_x, mean_y, (xx, yy, xy)
 
 
-def _mean_square(images: Array) -> Array:
-    return jnp.square(images).mean((1, 2))
+def _squared_error(target: Array, prediction: Array, data_range: Array) -> Array:
+    return jnp.square(target - prediction).mean((1, 2))
 
 
 def _error_and_energy(target: Array, prediction: Array, data_range: Array) -> Array:
-    return jnp.stack([_mean_square(target - prediction), _mean_square(target)], -1)
-
-
-def _squared_error(target: Array, prediction: Array, data_range: Array) -> Array:
-    return _mean_square(target - prediction)
+    return jnp.stack([jnp.square(x).mean((1, 2)) for x in (target - prediction, target)], -1)
 
 
 def _nmse(error_and_energy: np.ndarray, data_range: np.float64) -> np.floating:
@@ -162,12 +130,8 @@ def _psnr(squared_error: np.ndarray, data_range: np.float64) -> np.floating:
     return 10 * np.log10(np.square(data_range) / squared_error.mean())
 
 
-def _mean(values: np.ndarray, data_range: np.float64) -> np.floating:
-    return values.mean()
-
-
 METRICS = {
     "nmse": Metric("NMSE", 4, "NMSE {:.3g}", _error_and_energy, _nmse),
     "psnr": Metric("PSNR (dB)", 2, "PSNR {:.1f} dB", _squared_error, _psnr),
-    "ssim": Metric("SSIM", 4, "SSIM {:.3f}", ssim_slices, _mean),
+    "ssim": Metric("SSIM", 4, "SSIM {:.3f}", ssim_slices, lambda values, _: values.mean()),
 }

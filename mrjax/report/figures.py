@@ -1,7 +1,4 @@
-"""Figures: panels of corrupted | reconstruction | ground truth | error, galleries of methods, and learning curves.
-
-Only matplotlib's object-oriented interface and its Agg canvas are used: no display, no global state.
-"""
+"""Figures: panels of a slice, galleries of methods, and learning curves, without a display or global state."""
 
 import math
 import os
@@ -25,6 +22,7 @@ from mrjax.measures.metrics import METRICS
 BACKGROUND, TEXT, FAINT = "#0b0c0e", "#e3e6ea", "#9aa1ab"
 INK, LINE = "#30343a", "#2f6db3"
 IMAGE_COLOURS, ERROR_COLOURS = (colormaps[name].with_extremes(bad="magenta") for name in ("gray", "inferno"))
+COLUMNS = {"corrupted": "corrupted", "reconstruction": "reconstruction", "target": "ground truth"}
 ERROR = "absolute error"
 DPI = 144  # 10 points are 20 pixels
 SHORT_SIDE = 448  # pixels of the shorter side of an image, or more, so that the metrics above it fit
@@ -48,44 +46,37 @@ def draw_panel(
     look like no error.
 
     Args:
-        path: the PNG; it appears under this name once it is complete.
-        images: 'corrupted', 'reconstruction' and, where known, 'target': real (height, width), in one unit.
-        title: volume, contrast, slice.
-        metrics: values under a column's name, such as {"reconstruction": {"psnr": 32.1, "ssim": 0.95}}.
+      path: the PNG; it appears under this name once it is complete.
+      images: 'corrupted', 'reconstruction' and, where known, 'target': real (height, width), in one unit.
+      title: volume, contrast, slice.
+      metrics: values under a column's name, such as {"reconstruction": {"psnr": 32.1, "ssim": 0.95}}.
     """
-    columns = {name: np.asarray(images[name], np.float64) for name in ("corrupted", "reconstruction")}
+    columns = {COLUMNS[name]: np.asarray(images[name], np.float64) for name in COLUMNS if name in images}
     notes = {name: "   ".join(map(_caption, values, values.values())) for name, values in (metrics or {}).items()}
-    if "target" not in images:
-        grid = _Grid(1, columns, title=title, notes=notes)
-        white = _percentile(columns["reconstruction"]) or 1.0
-    else:
-        target = np.asarray(images["target"], np.float64)
+    white, gain = _percentile(columns.get("ground truth", columns["reconstruction"])) or 1.0, 0
+    if "target" in images:
         with np.errstate(invalid="ignore"):
-            error = np.abs(target - columns["reconstruction"])
-        columns["ground truth"], white = target, _percentile(target) or 1.0
-        gain = _error_gain(error, white)
+            columns[ERROR] = np.abs(columns["ground truth"] - columns["reconstruction"])
+        gain = _error_gain(columns[ERROR], white)
         notes[ERROR] = _describe_gain(gain)
-        grid = _Grid(1, columns | {ERROR: error}, title=title, notes=notes, bar=True)
-        grid.draw_image(0, len(columns), error, white, gain)
-        grid.draw_error_bar(len(columns), gain)
-    for column, image in enumerate(columns.values()):
-        grid.draw_image(0, column, image, white)
+    grid = _Grid(1, columns, title, notes, bar=bool(gain))
+    for column, (name, image) in enumerate(columns.items()):
+        grid.draw_image(0, column, image, white, gain if name == ERROR else 0)
+    if gain:
+        grid.draw_error_bar(len(columns) - 1, gain)
     _save(grid.figure, path)
 
 
 def draw_gallery(path: str | os.PathLike[str], images: Mapping[str, np.ndarray], *, title: str = "") -> None:
     """Draw the reconstructions of one slice by several methods, and below each its absolute error, as a PNG.
 
-    Args:
-        path: the PNG; it appears under this name once it is complete.
-        images: real (height, width) in one unit, by name; the first is the target, whose grey scale all share.
-        title: of the figure.
+    Images are real (height, width) in one unit, by name; the first is the target, whose grey scale all share.
     """
     target, *reconstructions = (np.asarray(image, np.float64) for image in images.values())
     white = _percentile(target) or 1.0
     errors = [np.abs(image - target) for image in reconstructions]
     gain = min(_error_gain(error, white) for error in errors)
-    grid = _Grid(2, images, title=title)
+    grid = _Grid(2, images, title)
     for column, image in enumerate([target, *reconstructions]):
         grid.draw_image(0, column, image, white)
     for column, error in enumerate(errors, start=1):
@@ -97,10 +88,7 @@ def draw_gallery(path: str | os.PathLike[str], images: Mapping[str, np.ndarray],
 def draw_curves(path: str | os.PathLike[str], rows: Iterable[Mapping[str, float]]) -> None:
     """Draw training loss (logarithmic) and validation PSNR and SSIM over steps as a PNG.
 
-    Args:
-        path: the PNG; it appears under this name once it is complete.
-        rows: of metrics.jsonl: 'step' with any of 'loss', 'val/psnr' (dB) and 'val/ssim'; values that are not finite
-            are left out.
+    Rows are those of metrics.jsonl: 'step' with any of `CURVES`; values that are not finite are left out.
     """
     rows = list(rows)
     figure = Figure(figsize=(11, 3.2), dpi=110, layout="constrained", facecolor="white")
@@ -143,7 +131,6 @@ class _Grid:
         self,
         rows: int,
         columns: Mapping[str, np.ndarray],
-        *,
         title: str,
         notes: Mapping[str, str] | None = None,
         bar: bool = False,
@@ -169,15 +156,14 @@ class _Grid:
         return self.header + row * (self.image_height + GAP)
 
     def add_axes(self, left: int, top: int, width: int) -> Axes:
-        bottom = self.height - top - self.image_height
-        box = (left / self.width, bottom / self.height, width / self.width, self.image_height / self.height)
-        return self.figure.add_axes(box)
+        x, y = left / self.width, 1 - (top + self.image_height) / self.height
+        return self.figure.add_axes((x, y, width / self.width, self.image_height / self.height))
 
     def write(self, left: int, top: int, text: str, **style: Any) -> None:
         # A file name may hold "$", which matplotlib would parse as mathematics.
         self.figure.text(left / self.width, 1 - top / self.height, text, va="top", parse_math=False, **style)
 
-    def draw_image(self, row: int, column: int, image: np.ndarray, white: float, gain: int | None = None) -> None:
+    def draw_image(self, row: int, column: int, image: np.ndarray, white: float, gain: int = 0) -> None:
         """Draw an image, or an error if there is a `gain`, from 0 to `white` (over the gain)."""
         axes = self.add_axes(self.left(column), self.top(row), self.image_width)
         axes.set_axis_off()
@@ -189,8 +175,7 @@ class _Grid:
         percent = ScalarMappable(Normalize(0, 100 / gain), ERROR_COLOURS)
         self.figure.colorbar(percent, cax=axes, format=StrMethodFormatter("{x:g} %"), ticks=MaxNLocator(5))
         axes.tick_params(colors=FAINT, labelsize=8.5, length=3)
-        for edge in axes.spines.values():
-            edge.set_visible(False)
+        axes.spines[:].set_visible(False)
 
 
 def _percentile(images: np.ndarray) -> float:
