@@ -41,19 +41,12 @@ class Acquisition:
 
 
 class Protocol(NamedTuple):
-    """What a slice and its adjacent slices are measured with.
+    """What a slice and its adjacent slices are measured with."""
 
-    Attributes:
-      mask: (1 or height, width) bool, the samples kept.
-      sigma: scalar, standard deviation of the real and of the imaginary part of the noise; None: no noise is added.
-      motion: of the head; None: it never moves.
-      moves: scalar bool, whether the head moves.
-    """
-
-    mask: jax.Array
-    sigma: jax.Array | None
-    motion: Motion | None = None
-    moves: jax.Array | bool = False
+    mask: jax.Array  # (1 or height, width) bool, the samples kept
+    sigma: jax.Array | None  # standard deviation of the noise's real and imaginary part; None: no noise is added
+    motion: Motion | None = None  # None: the head never moves
+    moves: jax.Array | bool = False  # scalar, whether it moves this time
 
 
 def draw_protocol(

@@ -15,10 +15,6 @@ import jax.numpy as jnp
 
 from mrjax.mri import poisson_disc
 
-# The spacing of `equispaced_fraction` is computed exactly, in integers, for accelerations in multiples of 1/20:
-# float32 would round some lines to the neighbouring column.
-_ACCELERATION_UNITS = 20
-
 
 class Scan(NamedTuple):
     """The scan that a mask is drawn for.
@@ -54,19 +50,46 @@ def random_columns(key: jax.Array, scan: Scan) -> jax.Array:
 
 def equispaced(key: jax.Array, scan: Scan) -> jax.Array:
     """Draw equispaced lines, as fastMRI's `EquiSpacedMaskFunc`: one column in `acceleration`, and the centre on top."""
-    return _with_centre(equispaced_lines(jax.random.randint(key, (), 0, _spacing(scan)), scan), scan)
+    spacing = _line_spacing(scan)
+    position = jnp.arange(len(scan.sampled)) - jnp.argmax(scan.sampled) - jax.random.randint(key, (), 0, spacing)
+    return _with_centre((position >= 0) & (position % spacing == 0), scan)
 
 
 def equispaced_fraction(key: jax.Array, scan: Scan) -> jax.Array:
-    """Draw equispaced lines, as fastMRI's `EquispacedMaskFractionFunc`: one in `acceleration`, centre included."""
-    numerator, denominator = _adjusted_spacing(scan)
+    """Draw equispaced lines, as fastMRI's `EquispacedMaskFractionFunc`: one in `acceleration`, centre included.
+
+    As in fastMRI, the last column is left out. A line exactly half-way between two columns goes to the even one, where
+    NumPy's float64 may round to the other.
+    """
+    width, columns = len(scan.sampled), scan.sampled.sum()
+    centre = jnp.round(columns * scan.centre_fraction).astype(jnp.int32)
+    # The spacing is a fraction of integers, exact for accelerations in multiples of 1/20: float32 would round some
+    # lines to the neighbouring column. Its denominator is 0 where the centre is enough.
+    acceleration = jnp.round(20 * scan.acceleration).astype(jnp.int32)
+    numerator, denominator = acceleration * (columns - centre), jnp.maximum(20 * columns - centre * acceleration, 0)
     offsets = jnp.maximum(jnp.round(numerator / jnp.maximum(denominator, 1)).astype(jnp.int32), 1)
-    return _with_centre(fraction_lines(jax.random.randint(key, (), 0, offsets), scan), scan)
+    line = jnp.arange(width)
+    position = jax.random.randint(key, (), 0, offsets) * denominator + line * numerator
+    inside = (line < columns) & (position < (columns - 1) * denominator)
+    column, remainder = jnp.divmod(position, jnp.maximum(denominator, 1))
+    column += (2 * remainder > denominator) | ((2 * remainder == denominator) & (column % 2 == 1))
+    column = jnp.where(inside, column + jnp.argmax(scan.sampled), width)
+    return _with_centre(jnp.zeros(width, bool).at[column].set(True, mode="drop"), scan)
 
 
 def magic(key: jax.Array, scan: Scan) -> jax.Array:
-    """Draw a mask that exploits conjugate symmetry, as fastMRI's `MagicMaskFunc` (Defazio, arXiv:1912.01101)."""
-    return _with_centre(magic_lines(jax.random.randint(key, (), 0, _spacing(scan)), scan), scan)
+    """Draw equispaced lines, each half's between the mirrored ones of the other, as fastMRI's `MagicMaskFunc`.
+
+    Conjugate symmetry then tells most about the columns left out (Defazio, arXiv:1912.01101).
+    """
+    spacing = _line_spacing(scan)
+    offset = jax.random.randint(key, (), 0, spacing)
+    even = offset % 2 == 0
+    right = jnp.arange(len(scan.sampled)) - scan.echo[1]
+    from_right = right - jnp.where(even, offset + 1, offset + 2)
+    from_left = -1 - right - jnp.where(even, offset + 2, offset - 1)
+    position = jnp.where(right >= 0, from_right, from_left)
+    return _with_centre((position >= 0) & (position % spacing == 0), scan)
 
 
 def gaussian1d(key: jax.Array, scan: Scan) -> jax.Array:
@@ -129,49 +152,8 @@ MASKS: dict[str, MaskFunction] = {
 }
 
 
-def equispaced_lines(offset: jax.Array, scan: Scan) -> jax.Array:
-    """Select every acceleration-th column from the `offset`-th sampled one on: (width,) bool without the centre."""
-    position = jnp.arange(len(scan.sampled)) - jnp.argmax(scan.sampled) - offset
-    return (position >= 0) & (position % _spacing(scan) == 0)
-
-
-def fraction_lines(offset: jax.Array, scan: Scan) -> jax.Array:
-    """Select the lines of `equispaced_fraction`: (width,) bool without the centre.
-
-    As in fastMRI, the last column is left out. A line exactly half-way between two columns goes to the even one, where
-    NumPy's float64 may round to the other.
-    """
-    width, columns = len(scan.sampled), scan.sampled.sum()
-    numerator, denominator = _adjusted_spacing(scan)
-    line = jnp.arange(width)
-    position = offset * denominator + line * numerator
-    inside = (line < columns) & (position < (columns - 1) * denominator)
-    column, remainder = jnp.divmod(position, jnp.maximum(denominator, 1))
-    column += (2 * remainder > denominator) | ((2 * remainder == denominator) & (column % 2 == 1))
-    column = jnp.where(inside, column + jnp.argmax(scan.sampled), width)
-    return jnp.zeros(width, bool).at[column].set(True, mode="drop")
-
-
-def magic_lines(offset: jax.Array, scan: Scan) -> jax.Array:
-    """Select equispaced lines, each half's between the mirrored ones of the other: (width,) bool without the centre."""
-    even = offset % 2 == 0
-    right = jnp.arange(len(scan.sampled)) - scan.echo[1]
-    from_right = right - jnp.where(even, offset + 1, offset + 2)
-    from_left = -1 - right - jnp.where(even, offset + 2, offset - 1)
-    position = jnp.where(right >= 0, from_right, from_left)
-    return (position >= 0) & (position % _spacing(scan) == 0)
-
-
-def _spacing(scan: Scan) -> jax.Array:
+def _line_spacing(scan: Scan) -> jax.Array:
     return jnp.round(scan.acceleration).astype(jnp.int32)
-
-
-def _adjusted_spacing(scan: Scan) -> tuple[jax.Array, jax.Array]:
-    """Compute numerator and denominator, int32, of `equispaced_fraction`'s spacing; x / 0 if the centre is enough."""
-    columns = scan.sampled.sum()
-    centre = jnp.round(columns * scan.centre_fraction).astype(jnp.int32)
-    acceleration = jnp.round(scan.acceleration * _ACCELERATION_UNITS).astype(jnp.int32)
-    return acceleration * (columns - centre), jnp.maximum(columns * _ACCELERATION_UNITS - centre * acceleration, 0)
 
 
 def _central_block(size: int, length: jax.Array, centre: jax.Array) -> jax.Array:

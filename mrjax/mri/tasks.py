@@ -5,7 +5,7 @@ leading batch axis; a slice may come as one of a stack, (1 + adjacent, ...), the
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,8 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Task:
         else:
             images = warp(ifft2c(kspace), affine)
             kspace, target = fft2c(images), root_sum_of_squares(images)
-        return _acquire(kspace, warp_kspace(adjacent, affine), sampled, target, keys, acquisition)
+            adjacent = None if adjacent is None else warp_kspace(adjacent, affine)
+        return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
     return lambda batch, keys: jax.vmap(make_example)(batch["kspace"], batch.get("mask"), keys)
 
@@ -97,12 +98,10 @@ def denoise(acquisition: Acquisition, augment: Augment) -> Task:
     The batch holds `kspace` as for the task 'kspace', and `repetitions` (batch, repetitions, coils, height, width)
     complex64, the others; empty ones do not count. Acceleration 1 and noise 0 take `kspace` as measured.
 
-    The mean is one of root-sum-of-squares magnitudes, as M4Raw's (Lyu et al., doi:10.1038/s41597-023-02181-4), not of
-    complex images: between repetitions the phase drifts with the field of a 0.3 T magnet, by different amounts across
-    the head, and the mean of two complex images out of phase by p loses a share 1 - cos(p/2) of their signal. The price
-    is the noise floor of a magnitude (Rice's; for n coils about the root of signal^2 + 2 n sigma^2, 15 % more than the
-    signal at 5 sigma in 4 coils), which no averaging removes. It is the same in the target, in the input and in every
-    file's own image: what is learnt is the expected image of one scan.
+    The mean is one of root-sum-of-squares magnitudes, as M4Raw's (Lyu et al., doi:10.1038/s41597-023-02181-4): between
+    repetitions the phase drifts with the field of a 0.3 T magnet, and the mean of two complex images out of phase by p
+    loses a share 1 - cos(p/2) of their signal. The price is the noise floor of a magnitude (15 % at a signal of 5 sigma
+    in 4 coils), which no averaging removes: what is learnt is the expected image of one scan.
 
     Augmentation by anything but flips interpolates, which smooths the noise that is to be removed: prefer flips alone.
     """
@@ -111,7 +110,9 @@ def denoise(acquisition: Acquisition, augment: Augment) -> Task:
         kspace, adjacent = split_adjacent(kspace, 3)
         sampled = _sampled_columns(kspace)
         affine = _draw_affine(keys, augment, kspace)
-        kspace, repetitions, adjacent = (warp_kspace(x, affine) for x in (kspace, repetitions, adjacent))
+        if affine is not None:
+            kspace, repetitions = warp_kspace(kspace, affine), warp_kspace(repetitions, affine)
+            adjacent = None if adjacent is None else warp_kspace(adjacent, affine)
         target = magnitude(repetitions).sum(0) / jnp.maximum(_present(repetitions).sum(), 1)
         return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
@@ -175,10 +176,8 @@ def split_adjacent(data: jax.Array, axes: int) -> tuple[jax.Array, jax.Array | N
     return (data, None) if data.ndim == axes else (data[0], data[1:])
 
 
-def warp_kspace(kspace: Any, affine: jax.Array | None) -> Any:
-    """Apply `warp` to the images of k-space (..., coils, height, width); either may be None, for nothing to do."""
-    if kspace is None or affine is None:
-        return kspace
+def warp_kspace(kspace: jax.Array, affine: jax.Array) -> jax.Array:
+    """Apply `warp` to the images of k-space (..., coils, height, width)."""
     images = ifft2c(kspace)
     return fft2c(warp(images.reshape(-1, *images.shape[-2:]), affine).reshape(images.shape))
 
