@@ -86,7 +86,8 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Task:
         else:
             images = warp(ifft2c(kspace), affine)
             kspace, target = fft2c(images), root_sum_of_squares(images)
-        return _acquire(kspace, warp_kspace(adjacent, affine), sampled, target, keys, acquisition)
+        adjacent = None if adjacent is None else warp_kspace(adjacent, affine)
+        return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
     return lambda batch, keys: jax.vmap(make_example)(batch["kspace"], batch.get("mask"), keys)
 
@@ -111,7 +112,8 @@ def denoise(acquisition: Acquisition, augment: Augment) -> Task:
         kspace, adjacent = split_adjacent(kspace, 3)
         sampled = _sampled_columns(kspace)
         affine = _draw_affine(keys, augment, kspace)
-        kspace, repetitions, adjacent = (warp_kspace(x, affine) for x in (kspace, repetitions, adjacent))
+        kspace, repetitions = warp_kspace(kspace, affine), warp_kspace(repetitions, affine)
+        adjacent = None if adjacent is None else warp_kspace(adjacent, affine)
         target = magnitude(repetitions).sum(0) / jnp.maximum(_present(repetitions).sum(), 1)
         return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
@@ -175,9 +177,9 @@ def split_adjacent(data: jax.Array, axes: int) -> tuple[jax.Array, jax.Array | N
     return (data, None) if data.ndim == axes else (data[0], data[1:])
 
 
-def warp_kspace(kspace: jax.Array | None, affine: jax.Array | None) -> jax.Array | None:
-    """Apply `warp` to the images of k-space (..., coils, height, width); either may be None, for nothing to do."""
-    if kspace is None or affine is None:
+def warp_kspace(kspace: jax.Array, affine: jax.Array | None) -> jax.Array:
+    """Apply `warp` to the images of k-space (..., coils, height, width); an `affine` of None leaves them unchanged."""
+    if affine is None:
         return kspace
     images = ifft2c(kspace)
     return fft2c(warp(images.reshape(-1, *images.shape[-2:]), affine).reshape(images.shape))
