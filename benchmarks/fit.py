@@ -328,8 +328,8 @@ def main(argv: list[str]) -> None:
     publish("fit (compiled ahead of time)", shown, tables, raw, values.json)
 
 
-SHOWN = ("task", "precision", "grad_accumulation_steps", "remat")
-SHOWN += ("model.name", "model.channels", "model.levels", "data.image_size")
+SHOWN = ["task", "precision", "grad_accumulation_steps", "remat"]
+SHOWN += ["model.name", "model.channels", "model.levels", "data.image_size"]
 
 
 def _short(text: str, length: int = 40) -> str:

@@ -216,9 +216,7 @@ def write_real_individuals(folder: Path) -> None:
     for name, images in volumes.items():
         images = images.astype(np.float32) / images.max()
         square = max(images.shape[1:])
-        fitted = np.stack(
-            [resize.resize_image(resize.crop_or_pad(image, (square, square)), (SIZE, SIZE)) for image in images]
-        )
+        fitted = resize.resize_image(resize.crop_or_pad(images, (square, square)), (SIZE, SIZE))
         kspace = centred_fft2_host(fitted).astype(np.complex64)[:, None]
         attributes = {"max": float(fitted.max()), "norm": float(np.linalg.norm(fitted)), "acquisition": name}
         hdf5.write(folder / f"{name}.t5", {"kspace": kspace, "reconstruction_rss": fitted}, attributes)
