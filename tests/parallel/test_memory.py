@@ -4,17 +4,29 @@ import jax
 import numpy as np
 import pytest
 
-from mrjax import experiment
 from mrjax.config import defaults
+from mrjax.data.dataset import ExampleIndices
 from mrjax.errors import UserError
+from mrjax.experiment import Experiment, TrainStep, make_recipe
 from mrjax.parallel import memory, sharding
 
 
-def compiled_for(config, mesh):
-    state = experiment.abstract_state(experiment.initial_state(config), mesh)
-    spec = {"kspace": ((2, 32, 32), np.dtype(np.complex64)), "maximum": ((), np.dtype(np.float32))}
-    fixed = {"model": experiment.model(config), "task": experiment.task(config), "normalise_by": "slice"}
-    return experiment.train_step(config, mesh, state, spec, 0, optimizer=experiment.optimizer(config), **fixed)
+class NoSlices(ExampleIndices):
+    """A dataset of which only the spec is looked at."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.spec = {"kspace": ((2, 32, 32), np.dtype(np.complex64)), "maximum": ((), np.dtype(np.float32))}
+
+
+def train_step_of(config):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    return TrainStep(Experiment(config, make_recipe(config, mesh), [], [], [NoSlices()], []))
+
+
+def needed_bytes(config) -> int:
+    (compiled,) = train_step_of(config)._compiled.values()
+    return memory.needed_bytes(compiled)
 
 
 def small(**fields):
@@ -25,21 +37,18 @@ def small(**fields):
 
 
 def test_a_step_that_cannot_fit_is_refused_before_it_runs_with_a_batch_that_does_fit(monkeypatch) -> None:
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    _, at_12 = compiled_for(small(batch_size=12), mesh)
-    limit = memory.needed_bytes(at_12)
+    limit = needed_bytes(small(batch_size=12))
     monkeypatch.setattr(memory, "available_bytes", lambda mesh: limit)
     with pytest.raises(
         UserError,
         match=r"config.batch_size is 24, for which a step needs .* set config.batch_size = 12, "
-        r"the largest that fits, or config.accumulate = 2, or config.remat = True",
+        r"the largest that fits, or config.grad_accumulation_steps = 2, or config.remat = True",
     ):
-        compiled_for(small(batch_size=24), mesh)
+        train_step_of(small(batch_size=24))
 
 
 def test_accumulation_needs_less_memory() -> None:
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    whole, parts = (memory.needed_bytes(compiled_for(small(batch_size=16, accumulate=n), mesh)[1]) for n in (1, 4))
+    whole, parts = (needed_bytes(small(batch_size=16, grad_accumulation_steps=n)) for n in (1, 4))
     assert parts < 0.5 * whole
 
 
