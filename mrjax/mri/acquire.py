@@ -99,7 +99,7 @@ def measure(key: jax.Array, kspace: jax.Array, protocol: Protocol, acquisition: 
       (coils, height, width) complex64, zero where nothing was measured.
     """
     measured = kspace
-    if protocol.motion is not None:
+    if protocol.motion is not None and protocol.moves is not None:
         measured = jnp.where(protocol.moves, move(kspace, protocol.motion), kspace)
     if protocol.sigma is not None:
         added = noise.white_noise(key, kspace.shape)
