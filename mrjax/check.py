@@ -15,7 +15,7 @@ def check(paths: list[str]) -> tuple[list[Volume], list[str]]:
     for path in paths:
         try:
             volume, found = checks.check(readers.describe(path))
-            found += checks.describe_empty_slices(volume)
+            found += filter(None, [checks.describe_empty_slices(volume)])
         except UserError as error:
             faults.append(str(error))
             continue
