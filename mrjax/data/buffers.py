@@ -42,7 +42,7 @@ class SharedBatch(NamedTuple):
     path: str
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _receive, (self.key, self.path)
+        return _receive, tuple(self)
 
 
 def _receive(key: str, path: str) -> Batch | None:

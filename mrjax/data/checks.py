@@ -40,15 +40,15 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
     if volume.target and volume.maximum is None:
         volume = dataclasses.replace(volume, maximum=largest)
     volume = dataclasses.replace(volume, empty=tuple(sorted(empty)))
-    full = [i for i in range(volume.slices) if i not in empty]
-    if volume.layout == "kspace" and full and not faults:
-        return _check_kspace(volume, sorted({full[0], full[len(full) // 2]}))
+    if volume.layout == "kspace" and volume.full_slices and not faults:
+        return _check_kspace(volume)
     return volume, faults
 
 
-def _check_kspace(volume: Volume, slices: list[int]) -> tuple[Volume, list[str]]:
-    """Look for missing columns, and compare the target image with k-space, in these slices."""
-    reader = reader_for(volume.path)
+def _check_kspace(volume: Volume) -> tuple[Volume, list[str]]:
+    """Look for missing columns, and compare the target image with k-space, in the first and the middle full slice."""
+    reader, full = reader_for(volume.path), volume.full_slices
+    slices = sorted({full[0], full[len(full) // 2]})
     kspace = [reader.read_slice(volume.path, "kspace", i) for i in slices]
     undersampled = volume.undersampled or any(map(_lacks_columns, kspace))
     volume = dataclasses.replace(volume, undersampled=undersampled)

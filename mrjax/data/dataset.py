@@ -68,12 +68,7 @@ class SliceDataset(Dataset):
         paths = [path for volume in self._volumes.values() for path in (volume.path, *volume.repetitions)]
         self._readers = {path: readers.reader_for(path) for path in paths}
         self._names = {number: zlib.crc32(volume.name.encode()) for number, volume in self._volumes.items()}
-        self.positions = [
-            (number, i)
-            for number, volume in self._volumes.items()
-            for i in range(volume.slices)
-            if i not in volume.empty
-        ]
+        self.positions = [(number, i) for number, volume in self._volumes.items() for i in volume.full_slices]
         labels = {"volume": np.int32, "slice": np.int32, "name": np.uint32, "maximum": np.float32}
         self.spec = self._array_spec() | {name: ((), np.dtype(dtype)) for name, dtype in labels.items()}
 

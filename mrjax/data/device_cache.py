@@ -122,12 +122,10 @@ def _draw_shard(stored: Arrays, numbers: jax.Array) -> Arrays:
 
     def draw_row(wanted: jax.Array) -> Arrays:
         """Draw one example for each device, `wanted` (devices,)."""
-        local = wanted - first
 
         def send(array: jax.Array) -> jax.Array:
-            held = ((local >= 0) & (local < len(array))).reshape(-1, *[1] * (array.ndim - 1))
-            found = jnp.where(held, array[jnp.clip(local, 0, len(array) - 1)], 0)
-            return jax.lax.psum_scatter(found, axes)
+            held = array.at[wanted - first].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+            return jax.lax.psum_scatter(held, axes)
 
         return {name: send(array) for name, array in stored.items()}
 

@@ -99,7 +99,7 @@ def _describe(path: str, task: str, read_samples: bool, mask: str, skip_empty: b
     if faults:
         raise UserError(faults[0])
     if sentence := checks.describe_empty_slices(volume):
-        if not skip_empty or len(volume.empty) == volume.slices:
+        if not skip_empty or not volume.full_slices:
             raise UserError(f"{sentence} (on_bad_file='skip' leaves just these slices out)")
         logger.warning("left out these slices: %s", sentence)
     return volume
@@ -119,4 +119,4 @@ def fingerprint(volumes: Sequence[Volume]) -> str:
     """Summarise the volumes in a line that changes with the names, shapes or usable slices of the files."""
     rows = [(v.name, v.shape, v.empty, *([len(v.repetitions)] if v.repetitions else [])) for v in volumes]
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
-    return f"{len(volumes)} files, {sum(v.slices - len(v.empty) for v in volumes)} slices, {digest}"
+    return f"{len(volumes)} files, {sum(len(v.full_slices) for v in volumes)} slices, {digest}"

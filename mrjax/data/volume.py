@@ -44,6 +44,11 @@ class Volume:
         return self.shape[0]
 
     @property
+    def full_slices(self) -> list[int]:
+        """The slices that are not empty."""
+        return [i for i in range(self.slices) if i not in self.empty]
+
+    @property
     def coils(self) -> int:
         """Number of receive coils, 1 for images."""
         return self.shape[1] if self.layout == "kspace" else 1

@@ -67,10 +67,10 @@ def largest_batch(compile_for: Callable[[int], Compiled], batch_size: int, unit:
     """
     if batch_size <= unit:
         return 0
-    small, large = unit, max(2 * unit, batch_size // 2 // unit * unit)
-    small_need, large_need = (needed_bytes(compile_for(size)) for size in (small, large))
-    slope = max(large_need - small_need, 1) / (large - small)
-    size = min(int(small + (limit - small_need) / slope) // unit * unit, batch_size - unit)
+    large = max(2 * unit, batch_size // 2 // unit * unit)
+    small_need, large_need = (needed_bytes(compile_for(size)) for size in (unit, large))
+    slope = max(large_need - small_need, 1) / (large - unit)
+    size = min(int(unit + (limit - small_need) / slope) // unit * unit, batch_size - unit)
     while size > 0 and needed_bytes(compile_for(size)) > limit:
         size -= unit
     return max(size, 0)
