@@ -37,18 +37,17 @@ class SliceDataset(Dataset):
 
     An example holds:
       kspace: (coils, height, width) complex64, zero-padded to the most coils of the volumes; and
-      repetitions: (repetitions, coils, height, width) complex64, the same slice of the volume's other repetitions,
-        zero-padded to the most of the volumes, if any has some; and
+      repetitions: (repetitions, coils, height, width) complex64, this slice of the other repetitions, if any volume has
+        some, zero-padded likewise; and
       mask: (width,) bool, the columns to keep, if all volumes are fully sampled and store it; or
       input, target: (height, width) float32, magnitudes; no target if a volume has none
-      volume, slice: int32, number of the volume in the list and of the slice in the volume
+      volume, slice: int32, numbers
       name: uint32, a hash of the volume's name
       maximum: float32, the volume's maximum in the file's units, 0 if unknown
 
-    With `adjacent_slices` = n above 0, kspace or input has a first axis of 2n + 1: the slice itself, the n before it
-    and the n after it, in order; beyond either end the last slice is repeated. `rule` is that of
-    `resize.resize_kspace`, and `volume_numbers` are those of the volumes that the dataset holds, all by default.
-    Raises `UserError` if a stored mask is not as wide as the examples.
+    With `adjacent_slices` = n above 0, kspace or input has a first axis of 2n + 1: the slice, the n before it and the n
+    after it; beyond either end the last slice is repeated. `rule` is that of `resize.resize_kspace`; `volume_numbers`
+    are those of the dataset's volumes, all by default. Raises `UserError` if a stored mask is not as wide as they.
     """
 
     def __init__(
@@ -162,11 +161,12 @@ class ExampleIndices(Dataset):
 
 
 def read_range(dataset: Dataset, first: int, last: int) -> Batch:
-    """Read the examples from `first` to before `last` in four threads, stacked along a new leading axis."""
+    """Read the examples from `first` to before `last` in four threads, stacked; beyond the end the last is repeated."""
     batch = allocate(batch_spec(dataset.spec, last - first))
 
     def read(number: int) -> None:
-        dataset.read_into(number, {name: array[number - first, ...] for name, array in batch.items()})
+        row = {name: array[number - first, ...] for name, array in batch.items()}
+        dataset.read_into(min(number, len(dataset) - 1), row)
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(read, range(first, last)))

@@ -3,6 +3,7 @@
 import collections
 import functools
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,22 +40,17 @@ class DeviceCache:
 
         @functools.cache
         def read_shard(first: int) -> Batch:
-            last = len(dataset) - 1
-            examples = read_range(dataset, min(first, last), min(first + per_shard, last + 1))
-            missing = per_shard - len(next(iter(examples.values())))
-            return _encode(
-                {name: np.concatenate([x, np.repeat(x[-1:], missing, 0)]) for name, x in examples.items()}, half
-            )
+            return _encode(read_range(dataset, first, first + per_shard), half)
 
-        stored = {
-            name: jax.make_array_from_callback(
-                (per_shard * shards, *array.shape[1:]),
-                sharding.by_example(mesh),
-                lambda index, name=name: read_shard(index[0].start or 0)[name],
-            )
-            for name, array in _encode(read_range(dataset, 0, 1), half).items()
-        }
-        return cls(stored, mesh)
+        def store(name: str, example: np.ndarray) -> jax.Array:
+            def read(index: Any) -> np.ndarray:
+                return read_shard(index[0].start or 0)[name]
+
+            shape = (per_shard * shards, *example.shape)
+            return jax.make_array_from_callback(shape, sharding.by_example(mesh), read)
+
+        first = _encode(read_range(dataset, 0, 1), half)
+        return cls({name: store(name, array[0]) for name, array in first.items()}, mesh)
 
     def draw(self, numbers: jax.Array) -> Arrays:
         """Draw the examples of these numbers, (batch,) int32, as a batch split by example over the mesh."""

@@ -30,11 +30,10 @@ class SliceOffsets(NamedTuple):
 
 
 class Hdf5Reader:
-    """Reads slices at memory speed if they are uncompressed, and through HDF5 otherwise; from any number of threads.
+    """Reads slices from any number of threads: uncompressed ones in one piece by their offset in the file.
 
-    HDF5 has one lock for the whole process. Uncompressed slices in one piece (contiguous data sets or one chunk
-    a slice: the files of fastMRI, M4Raw and mrjax) are therefore read by their offset, without the library. Others are
-    read through at most `max_open` open files, none of which is pickled.
+    HDF5, which has one lock for the whole process, reads what is compressed or in pieces (not the files of fastMRI,
+    M4Raw and mrjax), through at most `max_open` open files, none of which is pickled.
     """
 
     suffixes: tuple[str, ...] = (".t5", ".h5", ".hdf5")

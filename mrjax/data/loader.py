@@ -83,18 +83,17 @@ class _ReadBatch:
         self.buffers = [Buffers(batch_spec(dataset.spec | added, len(self.rows))) for dataset in self.datasets]
 
     def __call__(self, number: int) -> Batch | SharedBatch:
-        dataset, before = self.schedule(number)
-        return self.buffers[dataset].fill(functools.partial(self._read_into, dataset, number, before))
+        bucket, before = self.schedule(number)
+        dataset, order, size = self.datasets[bucket], self.orders[bucket], self.options.batch_size
 
-    def _read_into(self, dataset_number: int, number: int, before: int, batch: Batch) -> None:
-        dataset, order = self.datasets[dataset_number], self.orders[dataset_number]
-        for i, row in enumerate(self.rows):
-            position = before * self.options.batch_size + row
-            index = number * self.options.batch_size + row
-            batch[self.label][i] = index if self.label == "index" else position < len(dataset)
-            dataset.read_into(
-                order[min(position, len(order) - 1)], {name: batch[name][i, ...] for name in dataset.spec}
-            )
+        def read(batch: Batch) -> None:
+            for i, row in enumerate(self.rows):
+                position = before * size + row
+                batch[self.label][i] = number * size + row if self.label == "index" else position < len(dataset)
+                example = {name: batch[name][i, ...] for name in dataset.spec}
+                dataset.read_into(order[min(position, len(order) - 1)], example)
+
+        return self.buffers[bucket].fill(read)
 
 
 @contextlib.contextmanager

@@ -124,8 +124,7 @@ def displacement(fixed: np.ndarray, moving: np.ndarray, steps: int) -> tuple[flo
 
     Fits an affine map (a rigid motion in mm is affine in voxels of any size) and an intensity, by Gauss-Newton steps
     with the mean of both images' gradients (Lucas and Kanade, 1981; Benhimane and Malis, 2004). The first step finds
-    displacements below a voxel, hardly swayed by noise, since thirteen numbers are fitted to all voxels. Later steps
-    find greater ones, but compare an image with an interpolated, less noisy one: in strong noise they go astray.
+    displacements below a voxel, hardly swayed by noise; later steps find greater ones, but go astray in strong noise.
     Returned is the root mean square, weighted by the intensity.
     """
     from scipy import ndimage

@@ -59,7 +59,8 @@ def describe_split(
       read_samples: whether to read every sample, or the headers only.
       mask: config.acquisition.mask; 'stored' if files hold fully sampled k-space and the `mask` to undersample it with.
     """
-    volumes, left_out = [], []
+    volumes: list[Volume] = []
+    left_out: list[str] = []
     for path in paths:
         try:
             volumes.append(_describe(path, task, read_samples, mask, skip_empty=on_bad_file == "skip"))
@@ -80,7 +81,8 @@ def describe_split(
 
 def _describe(path: str, task: str, read_samples: bool, mask: str, skip_empty: bool) -> Volume:
     """Describe and check a file; raises `UserError` for its first fault."""
-    volume, faults = readers.describe(path, task_layout(task)), []
+    volume = readers.describe(path, task_layout(task))
+    faults: list[str] = []
     if mask == "stored" and volume.layout == "kspace":
         if volume.stored_mask is None:
             raise UserError(

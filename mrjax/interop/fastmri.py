@@ -84,14 +84,12 @@ def _infer_fields(name: str, weights: StateDict) -> dict[str, int]:
             )
         return first.shape[0], levels
 
-    if name == "unet":
-        channels, levels = channels_and_levels("")
-        return {"channels": channels, "levels": levels}
-    sens_channels, sens_levels = channels_and_levels(_SENSITIVITIES)
-    channels, levels = channels_and_levels(_CASCADE.format(0))
-    cascades = sum(key.endswith(".dc_weight") for key in weights)
-    fields = {"channels": channels, "levels": levels, "cascades": cascades}
-    return fields | {"sens_channels": sens_channels, "sens_levels": sens_levels}
+    channels, levels = channels_and_levels("" if name == "unet" else _CASCADE.format(0))
+    fields = {"channels": channels, "levels": levels}
+    if name == "varnet":
+        fields["sens_channels"], fields["sens_levels"] = channels_and_levels(_SENSITIVITIES)
+        fields["cascades"] = sum(key.endswith(".dc_weight") for key in weights)
+    return fields
 
 
 class _Parameter(NamedTuple):

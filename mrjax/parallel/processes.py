@@ -78,11 +78,11 @@ def stop_on_signal() -> Iterator[Callable[[int], bool]]:
     stopping = threading.Event()
     # Among several processes JAX handles SIGTERM: it tells the others, and they agree on a step.
     signals = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
-    previous: dict[int, Any] = {number: signal.getsignal(number) for number in signals}
+    previous = {number: signal.getsignal(number) for number in signals}
 
     def stop(number: int, frame: Any) -> None:
         stopping.set()
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
 
