@@ -15,27 +15,15 @@ import jax.numpy as jnp
 
 from mrjax.mri import poisson_disc
 
-# The spacing of `equispaced_fraction` is computed exactly, in integers, for accelerations in multiples of 1/20:
-# float32 would round some lines to the neighbouring column.
-_ACCELERATION_UNITS = 20
-
 
 class Scan(NamedTuple):
-    """The scan that a mask is drawn for.
+    """The scan that a mask is drawn for."""
 
-    Attributes:
-      sampled: (width,) bool, the columns that hold data.
-      height: of k-space, in samples.
-      acceleration: scalar, at least 1; 'equispaced' and 'magic' round it to an integer.
-      centre_fraction: scalar from 0 to 1 / acceleration, the share of columns, or of samples, in the centre.
-      echo: row and column of the centre of k-space, integer scalars.
-    """
-
-    sampled: jax.Array
-    height: int
-    acceleration: jax.Array
-    centre_fraction: jax.Array
-    echo: tuple[jax.Array, jax.Array]
+    sampled: jax.Array  # (width,) bool, the columns that hold data
+    height: int  # of k-space, in samples
+    acceleration: jax.Array  # scalar, at least 1; 'equispaced' and 'magic' round it to an integer
+    centre_fraction: jax.Array  # scalar from 0 to 1 / acceleration, the share of columns, or of samples, in the centre
+    echo: tuple[jax.Array, jax.Array]  # row and column of the centre of k-space, integer scalars
 
 
 MaskFunction = Callable[[jax.Array, Scan], jax.Array]
@@ -50,23 +38,6 @@ def random_columns(key: jax.Array, scan: Scan) -> jax.Array:
     centre = jnp.round(columns * scan.centre_fraction)
     probability = (columns / scan.acceleration - centre) / jnp.maximum(columns - centre, 1)
     return _with_centre(jax.random.uniform(key, scan.sampled.shape) < probability, scan)
-
-
-def equispaced(key: jax.Array, scan: Scan) -> jax.Array:
-    """Draw equispaced lines, as fastMRI's `EquiSpacedMaskFunc`: one column in `acceleration`, and the centre on top."""
-    return _with_centre(equispaced_lines(jax.random.randint(key, (), 0, _spacing(scan)), scan), scan)
-
-
-def equispaced_fraction(key: jax.Array, scan: Scan) -> jax.Array:
-    """Draw equispaced lines, as fastMRI's `EquispacedMaskFractionFunc`: one in `acceleration`, centre included."""
-    numerator, denominator = _adjusted_spacing(scan)
-    offsets = jnp.maximum(jnp.round(numerator / jnp.maximum(denominator, 1)).astype(jnp.int32), 1)
-    return _with_centre(fraction_lines(jax.random.randint(key, (), 0, offsets), scan), scan)
-
-
-def magic(key: jax.Array, scan: Scan) -> jax.Array:
-    """Draw a mask that exploits conjugate symmetry, as fastMRI's `MagicMaskFunc` (Defazio, arXiv:1912.01101)."""
-    return _with_centre(magic_lines(jax.random.randint(key, (), 0, _spacing(scan)), scan), scan)
 
 
 def gaussian1d(key: jax.Array, scan: Scan) -> jax.Array:
@@ -95,48 +66,27 @@ def radial(key: jax.Array, scan: Scan) -> jax.Array:
     # A line through a square is on average 4 / pi * asinh(1) sides long; the centre is a square without spokes.
     length = 4 / math.pi * math.asinh(1) * (jnp.sqrt(plane.samples) - jnp.sqrt(plane.centre.sum()))
     spacing = math.pi / jnp.maximum(jnp.round(plane.outside_centre / length), 1)
-    angle = jnp.arctan2(plane.row, plane.column) + jax.random.uniform(key) * spacing
-    from_spoke = jnp.mod(angle, spacing) - spacing / 2
-    return _keep_highest(-jnp.hypot(plane.row, plane.column) * abs(jnp.sin(from_spoke)), plane.centre, scan)
+    from_spoke = jnp.mod(plane.angle + jax.random.uniform(key) * spacing, spacing) - spacing / 2
+    return _keep_highest(-plane.radius * abs(jnp.sin(from_spoke)), plane.centre, scan)
 
 
 def spiral(key: jax.Array, scan: Scan) -> jax.Array:
     """Draw an Archimedean spiral about the echo, at a random angle."""
     plane = _sample_plane(scan)
     pitch = (plane.samples - plane.centre.sum()) / plane.outside_centre
-    turns = jnp.hypot(plane.row, plane.column) / pitch - jnp.arctan2(plane.row, plane.column) / (2 * math.pi)
+    turns = plane.radius / pitch - plane.angle / (2 * math.pi)
     from_spiral = abs(jnp.mod(turns + jax.random.uniform(key), 1) - 0.5) * pitch
     return _keep_highest(-from_spiral, plane.centre, scan)
 
 
-def stored(key: jax.Array, scan: Scan) -> jax.Array:
-    """Keep every column that holds data: `scan.sampled` already is the mask stored in the file."""
-    return scan.sampled[None]
-
-
-MASKS: dict[str, MaskFunction] = {
-    "random": random_columns,
-    "equispaced": equispaced,
-    "equispaced_fraction": equispaced_fraction,
-    "magic": magic,
-    "gaussian1d": gaussian1d,
-    "gaussian2d": gaussian2d,
-    "poisson": poisson,
-    "poisson_uniform": functools.partial(poisson, growth=0.0),
-    "radial": radial,
-    "spiral": spiral,
-    "stored": stored,
-}
-
-
 def equispaced_lines(offset: jax.Array, scan: Scan) -> jax.Array:
-    """Select every acceleration-th column from the `offset`-th sampled one on: (width,) bool without the centre."""
+    """Select every acceleration-th column from the `offset`-th sampled one on: (width,) bool; the centre comes on top."""
     position = jnp.arange(len(scan.sampled)) - jnp.argmax(scan.sampled) - offset
     return (position >= 0) & (position % _spacing(scan) == 0)
 
 
 def fraction_lines(offset: jax.Array, scan: Scan) -> jax.Array:
-    """Select the lines of `equispaced_fraction`: (width,) bool without the centre.
+    """Select equispaced lines, one column in `acceleration` with the centre: (width,) bool without the centre.
 
     As in fastMRI, the last column is left out. A line exactly half-way between two columns goes to the even one, where
     NumPy's float64 may round to the other.
@@ -153,7 +103,10 @@ def fraction_lines(offset: jax.Array, scan: Scan) -> jax.Array:
 
 
 def magic_lines(offset: jax.Array, scan: Scan) -> jax.Array:
-    """Select equispaced lines, each half's between the mirrored ones of the other: (width,) bool without the centre."""
+    """Select equispaced lines, each half's between the mirrored ones of the other: (width,) bool without the centre.
+
+    They exploit conjugate symmetry (Defazio, arXiv:1912.01101).
+    """
     even = offset % 2 == 0
     right = jnp.arange(len(scan.sampled)) - scan.echo[1]
     from_right = right - jnp.where(even, offset + 1, offset + 2)
@@ -162,16 +115,31 @@ def magic_lines(offset: jax.Array, scan: Scan) -> jax.Array:
     return (position >= 0) & (position % _spacing(scan) == 0)
 
 
+def _draw_lines(
+    select: Callable[[jax.Array, Scan], jax.Array], offsets: Callable[[Scan], jax.Array], key: jax.Array, scan: Scan
+) -> jax.Array:
+    """Draw the centre and the lines from a random offset below `offsets(scan)` on."""
+    return _with_centre(select(jax.random.randint(key, (), 0, offsets(scan)), scan), scan)
+
+
 def _spacing(scan: Scan) -> jax.Array:
     return jnp.round(scan.acceleration).astype(jnp.int32)
 
 
 def _adjusted_spacing(scan: Scan) -> tuple[jax.Array, jax.Array]:
-    """Compute numerator and denominator, int32, of `equispaced_fraction`'s spacing; x / 0 if the centre is enough."""
+    """Compute numerator and denominator, int32, of the spacing of `fraction_lines`; x / 0 if the centre is enough.
+
+    Exact for accelerations in multiples of 1/20: float32 would round some lines to the neighbouring column.
+    """
     columns = scan.sampled.sum()
     centre = jnp.round(columns * scan.centre_fraction).astype(jnp.int32)
-    acceleration = jnp.round(scan.acceleration * _ACCELERATION_UNITS).astype(jnp.int32)
-    return acceleration * (columns - centre), jnp.maximum(columns * _ACCELERATION_UNITS - centre * acceleration, 0)
+    acceleration = jnp.round(scan.acceleration * 20).astype(jnp.int32)
+    return acceleration * (columns - centre), jnp.maximum(columns * 20 - centre * acceleration, 0)
+
+
+def _fraction_offsets(scan: Scan) -> jax.Array:
+    numerator, denominator = _adjusted_spacing(scan)
+    return jnp.maximum(jnp.round(numerator / jnp.maximum(denominator, 1)).astype(jnp.int32), 1)
 
 
 def _central_block(size: int, length: jax.Array, centre: jax.Array) -> jax.Array:
@@ -192,8 +160,8 @@ def _with_centre(lines: jax.Array, scan: Scan) -> jax.Array:
 class _SamplePlane(NamedTuple):
     """K-space as the masks of single samples need it."""
 
-    row: jax.Array  # (height, 1), distance from the echo in samples
-    column: jax.Array  # (width,), likewise
+    radius: jax.Array  # (height, width), distance from the echo in samples
+    angle: jax.Array  # (height, width), about the echo
     distance: jax.Array  # (height, width), from the echo as a fraction of the size
     centre: jax.Array  # (height, width) bool, the fully sampled rectangle
     samples: jax.Array  # how many hold data
@@ -208,7 +176,8 @@ def _sample_plane(scan: Scan) -> _SamplePlane:
     centre = centre_rows & _central_block(width, jnp.round(columns * side), scan.echo[1]) & scan.sampled
     samples = height * columns
     outside_centre = jnp.maximum(samples / scan.acceleration - centre.sum(), 1)
-    return _SamplePlane(row, column, jnp.hypot(row / height, column / columns), centre, samples, outside_centre)
+    radius, distance = jnp.hypot(row, column), jnp.hypot(row / height, column / columns)
+    return _SamplePlane(radius, jnp.arctan2(row, column), distance, centre, samples, outside_centre)
 
 
 def _gaussian_scores(key: jax.Array, distance: jax.Array) -> jax.Array:
@@ -224,3 +193,19 @@ def _keep_highest(score: jax.Array, centre: jax.Array, scan: Scan) -> jax.Array:
     count = jnp.round(sampled.sum() / scan.acceleration).astype(jnp.int32)
     threshold = jnp.sort(score, axis=None)[score.size - jnp.maximum(count, 1)]
     return sampled & (score >= threshold)
+
+
+# The four of columns are fastMRI's: `RandomMaskFunc`, `EquiSpacedMaskFunc`, `EquispacedMaskFractionFunc`, `MagicMaskFunc`.
+MASKS: dict[str, MaskFunction] = {
+    "random": random_columns,
+    "equispaced": functools.partial(_draw_lines, equispaced_lines, _spacing),
+    "equispaced_fraction": functools.partial(_draw_lines, fraction_lines, _fraction_offsets),
+    "magic": functools.partial(_draw_lines, magic_lines, _spacing),
+    "gaussian1d": gaussian1d,
+    "gaussian2d": gaussian2d,
+    "poisson": poisson,
+    "poisson_uniform": functools.partial(poisson, growth=0.0),
+    "radial": radial,
+    "spiral": spiral,
+    "stored": lambda key, scan: scan.sampled[None],  # `sampled` already is the mask stored in the file
+}
