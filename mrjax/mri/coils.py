@@ -23,7 +23,7 @@ def magnitude(kspace: jax.Array) -> jax.Array:
 
 
 def combine(coil_images: jax.Array, maps: jax.Array) -> jax.Array:
-    """Combine (..., coils, height, width) complex64 by sensitivities of that shape to (..., height, width), sum conj(S) x.
+    """Combine (..., coils, height, width) complex64 by its sensitivities S: sum conj(S) x.
 
     Optimal for white noise and sum |S|^2 = 1 (Roemer et al., Magn Reson Med 16 (1990) 192).
     """

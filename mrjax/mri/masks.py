@@ -40,6 +40,50 @@ def random_columns(key: jax.Array, scan: Scan) -> jax.Array:
     return _with_centre(jax.random.uniform(key, scan.sampled.shape) < probability, scan)
 
 
+def equispaced(key: jax.Array, scan: Scan) -> jax.Array:
+    """Draw equispaced lines, as fastMRI's `EquiSpacedMaskFunc`: one column in `acceleration`, and the centre on top."""
+    spacing = _line_spacing(scan)
+    position = jnp.arange(len(scan.sampled)) - jnp.argmax(scan.sampled) - jax.random.randint(key, (), 0, spacing)
+    return _with_centre((position >= 0) & (position % spacing == 0), scan)
+
+
+def equispaced_fraction(key: jax.Array, scan: Scan) -> jax.Array:
+    """Draw equispaced lines, as fastMRI's `EquispacedMaskFractionFunc`: one in `acceleration`, centre included.
+
+    As in fastMRI, the last column is left out. A line exactly half-way between two columns goes to the even one, where
+    NumPy's float64 may round to the other.
+    """
+    width, columns = len(scan.sampled), scan.sampled.sum()
+    centre = jnp.round(columns * scan.centre_fraction).astype(jnp.int32)
+    # The spacing is a fraction of integers, exact for accelerations in multiples of 1/20: float32 would round some
+    # lines to the neighbouring column. Its denominator is 0 where the centre is enough.
+    acceleration = jnp.round(20 * scan.acceleration).astype(jnp.int32)
+    numerator, denominator = acceleration * (columns - centre), jnp.maximum(20 * columns - centre * acceleration, 0)
+    offsets = jnp.maximum(jnp.round(numerator / jnp.maximum(denominator, 1)).astype(jnp.int32), 1)
+    line = jnp.arange(width)
+    position = jax.random.randint(key, (), 0, offsets) * denominator + line * numerator
+    inside = (line < columns) & (position < (columns - 1) * denominator)
+    column, remainder = jnp.divmod(position, jnp.maximum(denominator, 1))
+    column += (2 * remainder > denominator) | ((2 * remainder == denominator) & (column % 2 == 1))
+    column = jnp.where(inside, column + jnp.argmax(scan.sampled), width)
+    return _with_centre(jnp.zeros(width, bool).at[column].set(True, mode="drop"), scan)
+
+
+def magic(key: jax.Array, scan: Scan) -> jax.Array:
+    """Draw equispaced lines, each half's between the mirrored ones of the other, as fastMRI's `MagicMaskFunc`.
+
+    Conjugate symmetry then tells most about the columns left out (Defazio, arXiv:1912.01101).
+    """
+    spacing = _line_spacing(scan)
+    offset = jax.random.randint(key, (), 0, spacing)
+    even = offset % 2 == 0
+    right = jnp.arange(len(scan.sampled)) - scan.echo[1]
+    from_right = right - jnp.where(even, offset + 1, offset + 2)
+    from_left = -1 - right - jnp.where(even, offset + 2, offset - 1)
+    position = jnp.where(right >= 0, from_right, from_left)
+    return _with_centre((position >= 0) & (position % spacing == 0), scan)
+
+
 def gaussian1d(key: jax.Array, scan: Scan) -> jax.Array:
     """Draw columns by a Gaussian density about the echo."""
     distance = (jnp.arange(len(scan.sampled)) - scan.echo[1]) / scan.sampled.sum()
@@ -79,67 +123,23 @@ def spiral(key: jax.Array, scan: Scan) -> jax.Array:
     return _keep_highest(-from_spiral, plane.centre, scan)
 
 
-def equispaced_lines(offset: jax.Array, scan: Scan) -> jax.Array:
-    """Select every acceleration-th column from the `offset`-th sampled one on: (width,) bool; the centre comes on top."""
-    position = jnp.arange(len(scan.sampled)) - jnp.argmax(scan.sampled) - offset
-    return (position >= 0) & (position % _spacing(scan) == 0)
+MASKS: dict[str, MaskFunction] = {
+    "random": random_columns,
+    "equispaced": equispaced,
+    "equispaced_fraction": equispaced_fraction,
+    "magic": magic,
+    "gaussian1d": gaussian1d,
+    "gaussian2d": gaussian2d,
+    "poisson": poisson,
+    "poisson_uniform": functools.partial(poisson, growth=0.0),
+    "radial": radial,
+    "spiral": spiral,
+    "stored": lambda key, scan: scan.sampled[None],  # the mask stored in the file is in `sampled` already
+}
 
 
-def fraction_lines(offset: jax.Array, scan: Scan) -> jax.Array:
-    """Select equispaced lines, one column in `acceleration` with the centre: (width,) bool without the centre.
-
-    As in fastMRI, the last column is left out. A line exactly half-way between two columns goes to the even one, where
-    NumPy's float64 may round to the other.
-    """
-    width, columns = len(scan.sampled), scan.sampled.sum()
-    numerator, denominator = _adjusted_spacing(scan)
-    line = jnp.arange(width)
-    position = offset * denominator + line * numerator
-    inside = (line < columns) & (position < (columns - 1) * denominator)
-    column, remainder = jnp.divmod(position, jnp.maximum(denominator, 1))
-    column += (2 * remainder > denominator) | ((2 * remainder == denominator) & (column % 2 == 1))
-    column = jnp.where(inside, column + jnp.argmax(scan.sampled), width)
-    return jnp.zeros(width, bool).at[column].set(True, mode="drop")
-
-
-def magic_lines(offset: jax.Array, scan: Scan) -> jax.Array:
-    """Select equispaced lines, each half's between the mirrored ones of the other: (width,) bool without the centre.
-
-    They exploit conjugate symmetry (Defazio, arXiv:1912.01101).
-    """
-    even = offset % 2 == 0
-    right = jnp.arange(len(scan.sampled)) - scan.echo[1]
-    from_right = right - jnp.where(even, offset + 1, offset + 2)
-    from_left = -1 - right - jnp.where(even, offset + 2, offset - 1)
-    position = jnp.where(right >= 0, from_right, from_left)
-    return (position >= 0) & (position % _spacing(scan) == 0)
-
-
-def _draw_lines(
-    select: Callable[[jax.Array, Scan], jax.Array], offsets: Callable[[Scan], jax.Array], key: jax.Array, scan: Scan
-) -> jax.Array:
-    """Draw the centre and the lines from a random offset below `offsets(scan)` on."""
-    return _with_centre(select(jax.random.randint(key, (), 0, offsets(scan)), scan), scan)
-
-
-def _spacing(scan: Scan) -> jax.Array:
+def _line_spacing(scan: Scan) -> jax.Array:
     return jnp.round(scan.acceleration).astype(jnp.int32)
-
-
-def _adjusted_spacing(scan: Scan) -> tuple[jax.Array, jax.Array]:
-    """Compute numerator and denominator, int32, of the spacing of `fraction_lines`; x / 0 if the centre is enough.
-
-    Exact for accelerations in multiples of 1/20: float32 would round some lines to the neighbouring column.
-    """
-    columns = scan.sampled.sum()
-    centre = jnp.round(columns * scan.centre_fraction).astype(jnp.int32)
-    acceleration = jnp.round(scan.acceleration * 20).astype(jnp.int32)
-    return acceleration * (columns - centre), jnp.maximum(columns * 20 - centre * acceleration, 0)
-
-
-def _fraction_offsets(scan: Scan) -> jax.Array:
-    numerator, denominator = _adjusted_spacing(scan)
-    return jnp.maximum(jnp.round(numerator / jnp.maximum(denominator, 1)).astype(jnp.int32), 1)
 
 
 def _central_block(size: int, length: jax.Array, centre: jax.Array) -> jax.Array:
@@ -193,19 +193,3 @@ def _keep_highest(score: jax.Array, centre: jax.Array, scan: Scan) -> jax.Array:
     count = jnp.round(sampled.sum() / scan.acceleration).astype(jnp.int32)
     threshold = jnp.sort(score, axis=None)[score.size - jnp.maximum(count, 1)]
     return sampled & (score >= threshold)
-
-
-# The four of columns are fastMRI's: `RandomMaskFunc`, `EquiSpacedMaskFunc`, `EquispacedMaskFractionFunc`, `MagicMaskFunc`.
-MASKS: dict[str, MaskFunction] = {
-    "random": random_columns,
-    "equispaced": functools.partial(_draw_lines, equispaced_lines, _spacing),
-    "equispaced_fraction": functools.partial(_draw_lines, fraction_lines, _fraction_offsets),
-    "magic": functools.partial(_draw_lines, magic_lines, _spacing),
-    "gaussian1d": gaussian1d,
-    "gaussian2d": gaussian2d,
-    "poisson": poisson,
-    "poisson_uniform": functools.partial(poisson, growth=0.0),
-    "radial": radial,
-    "spiral": spiral,
-    "stored": lambda key, scan: scan.sampled[None],  # `sampled` already is the mask stored in the file
-}

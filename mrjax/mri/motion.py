@@ -14,7 +14,7 @@ _SEGMENTS = 8  # of a scan, each with one rotation angle, which costs a rotation
 
 
 class Motion(NamedTuple):
-    """Pose of the head during a scan that lasts from time 0 to 1; it turns about pixel n // 2 as `ndimage.rotate` does."""
+    """Pose of the head from time 0 to 1 of a scan; it turns about pixel n // 2 as `scipy.ndimage.rotate` does."""
 
     times: jax.Array  # (segments + 1,) float32, where segments begin and end
     angles: jax.Array  # (segments,) float32 in degrees, constant in a segment

@@ -43,7 +43,7 @@ def sigma_from_snr(snr: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def white_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draw white noise (coils, height, width) complex64 of variance 1, by a key for each coil: empty ones add nothing."""
+    """Draw white noise (coils, height, width) complex64 of variance 1; padding with empty coils leaves the others."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(shape[0]))
     return jax.vmap(lambda key: jax.random.normal(key, shape[1:], jnp.complex64))(keys)
 

@@ -5,7 +5,7 @@ leading batch axis; a slice may come as one of a stack, (1 + adjacent, ...), the
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,8 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Task:
         else:
             images = warp(ifft2c(kspace), affine)
             kspace, target = fft2c(images), root_sum_of_squares(images)
-        return _acquire(kspace, warp_kspace(adjacent, affine), sampled, target, keys, acquisition)
+            adjacent = None if adjacent is None else warp_kspace(adjacent, affine)
+        return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
     return lambda batch, keys: jax.vmap(make_example)(batch["kspace"], batch.get("mask"), keys)
 
@@ -101,7 +102,9 @@ def denoise(acquisition: Acquisition, augment: Augment, one_repetition: bool = F
             score = jnp.where(_present(repetitions), jax.random.uniform(choice, (len(repetitions),)), -1)
             repetitions = repetitions[jnp.argmax(score)][None]
         affine = _draw_affine(keys, augment, kspace)
-        kspace, repetitions, adjacent = (warp_kspace(x, affine) for x in (kspace, repetitions, adjacent))
+        if affine is not None:
+            kspace, repetitions = warp_kspace(kspace, affine), warp_kspace(repetitions, affine)
+            adjacent = None if adjacent is None else warp_kspace(adjacent, affine)
         target = magnitude(repetitions).sum(0) / jnp.maximum(_present(repetitions).sum(), 1)
         return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
@@ -153,10 +156,8 @@ def split_adjacent(data: jax.Array, axes: int) -> tuple[jax.Array, jax.Array | N
     return (data, None) if data.ndim == axes else (data[0], data[1:])
 
 
-def warp_kspace(kspace: Any, affine: jax.Array | None) -> Any:
-    """Apply `warp` to the images of k-space (..., coils, height, width); either may be None, for nothing to do."""
-    if kspace is None or affine is None:
-        return kspace
+def warp_kspace(kspace: jax.Array, affine: jax.Array) -> jax.Array:
+    """Apply `warp` to the images of k-space (..., coils, height, width)."""
     images = ifft2c(kspace)
     return fft2c(warp(images.reshape(-1, *images.shape[-2:]), affine).reshape(images.shape))
 
@@ -182,7 +183,12 @@ def _channels_last(images: jax.Array | None) -> jax.Array | None:
 
 
 def _acquire(
-    kspace: jax.Array, adjacent: Any, sampled: jax.Array, target: jax.Array, keys: Keys, acquisition: Acquisition
+    kspace: jax.Array,
+    adjacent: jax.Array | None,
+    sampled: jax.Array,
+    target: jax.Array,
+    keys: Keys,
+    acquisition: Acquisition,
 ) -> Example:
     """Measure a slice and its adjacent slices by one protocol, each with noise of its own."""
     protocol = draw_protocol(keys.protocol, kspace, sampled, target, acquisition)
