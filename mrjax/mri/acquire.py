@@ -19,9 +19,7 @@ class Acquisition:
     centre_fractions: tuple[float, ...]  # of the sampled columns, one for each acceleration
     noise: tuple[float, ...]  # sigma in every coil (see `mri.noise`), as a fraction of the target's maximum
     mask: str = "random"  # a name in `masks.MASKS`
-    snr: tuple[
-        float, ...
-    ] = ()  # of the fully sampled image (`noise.sigma_from_snr`), instead of `noise`; empty: unused
+    snr: tuple[float, ...] = ()  # of the fully sampled image (`noise.sigma_from_snr`), used instead of `noise` if any
     noise_covariance: str = "white"  # between coils; or 'measured' in the corners of the example's own k-space
     motion_p: float = 0.0  # probability that the head moves
     motion_rotation: float = 0.0  # largest from one pose to the next, in degrees

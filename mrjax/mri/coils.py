@@ -23,9 +23,9 @@ def magnitude(kspace: jax.Array) -> jax.Array:
 
 
 def combine(coil_images: jax.Array, maps: jax.Array) -> jax.Array:
-    """Combine (..., coils, height, width) complex64 by its sensitivities S: sum conj(S) x.
+    """Combine (..., coils, height, width) complex64 to (..., height, width) by sensitivities S.
 
-    Optimal for white noise and sum |S|^2 = 1 (Roemer et al., Magn Reson Med 16 (1990) 192).
+    That is sum conj(S) x, optimal for white noise and sum |S|^2 = 1 (Roemer et al., Magn Reson Med 16 (1990) 192).
     """
     return (maps.conj() * coil_images).sum(-3)
 

@@ -42,7 +42,7 @@ def random_columns(key: jax.Array, scan: Scan) -> jax.Array:
 
 def equispaced(key: jax.Array, scan: Scan) -> jax.Array:
     """Draw equispaced lines, as fastMRI's `EquiSpacedMaskFunc`: one column in `acceleration`, and the centre on top."""
-    spacing = _line_spacing(scan)
+    spacing = jnp.round(scan.acceleration).astype(jnp.int32)
     position = jnp.arange(len(scan.sampled)) - jnp.argmax(scan.sampled) - jax.random.randint(key, (), 0, spacing)
     return _with_centre((position >= 0) & (position % spacing == 0), scan)
 
@@ -74,7 +74,7 @@ def magic(key: jax.Array, scan: Scan) -> jax.Array:
 
     Conjugate symmetry then tells most about the columns left out (Defazio, arXiv:1912.01101).
     """
-    spacing = _line_spacing(scan)
+    spacing = jnp.round(scan.acceleration).astype(jnp.int32)
     offset = jax.random.randint(key, (), 0, spacing)
     even = offset % 2 == 0
     right = jnp.arange(len(scan.sampled)) - scan.echo[1]
@@ -136,10 +136,6 @@ MASKS: dict[str, MaskFunction] = {
     "spiral": spiral,
     "stored": lambda key, scan: scan.sampled[None],  # the mask stored in the file is in `sampled` already
 }
-
-
-def _line_spacing(scan: Scan) -> jax.Array:
-    return jnp.round(scan.acceleration).astype(jnp.int32)
 
 
 def _central_block(size: int, length: jax.Array, centre: jax.Array) -> jax.Array:
