@@ -17,21 +17,13 @@ from mrjax.mri import poisson_disc
 
 
 class Scan(NamedTuple):
-    """The scan that a mask is drawn for.
+    """The scan that a mask is drawn for."""
 
-    Attributes:
-      sampled: (width,) bool, the columns that hold data.
-      height: of k-space, in samples.
-      acceleration: scalar, at least 1; 'equispaced' and 'magic' round it to an integer.
-      centre_fraction: scalar from 0 to 1 / acceleration, the share of columns, or of samples, in the centre.
-      echo: row and column of the centre of k-space, integer scalars.
-    """
-
-    sampled: jax.Array
-    height: int
-    acceleration: jax.Array
-    centre_fraction: jax.Array
-    echo: tuple[jax.Array, jax.Array]
+    sampled: jax.Array  # (width,) bool, the columns that hold data
+    height: int  # of k-space, in samples
+    acceleration: jax.Array  # scalar, at least 1; 'equispaced' and 'magic' round it to an integer
+    centre_fraction: jax.Array  # scalar from 0 to 1 / acceleration, the share of columns, or of samples, in the centre
+    echo: tuple[jax.Array, jax.Array]  # row and column of the centre of k-space, integer scalars
 
 
 MaskFunction = Callable[[jax.Array, Scan], jax.Array]
@@ -50,7 +42,7 @@ def random_columns(key: jax.Array, scan: Scan) -> jax.Array:
 
 def equispaced(key: jax.Array, scan: Scan) -> jax.Array:
     """Draw equispaced lines, as fastMRI's `EquiSpacedMaskFunc`: one column in `acceleration`, and the centre on top."""
-    spacing = _line_spacing(scan)
+    spacing = jnp.round(scan.acceleration).astype(jnp.int32)
     position = jnp.arange(len(scan.sampled)) - jnp.argmax(scan.sampled) - jax.random.randint(key, (), 0, spacing)
     return _with_centre((position >= 0) & (position % spacing == 0), scan)
 
@@ -82,7 +74,7 @@ def magic(key: jax.Array, scan: Scan) -> jax.Array:
 
     Conjugate symmetry then tells most about the columns left out (Defazio, arXiv:1912.01101).
     """
-    spacing = _line_spacing(scan)
+    spacing = jnp.round(scan.acceleration).astype(jnp.int32)
     offset = jax.random.randint(key, (), 0, spacing)
     even = offset % 2 == 0
     right = jnp.arange(len(scan.sampled)) - scan.echo[1]
@@ -118,23 +110,17 @@ def radial(key: jax.Array, scan: Scan) -> jax.Array:
     # A line through a square is on average 4 / pi * asinh(1) sides long; the centre is a square without spokes.
     length = 4 / math.pi * math.asinh(1) * (jnp.sqrt(plane.samples) - jnp.sqrt(plane.centre.sum()))
     spacing = math.pi / jnp.maximum(jnp.round(plane.outside_centre / length), 1)
-    angle = jnp.arctan2(plane.row, plane.column) + jax.random.uniform(key) * spacing
-    from_spoke = jnp.mod(angle, spacing) - spacing / 2
-    return _keep_highest(-jnp.hypot(plane.row, plane.column) * abs(jnp.sin(from_spoke)), plane.centre, scan)
+    from_spoke = jnp.mod(plane.angle + jax.random.uniform(key) * spacing, spacing) - spacing / 2
+    return _keep_highest(-plane.radius * abs(jnp.sin(from_spoke)), plane.centre, scan)
 
 
 def spiral(key: jax.Array, scan: Scan) -> jax.Array:
     """Draw an Archimedean spiral about the echo, at a random angle."""
     plane = _sample_plane(scan)
     pitch = (plane.samples - plane.centre.sum()) / plane.outside_centre
-    turns = jnp.hypot(plane.row, plane.column) / pitch - jnp.arctan2(plane.row, plane.column) / (2 * math.pi)
+    turns = plane.radius / pitch - plane.angle / (2 * math.pi)
     from_spiral = abs(jnp.mod(turns + jax.random.uniform(key), 1) - 0.5) * pitch
     return _keep_highest(-from_spiral, plane.centre, scan)
-
-
-def stored(key: jax.Array, scan: Scan) -> jax.Array:
-    """Keep every column that holds data: `scan.sampled` already is the mask stored in the file."""
-    return scan.sampled[None]
 
 
 MASKS: dict[str, MaskFunction] = {
@@ -148,12 +134,8 @@ MASKS: dict[str, MaskFunction] = {
     "poisson_uniform": functools.partial(poisson, growth=0.0),
     "radial": radial,
     "spiral": spiral,
-    "stored": stored,
+    "stored": lambda key, scan: scan.sampled[None],  # the mask stored in the file is in `sampled` already
 }
-
-
-def _line_spacing(scan: Scan) -> jax.Array:
-    return jnp.round(scan.acceleration).astype(jnp.int32)
 
 
 def _central_block(size: int, length: jax.Array, centre: jax.Array) -> jax.Array:
@@ -174,8 +156,8 @@ def _with_centre(lines: jax.Array, scan: Scan) -> jax.Array:
 class _SamplePlane(NamedTuple):
     """K-space as the masks of single samples need it."""
 
-    row: jax.Array  # (height, 1), distance from the echo in samples
-    column: jax.Array  # (width,), likewise
+    radius: jax.Array  # (height, width), distance from the echo in samples
+    angle: jax.Array  # (height, width), about the echo
     distance: jax.Array  # (height, width), from the echo as a fraction of the size
     centre: jax.Array  # (height, width) bool, the fully sampled rectangle
     samples: jax.Array  # how many hold data
@@ -190,7 +172,8 @@ def _sample_plane(scan: Scan) -> _SamplePlane:
     centre = centre_rows & _central_block(width, jnp.round(columns * side), scan.echo[1]) & scan.sampled
     samples = height * columns
     outside_centre = jnp.maximum(samples / scan.acceleration - centre.sum(), 1)
-    return _SamplePlane(row, column, jnp.hypot(row / height, column / columns), centre, samples, outside_centre)
+    radius, distance = jnp.hypot(row, column), jnp.hypot(row / height, column / columns)
+    return _SamplePlane(radius, jnp.arctan2(row, column), distance, centre, samples, outside_centre)
 
 
 def _gaussian_scores(key: jax.Array, distance: jax.Array) -> jax.Array:
