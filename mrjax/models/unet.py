@@ -1,7 +1,6 @@
-"""The U-Net of the field, fastMRI's baseline.
+"""The U-Net of Ronneberger et al. (MICCAI 2015) as fastMRI's baseline has it (Zbontar et al., arXiv:1811.08839).
 
-Ronneberger, Fischer, Brox, "U-Net", MICCAI 2015; Zbontar et al., "fastMRI", arXiv:1811.08839. Given the same weights,
-`UNet(pool="avg")` computes what `fastmri.models.Unet` computes, for odd sizes too.
+Given the same weights, `UNet(pool="avg")` computes what `fastmri.models.Unet` computes, for odd sizes too.
 """
 
 from typing import Any, ClassVar
@@ -13,7 +12,6 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from mrjax import ops
-from mrjax.errors import UserError
 
 # Bounds of 1 / sqrt(fan in), PyTorch's default for convolutions, so that fastMRI's hyper-parameters carry over.
 # PyTorch counts the fan-in of a transposed convolution over its output channels.
@@ -23,12 +21,10 @@ POOLS = {"max": ops.max_pool, "avg": ops.avg_pool}
 
 
 class UNet(nn.Module):
-    """Image to image, (batch, height, width, any channels) to (batch, height, width, out_channels), of any size.
+    """Image to image, of any size. Level i works at 1 / 2^i of the resolution on the way down and up alike.
 
-    Parameters, all float32: `down_<i>/conv_<0|1>/kernel` (3, 3, in, out), `bottleneck/conv_<0|1>/kernel`,
-    `up_<i>/transpose/kernel` (2, 2, in, out), `up_<i>/conv_<0|1>/kernel`, `head/kernel` (channels, out_channels) and
-    `head/bias`. Level i works at 1 / 2^i of the resolution on the way down and up alike; the first channels that
-    `up_<i>/conv_0` sees are the upsampled ones.
+    Parameters, all float32: `<down_<i>|bottleneck|up_<i>>/conv_<0|1>/kernel` (3, 3, in, out), `up_<i>/transpose/kernel`
+    (2, 2, in, out), `head/kernel` (channels, out_channels) and `head/bias`.
 
     Attributes:
       channels: how many at full resolution; each level down has twice as many.
@@ -60,8 +56,6 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         """Map (batch, height, width, any channels) float32 to (batch, height, width, out_channels) float32."""
-        if self.pool not in POOLS:
-            raise UserError(f"config.model.pool is {self.pool!r}, expected one of: {', '.join(POOLS)}")
         down, up = (nn.remat(_Down), nn.remat(_Up)) if self.remat else (_Down, _Up)
         x = ops.feature_map(image, self.dtype, self.channels, self.levels)
         skips = []
@@ -73,7 +67,7 @@ class UNet(nn.Module):
             x = up(self.channels << level, name=f"up_{level}")(x, skips[level])
         # A correction starts at zero: the first steps improve on the input instead of finding it again.
         init = nn.initializers.zeros if self.residual or self.zero_head else CONV_INIT
-        head = _Head((self.channels, self.out_channels), init, name="head")()
+        head = _Kernel((self.channels, self.out_channels), init, bias=True, name="head")()
         output = up(self.channels, name="up_0")(x, skips[0], head)
         return image[..., :1] + output if self.residual else output
 
@@ -86,8 +80,7 @@ class _Down(nn.Module):
 
     @nn.compact
     def __call__(self, x: ops.FeatureMap) -> Any:
-        x = ops.conv_norm_act(x, _Kernel((3, 3, x.channels, self.channels), name="conv_0")())
-        x = ops.convolve(x, _Kernel((3, 3, self.channels, self.channels), name="conv_1")())
+        x = _convolve_twice(x, x.channels, self.channels)
         return ops.norm_act(x, epilogue=POOLS[self.pool]) if self.pool else ops.norm_act(x)
 
 
@@ -100,30 +93,25 @@ class _Up(nn.Module):
     def __call__(self, x: ops.FeatureMap, skip: ops.FeatureMap, head: tuple[Array, ...] = ()) -> Any:
         kernel = _Kernel((2, 2, x.channels, self.channels), TRANSPOSE_INIT, name="transpose")()
         x = ops.norm_act(ops.upsample(x, kernel, like=skip))
-        both = ops.concatenate(ops.pad_like(x, skip), skip)
-        x = ops.conv_norm_act(both, _Kernel((3, 3, both.channels, self.channels), name="conv_0")())
-        x = ops.convolve(x, _Kernel((3, 3, self.channels, self.channels), name="conv_1")())
+        x = _convolve_twice((ops.pad_like(x, skip), skip), 2 * self.channels, self.channels)
         return ops.norm_act_conv1x1(x, *head) if head else ops.norm_act(x)
 
 
+def _convolve_twice(x: ops.FeatureMap | tuple[ops.FeatureMap, ...], channels: int, out: int) -> ops.FeatureMap:
+    """Convolve, normalise, activate and convolve, in the module that is being called."""
+    x = ops.conv_norm_act(x, _Kernel((3, 3, channels, out), name="conv_0")())
+    return ops.convolve(x, _Kernel((3, 3, out, out), name="conv_1")())
+
+
 class _Kernel(nn.Module):
-    """Hold the kernel of a convolution, float32."""
+    """Hold the kernel of a convolution, float32, and if need be its bias."""
 
     shape: tuple[int, ...]
     initializer: Initializer = CONV_INIT
+    bias: bool = False
 
     @nn.compact
-    def __call__(self) -> Array:
-        return self.param("kernel", self.initializer, self.shape)
-
-
-class _Head(nn.Module):
-    """Hold the kernel (in, out) and bias (out,) of the last 1x1 convolution, float32."""
-
-    shape: tuple[int, int]
-    initializer: Initializer
-
-    @nn.compact
-    def __call__(self) -> tuple[Array, Array]:
-        bias = self.param("bias", nn.initializers.zeros, self.shape[1:])
-        return self.param("kernel", self.initializer, self.shape), bias
+    def __call__(self) -> Any:
+        bias = self.param("bias", nn.initializers.zeros, self.shape[-1:]) if self.bias else None
+        kernel = self.param("kernel", self.initializer, self.shape)
+        return (kernel, bias) if self.bias else kernel

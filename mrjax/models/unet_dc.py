@@ -15,27 +15,16 @@ class ConsistentUNet(UNet):
     """The `UNet`, then soft data consistency (as in a cascade of Sriram et al., arXiv:2004.06688).
 
     The U-Net estimates a magnitude. Phase and coil profiles are those of the zero-filled coil images; with them the
-    estimate becomes k-space, whose measured samples are moved towards the measurement by a learned share. Samples are
-    noisy, and the phase is an approximation: the share starts at 1, all the way, and need not stay there.
-
-    Parameters: those of the `UNet`, and `consistency` (1,) float32. Coils that are zero everywhere change nothing.
+    estimate becomes k-space, whose measured samples are moved towards the measurement by a learned share, the parameter
+    `consistency` (1,). Samples are noisy, and the phase is an approximation: the share starts at 1, all the way, and
+    need not stay there. Coils that are zero everywhere change nothing.
     """
 
     input_names: ClassVar[tuple[str, ...]] = ("image", "kspace", "mask", "offset")
 
     @nn.compact
     def __call__(self, image: Array, kspace: Array, mask: Array, offset: Array) -> Array:  # type: ignore[override]
-        """Reconstruct.
-
-        Args:
-          image: (batch, height, width, any channels) float32; the magnitude of k-space - offset is the first.
-          kspace: (batch, coils, height, width) complex64, zero where nothing was measured.
-          mask: (batch, 1 or height, width) bool, where it was measured.
-          offset: (batch, 1, 1) float32.
-
-        Returns:
-          (batch, height, width, 1) float32.
-        """
+        """Reconstruct (batch, height, width, 1) float32 from `NetworkInputs`."""
         magnitude = super().__call__(image)[..., 0] + offset
         profiles = normalise_by_rss(ifft2c(kspace))
         weight = self.param("consistency", nn.initializers.ones, (1,), jnp.float32)

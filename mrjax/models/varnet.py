@@ -4,6 +4,7 @@ Sriram et al., "End-to-End Variational Networks for Accelerated MRI Reconstructi
 Given the same weights, `VarNet` computes what `fastmri.models.VarNet` computes, for odd sizes too, unless `residual`.
 """
 
+import functools
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -27,17 +28,14 @@ class VarNet(nn.Module):
     `cascade_<i>/weight` (1,) of the data consistency. Coils that are zero everywhere change nothing.
 
     Attributes:
-      channels: of the U-Net in each cascade, at full resolution.
-      levels: how often that U-Net halves the resolution.
+      channels, levels: of the `UNet` in each cascade.
       cascades: how many there are.
-      sens_channels: of the U-Net that estimates the sensitivity maps.
-      sens_levels: how often that one halves the resolution.
-      pool: "max", or "avg" as fastMRI has it.
+      sens_channels, sens_levels: of the `UNet` that estimates the sensitivity maps.
+      pool, dtype: of both; k-space and images are complex64 in any case.
       residual: whether the U-Nets compute corrections, starting at zero: to the coil images of the centre of k-space,
         which normalised by their root-sum-of-squares are the maps; and to the image in each cascade, whose k-space
         then replaces the current one. An untrained network so repeats projections (SENSE, Pruessmann et al., 1999)
         with estimated maps. fastMRI's U-Nets compute the maps, and the artefacts to subtract, as a whole.
-      dtype: of the U-Nets' activations, float32 or bfloat16; k-space and images are complex64 either way.
       remat: whether the backward pass computes each cascade again instead of storing its activations.
     """
 
@@ -60,30 +58,19 @@ class VarNet(nn.Module):
 
     @nn.compact
     def __call__(self, kspace: Array, mask: Array, offset: Array) -> Array:
-        """Reconstruct.
-
-        Args:
-          kspace: (batch, coils, height, width) complex64, zero where nothing was measured.
-          mask: (batch, 1 or height, width) bool, where it was measured.
-          offset: (batch, 1, 1) float32, what is subtracted from the magnitude.
-
-        Returns:
-          (batch, height, width, 1) float32.
-        """
+        """Reconstruct (batch, height, width, 1) float32 from `NetworkInputs`."""
         modules = _Sensitivities, _Cascade
         estimate, cascade = map(nn.remat, modules) if self.remat else modules
-        unet = self._unet(self.sens_channels, self.sens_levels, zero_head=self.residual)
+        # Two channels: real and imaginary part. The module that a U-Net is given to owns it.
+        make_unet = functools.partial(UNet, pool=self.pool, out_channels=2, dtype=self.dtype, parent=None)
+        unet = make_unet(self.sens_channels, self.sens_levels, zero_head=self.residual)
         maps = estimate(unet, self.residual, name="sensitivities")(kspace, mask)
         current = kspace
         for i in range(self.cascades):
             # What a cascade subtracts starts at zero.
-            unet = self._unet(self.channels, self.levels, zero_head=True)
+            unet = make_unet(self.channels, self.levels, zero_head=True)
             current = cascade(unet, self.residual, name=f"cascade_{i}")(current, kspace, mask, maps)
         return (root_sum_of_squares(ifft2c(current)) - offset)[..., None]
-
-    def _unet(self, channels: int, levels: int, zero_head: bool) -> UNet:
-        """Make a U-Net of complex images, real and imaginary part; the module it is given to owns it."""
-        return UNet(channels, levels, self.pool, 2, zero_head=zero_head, dtype=self.dtype, parent=None)
 
 
 class _Sensitivities(nn.Module):
@@ -93,7 +80,6 @@ class _Sensitivities(nn.Module):
     residual: bool
 
     def __call__(self, kspace: Array, mask: Array) -> Array:
-        """Map k-space to sensitivities, both (batch, coils, height, width) complex64."""
         images = ifft2c(jnp.where(find_centre(mask)[:, None], kspace, 0))
         b, coils, h, w = images.shape
         maps = _norm_unet(self.unet, images.reshape(b * coils, h, w), self.residual).reshape(images.shape)
@@ -108,7 +94,6 @@ class _Cascade(nn.Module):
 
     @nn.compact
     def __call__(self, current: Array, measured: Array, mask: Array, maps: Array) -> Array:
-        """Refine k-space, (batch, coils, height, width) complex64."""
         weight = self.param("weight", nn.initializers.ones, (1,), jnp.float32)
         consistent = data_consistency(current, measured, mask, weight)
         image = jnp.sum(ifft2c(current) * maps.conj(), 1)
@@ -121,8 +106,7 @@ class _Cascade(nn.Module):
 def _norm_unet(unet: UNet, image: Array, residual: bool) -> Array:
     """Apply the U-Net to complex images, (n, height, width) complex64, real and imaginary parts as its two channels.
 
-    Each part has mean 0 and standard deviation 1 in the network; the mean is added again unless the result is a
-    correction.
+    Each part has mean 0 and standard deviation 1 in there; the mean is added again unless the result is a correction.
     """
     parts = jnp.stack([image.real, image.imag], -1)
     mean = parts.mean((1, 2), keepdims=True)

@@ -6,7 +6,6 @@ one pixel with more channels. Elsewhere a feature map is an array and nothing mo
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +26,8 @@ class FeatureMap:
     Attributes:
       data: (batch, height, width / lane_pack, lane_pack * channels), float32 or bfloat16.
       lane_pack: how many pixels side by side are stored as one.
-      spaced: as many meaningless channels follow those of each pixel, as pooling of packed pixels leaves them; the
-        last axis is then twice as long.
+      spaced: whether each pixel's channels are followed by as many meaningless ones, which the last axis then holds
+        too: pooling leaves them.
     """
 
     data: Array
@@ -45,25 +44,10 @@ class FeatureMap:
         return dataclasses.replace(self, data=data)
 
 
-class Concatenation(NamedTuple):
-    """Feature maps whose channels follow one another; never joined in memory."""
-
-    parts: tuple[FeatureMap, ...]
-
-    @property
-    def channels(self) -> int:
-        """How many channels all parts have."""
-        return sum(part.channels for part in self.parts)
-
-
 def feature_map(image: Array, dtype: DTypeLike, channels: int, levels: int) -> FeatureMap:
-    """Make a feature map of an image, for a network that halves the resolution and doubles the channels.
+    """Make a feature map of `dtype` of an image (batch, height, width, any channels).
 
-    Args:
-      image: (batch, height, width, any channels).
-      dtype: of all activations that follow.
-      channels: of the network at full resolution.
-      levels: how often it halves the resolution.
+    The network that it is for has `channels` at full resolution, and halves the resolution `levels` times.
     """
     b, h, w, c = image.shape
     lanes = LANES.get(traced_platform() or jax.default_backend(), 1)
@@ -71,11 +55,6 @@ def feature_map(image: Array, dtype: DTypeLike, channels: int, levels: int) -> F
     fills = lanes % channels == 0 and w * channels % lanes == 0
     lane_pack = lanes // channels if halves and fills else 1
     return FeatureMap(image.astype(dtype).reshape(b, h, w // lane_pack, lane_pack * c), lane_pack)
-
-
-def concatenate(*parts: FeatureMap) -> Concatenation:
-    """Concatenate feature maps along the channels."""
-    return Concatenation(parts)
 
 
 def pad_like(x: FeatureMap, like: FeatureMap) -> FeatureMap:

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from mrjax.ops.convolution import convolve, convolve_array
-from mrjax.ops.features import Concatenation, FeatureMap
+from mrjax.ops.features import FeatureMap
 from mrjax.ops.platform import by_platform, optimization_barrier
 from mrjax.ops.reference import EPSILON, SLOPE
 
@@ -32,13 +32,8 @@ def norm_act(x: FeatureMap, epilogue: Epilogue | None = None) -> Any:
     next convolution stores anyway, and the convolution's own output is never stored (28 % less memory for the whole
     float32 step, compiled for an H100). Bulo et al., "In-Place Activated BatchNorm", arXiv:1712.02616.
 
-    Args:
-      x: what to normalise, image by image and channel by channel.
-      epilogue: a function of the result, as `max_pool`, to compute with it. Its gradient is needed twice, for the
-        statistics and with them; computing it twice moves less memory than storing it.
-
-    Returns:
-      The result; with an epilogue, (result, epilogue(result)).
+    With an epilogue, as `max_pool`, return (result, epilogue(result)). Its gradient is needed twice, for the
+    statistics and with them; computing it twice moves less memory than storing it.
     """
     return _norm_act_fwd(x, epilogue)[0]
 
@@ -62,11 +57,12 @@ def _norm_act_bwd(epilogue: Epilogue | None, residuals: Any, cotangent: Any) -> 
             cotangent = cotangent.replace(cotangent.data + pullback(output)[0].data)
         return y.data.astype(jnp.float32), cotangent.data.astype(jnp.float32)
 
-    values, gradients = values_and_gradients(y, pullback, cotangent)
+    inputs = y, pullback, cotangent
+    values, gradients = values_and_gradients(*inputs)
     # The slope of LeakyReLU cancels from the product, (slope * gradient) (value / slope).
     means = _channel_means(y.lane_pack, _leaky_gradient(values, gradients), gradients * values)
     # With the barrier XLA computes the gradients a second time instead of storing them.
-    inputs, (mean, product) = optimization_barrier(((y, pullback, cotangent), means))
+    inputs, (mean, product) = optimization_barrier((inputs, means))
     values, gradients = values_and_gradients(*inputs)
     return (y.replace(_input_gradient(values, gradients, mean, product, scale).astype(y.data.dtype)),)
 
@@ -78,8 +74,8 @@ norm_act.defvjp(_norm_act_fwd, _norm_act_bwd)
 def norm_act_conv1x1(x: FeatureMap, kernel: Array, bias: Array) -> Array:
     """Apply `norm_act`, then a 1x1 convolution: kernel (in, out), bias (out,) to (batch, height, width, out) float32.
 
-    Not in bfloat16, whose 8 bits would be the precision of the image. Nothing else needs the activations, so they are
-    computed again from x for the gradient; the kernel's gradient is made of sums that the normalisation's needs anyway.
+    Not in bfloat16, whose 8 bits would be the precision of the image. For the gradient the activations, which nothing
+    else needs, are computed again from x; the kernel's is made of sums that the normalisation's needs anyway.
     """
     return _norm_act_conv1x1_fwd(x, kernel, bias)[0]
 
@@ -112,22 +108,21 @@ def _norm_act_conv1x1_bwd(residuals: Any, cotangent: Array) -> tuple[FeatureMap,
         return _activate(data, mean, scale), weighted_sum(each), each
 
     values, gradients, each = values_and_gradients(x.data, cotangent)
-    mean_gradient, *products = _channel_means(
-        pack, _leaky_gradient(values, gradients), *(values * gradient for gradient in each)
-    )
+    products = (values * gradient for gradient in each)
+    gradient_mean, *means = _channel_means(pack, _leaky_gradient(values, gradients), *products)
     count = cotangent.shape[1] * cotangent.shape[2]
-    kernel_gradient = jnp.stack([(product * count).sum((0, 1, 2))[:channels] for product in products], -1)
+    kernel_gradient = jnp.stack([(mean * count).sum((0, 1, 2))[:channels] for mean in means], -1)
     # With the barrier XLA computes the activations a second time instead of storing them.
-    inputs, mean_gradient, product = optimization_barrier(((x.data, cotangent), mean_gradient, weighted_sum(products)))
+    inputs, gradient_mean, product = optimization_barrier(((x.data, cotangent), gradient_mean, weighted_sum(means)))
     values, gradients, _ = values_and_gradients(*inputs)
-    data_gradient = _input_gradient(values, gradients, mean_gradient, product, scale).astype(x.data.dtype)
+    data_gradient = _input_gradient(values, gradients, gradient_mean, product, scale).astype(x.data.dtype)
     return x.replace(data_gradient), kernel_gradient, cotangent.sum((0, 1, 2))
 
 
 norm_act_conv1x1.defvjp(_norm_act_conv1x1_fwd, _norm_act_conv1x1_bwd)
 
 
-def conv_norm_act(x: FeatureMap | Concatenation, kernel: Array) -> FeatureMap:
+def conv_norm_act(x: FeatureMap | tuple[FeatureMap, ...], kernel: Array) -> FeatureMap:
     """Apply a 3x3 convolution, instance norm and LeakyReLU: `norm_act(convolve(x, kernel))`."""
     if isinstance(x, FeatureMap) and x.data.shape[-1] == 1:
         return x.replace(_conv_norm_act_image(x.data, kernel.astype(x.data.dtype)))
@@ -136,7 +131,7 @@ def conv_norm_act(x: FeatureMap | Concatenation, kernel: Array) -> FeatureMap:
 
 @jax.custom_vjp
 def _conv_norm_act_image(image: Array, kernel: Array) -> Array:
-    """Convolve an image of one channel, normalise and activate: (b, h, w, 1), (3, 3, 1, c) to (b, h, w, c).
+    """Convolve an image (b, h, w, 1), normalise and activate: kernel (3, 3, 1, c).
 
     Nine products of a small image cost less than to store and read their sum: they are computed twice, for the
     statistics and for the result, in one pass over arrays of c channels instead of four. CPUs convolve as usual.
@@ -199,13 +194,9 @@ def _leaky_gradient(y: Array, gradient: Array) -> Array:
 def _input_gradient(y: Array, gradient: Array, mean: Array, product: Array, scale: Array) -> Array:
     """Take the gradient of the activations y back through activation and normalisation, in float32.
 
-    Args:
-      y, gradient: (b, h, w, c).
-      mean, product: (b, 1, 1, c), of the normalised values' gradient, and of this times the normalised values.
-      scale: (b, 1, 1, c), 1 / deviation.
+    `mean` is that of the normalised values' gradient, `product` of this times the normalised values.
     """
-    unscaled = jnp.where(y >= 0, gradient - y * product, SLOPE * gradient - y / SLOPE * product) - mean
-    return scale * unscaled
+    return scale * (jnp.where(y >= 0, gradient - y * product, SLOPE * gradient - y / SLOPE * product) - mean)
 
 
 def _channel_means(lane_pack: int, *arrays: Array) -> tuple[Array, ...]:
@@ -215,15 +206,13 @@ def _channel_means(lane_pack: int, *arrays: Array) -> tuple[Array, ...]:
     the network. On a TPU it adds up a convolution's result while computing it, if the reduction is a plain one.
     """
 
+    b, _, w, c = arrays[0].shape
+
     def rows_first(*arrays: Array) -> tuple[Array, ...]:
         zeros = (jnp.float32(0),) * len(arrays)
         rows = lax.reduce(arrays, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (2,))
-        return tuple(row.mean(1) / arrays[0].shape[2] for row in rows)
+        return tuple(row.mean(1) / w for row in rows)
 
-    def plain(*arrays: Array) -> tuple[Array, ...]:
-        return tuple(x.mean((1, 2)) for x in arrays)
-
-    b, _, _, c = arrays[0].shape
-    means = by_platform(*arrays, tpu=plain, default=rows_first)
+    means = by_platform(*arrays, tpu=lambda *arrays: tuple(x.mean((1, 2)) for x in arrays), default=rows_first)
     pixels = (mean.reshape(b, lane_pack, c // lane_pack).mean(1) for mean in means)
     return tuple(jnp.tile(pixel, lane_pack)[:, None, None] for pixel in pixels)

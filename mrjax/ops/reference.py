@@ -9,14 +9,14 @@ from jax import Array, lax
 
 EPSILON = 1e-5
 SLOPE = 0.2
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def convolve(x: Array, kernel: Array) -> Array:
     """Convolve, zero-padded: kernel (side, side, in, out); a kernel of side 1 is a matrix product."""
     if kernel.shape[:2] == (1, 1):
         return x @ kernel[0, 0]
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS)
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
 
 
 def norm_act(x: Array) -> Array:
@@ -42,4 +42,4 @@ def avg_pool(x: Array) -> Array:
 
 def upsample(x: Array, kernel: Array) -> Array:
     """Apply a transposed convolution of stride 2: kernel (2, 2, in, out), twice the height and width."""
-    return lax.conv_transpose(x, kernel[::-1, ::-1], (2, 2), "VALID", dimension_numbers=_DIMENSIONS)
+    return lax.conv_transpose(x, kernel[::-1, ::-1], (2, 2), "VALID", dimension_numbers=DIMENSIONS)

@@ -1,5 +1,7 @@
 """Networks by name, their inputs, and what holds for all of them."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from conftest import coil_images, to_kspace
 from flax import linen as nn
 
+from mrjax import config as configs
 from mrjax import models
 from mrjax.errors import UserError
 from mrjax.models import MODELS, NetworkInputs, build
@@ -18,12 +21,15 @@ def test_registry_builds() -> None:
 
 
 def test_registry_names_what_was_meant() -> None:
-    with pytest.raises(UserError, match=r"config\.model\.name is 'unett', expected one of: unet, unet_dc, varnet"):
-        build("unett")
-    with pytest.raises(UserError, match=r"config\.model\.chanels .* \(nearest: channels\)"):
-        build("unet", chanels=8)
-    with pytest.raises(UserError, match=r"config\.model\.pool is 'mean', expected one of: max, avg"):
-        build("unet", pool="mean").init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
+    for field, value, expected in (
+        ("name", "unett", "config.model.name is 'unett', expected 'unet' or 'unet_dc' or 'varnet'"),
+        ("pool", "mean", "config.model.pool is 'mean', expected 'max' or 'avg'"),
+        ("chanels", 8, "config.model.chanels is not a field, the nearest known one is config.model.channels"),
+    ):
+        config = configs.defaults().unlock()
+        config.model[field] = value
+        with pytest.raises(UserError, match=re.escape(expected)):
+            configs.check(config)
 
 
 def test_a_network_from_outside_needs_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """The convolution in C++ equals float64 to rounding, runs on CPUs alone, and XLA's runs elsewhere."""
 
-import functools
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mrjax.ops.convolution import conv1x1, convolve_array
+from mrjax.ops.convolution import convolve_array
 from mrjax.parallel import sharding
 
 
@@ -40,13 +39,11 @@ def reference_gradient(x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
 def on_one_device(function, mesh=None):
     """Jit a function as one device of a mesh computes it, the only place where the C++ operations run."""
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-    return jax.jit(lambda *args: sharding.each_alone(function, mesh, whole=len(args))(*args))
+    return jax.jit(lambda *args: sharding.per_device(function, mesh, replicated_args=len(args))(*args))
 
 
-def with_gradients(
-    x: jax.Array, kernel: jax.Array, gradient: jax.Array, function=convolve_array
-) -> tuple[jax.Array, ...]:
-    result, pullback = jax.vjp(function, x, kernel)
+def with_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, ...]:
+    result, pullback = jax.vjp(convolve_array, x, kernel)
     return result, *pullback(gradient)
 
 
@@ -82,14 +79,13 @@ def test_convolution_and_gradients_equal_float64(
 
 
 @pytest.mark.parametrize(("batch", "height", "width", "cin", "cout"), SHAPES)
-def test_conv1x1_and_gradients_equal_float64(batch: int, height: int, width: int, cin: int, cout: int) -> None:
-    shapes = ((batch, height, width, cin), (cin, cout), (batch, height, width, cout))
+def test_1x1_convolution_and_gradients_equal_float64(batch: int, height: int, width: int, cin: int, cout: int) -> None:
+    shapes = ((batch, height, width, cin), (1, 1, cin, cout), (batch, height, width, cout))
     given = [jnp.asarray(images(*shape, seed=seed), "bfloat16") for seed, shape in enumerate(shapes)]
     x, kernel, gradient = (np.asarray(a, np.float64) for a in given)
-    exact = x @ kernel, gradient @ kernel.T, np.einsum("bhwi,bhwo->io", x, gradient)
-    for ours, theirs in zip(
-        on_one_device(functools.partial(with_gradients, function=conv1x1))(*given), exact, strict=True
-    ):
+    matrix = kernel[0, 0]
+    exact = x @ matrix, gradient @ matrix.T, np.einsum("bhwi,bhwo->io", x, gradient)[None, None]
+    for ours, theirs in zip(on_one_device(with_gradients)(*given), exact, strict=True):
         assert ours.dtype == "bfloat16"
         np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, atol=2.0**-8 * np.abs(theirs).max(), rtol=0)
 

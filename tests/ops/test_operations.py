@@ -64,7 +64,7 @@ def joined(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 CASES = {
     "convolve": Case(lambda pack, x, k: unpack(ops.convolve(x, k)), reference.convolve, (3,), ((3, 3, 3, 4),)),
     "convolve a concatenation": Case(
-        lambda pack, x, y, k: unpack(ops.convolve(ops.concatenate(x, y), k)),
+        lambda pack, x, y, k: unpack(ops.convolve((x, y), k)),
         joined(reference.convolve),
         (4, 3),
         ((3, 3, 7, 4),),

@@ -19,7 +19,7 @@ def test_a_platform_gets_its_form_alone(platform: str, inside: bool) -> None:
     if inside:
         mesh = sharding.make_mesh(devices=jax.devices()[:1]).abstract_mesh
         there = mesh.update(abstract_device=jax.sharding.AbstractDevice(platform, None, platform))
-        function = sharding.each_alone(function, there)
+        function = sharding.per_device(function, there)
     traced = jax.jit(function).trace(jax.ShapeDtypeStruct((4,), jnp.float32))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert [form for form in FORMS.values() if form in text] == [FORMS[platform]]

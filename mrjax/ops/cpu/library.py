@@ -17,14 +17,12 @@ import jaxlib
 
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-march=native", "-O3", "-std=c++17", "-fPIC", "-shared")
-_TARGETS = {"mrjax_convolution": "Convolution", "mrjax_filter_gradient": "FilterGradient"}
 
 
 def private_folder(name: str) -> Path:
     """Make a cache folder for compiled files: they are trusted code, so no other user may write there.
 
-    Raises:
-      OSError: it cannot be made, as for a user without a home, or others may write there.
+    Raise OSError if it cannot be made, as for a user without a home, or if others may write there.
     """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mrjax" / name
@@ -50,14 +48,14 @@ def available() -> bool:
         reason = next((line for line in messages if "error" in line), error)
         logging.getLogger(__name__).warning("convolutions are XLA's own, slower ones on this CPU: %s", reason)
         return False
-    for target, symbol in _TARGETS.items():
+    for target, symbol in (("mrjax_convolution", "Convolution"), ("mrjax_filter_gradient", "FilterGradient")):
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
     return True
 
 
 def _compiled(compiler: list[str]) -> Path:
     """Compile the library for this compiler, this CPU and this jaxlib, unless the cache has it."""
-    sources = sorted([*_SOURCES.glob("*.cc"), *_SOURCES.glob("*.h")])
+    sources = sorted(_SOURCES.glob("*.[ch]*"))
     # The predefined macros name the compiler's version and the instruction sets of the CPU.
     macros = _run(*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
     parts = [jaxlib.__version__, *compiler, *_FLAGS, macros, *(path.read_text() for path in sources)]
@@ -66,9 +64,8 @@ def _compiled(compiler: list[str]) -> Path:
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             temporary = Path(folder) / library.name
-            _run(
-                *compiler, *_FLAGS, "-I", jax.ffi.include_dir(), str(_SOURCES / "convolution.cc"), "-o", str(temporary)
-            )
+            source = str(_SOURCES / "convolution.cc")
+            _run(*compiler, *_FLAGS, "-I", jax.ffi.include_dir(), source, "-o", str(temporary))
             # A file that another machine with the same home has loaded is never overwritten.
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, library)
