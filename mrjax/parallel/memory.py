@@ -61,7 +61,7 @@ def explain_out_of_memory(make_error: Callable[[], UserError]) -> Iterator[None]
 
 
 def largest_batch(compile_for: Callable[[int], Compiled], batch_size: int, unit: int, limit: int) -> int:
-    """Return the largest multiple of `unit` below `batch_size` whose step needs at most `limit` bytes; 0 if none does."""
+    """Return the largest multiple of `unit` below `batch_size` whose step needs at most `limit` bytes; 0 if none."""
     if batch_size <= unit:
         return 0
     large = max(2 * unit, batch_size // 2 // unit * unit)
