@@ -21,10 +21,12 @@ from ml_collections import ConfigDict
 
 from benchmarks import scoring
 from benchmarks.report import Table, page_section, publish, replace_section
-from mrjax import cli, experiment
+from mrjax import cli, demo, experiment
 from mrjax.config import defaults
 from mrjax.data import hdf5
-from mrjax.demo import acquisition
+from mrjax.demo import acquisition, anatomy
+from mrjax.inference import Inference
+from mrjax.parallel import sharding
 from mrjax.train import train
 
 BATCH, CHANNELS, LEVELS, SIZE, COILS, REPETITIONS, SCANS = 8, 8, 3, 128, 4, 4, 32
@@ -40,15 +42,16 @@ MEAN_OF_OTHERS = "mean of the three others, which `denoise` learns from"
 
 def make_data(folder: Path) -> None:
     """Write the repetitions, and pairs with the clean image: of each repetition, and of the mean of the others."""
-    acquisition.make(folder / "scans", size=SIZE, coils=COILS, subjects=SUBJECTS, repetitions=REPETITIONS)
-    template = acquisition.load_template()
-    for index, (split, count) in enumerate(SUBJECTS.items()):
-        for number in range(count):
-            key = (0, index, number)
-            anatomy = acquisition.subject(template, key, size=SIZE, slices=18)
-            maps = acquisition.sensitivities(key, size=SIZE, coils=COILS, slices=18)
+    settings = demo.Settings(size=SIZE, coils=COILS, subjects=SUBJECTS, repetitions=REPETITIONS)
+    demo.make(folder / "scans", settings)
+    template, slices = anatomy.load_template(), settings.slices
+    for index, split in enumerate(demo.SPLITS):
+        for number in range(SUBJECTS[split]):
+            subject = anatomy.Subject(settings.seed, index, number)
+            head = anatomy.make_anatomy(template, subject, size=SIZE, slices=slices)
+            coils = acquisition.make_sensitivities(subject, size=SIZE, coils=COILS, slices=slices)
             for contrast in acquisition.PROTOCOLS:
-                clean = simulate_expected_scan(acquisition.image(anatomy, key, contrast), maps, key)
+                clean = simulate_expected_scan(acquisition.make_image(head, subject, contrast), coils, subject)
                 paths = sorted((folder / "scans" / split).glob(f"*{number + 1:04d}_{contrast}*.t5"))
                 write_pairs(folder, paths, clean, contrast)
 
@@ -63,13 +66,13 @@ def write_pairs(folder: Path, paths: list[Path], clean: np.ndarray, contrast: st
             hdf5.write(folder / kind / path.parent.name / path.name, {"input": image, "target": clean}, attributes)
 
 
-def simulate_expected_scan(noise_free: np.ndarray, maps: np.ndarray, key: tuple[int, int, int]) -> np.ndarray:
+def simulate_expected_scan(noise_free: np.ndarray, coils: np.ndarray, subject: anatomy.Subject) -> np.ndarray:
     """Average the root-sum-of-squares images of many scans with the demo's noise."""
     total = np.zeros(noise_free.shape, np.float64)
     for scan in range(SCANS):
-        rng = np.random.default_rng((*key, 9, scan))
-        kspace = acquisition.measure(noise_free, maps, rng, noise=0.4 / rng.uniform(24, 34))
-        total += acquisition.root_sum_of_squares(kspace)
+        rng = subject.generator(9, scan)
+        noise = acquisition.draw_noise_level(rng)
+        total += acquisition.root_sum_of_squares(acquisition.acquire_kspace(noise_free, coils, rng, noise=noise))
     return (total / SCANS).astype(np.float32)
 
 
@@ -96,10 +99,9 @@ def measure(folder: Path, seeds: int) -> dict[str, list[Any]]:
         for seed in range(seeds):
             workdir = folder / f"{task}-{seed}"
             train(make_config(task, seed, data), str(workdir))
-            model, params = scoring.restore_network(workdir)
             # Every network is scored on pairs of a repetition and its clean image.
-            config = make_config("paired", seed, data)
-            predict = scoring.jit_predict(model, params, experiment.task(config), config.normalise)
+            recipe = experiment.make_recipe(make_config("paired", seed, data), sharding.make_mesh())
+            predict = scoring.jit_predict(recipe, Inference.restore(str(workdir)).params)
             found, _ = scoring.score_volumes(predict, single, SIZE, BATCH)
             scores.setdefault(name, []).append(found["reconstruction"])
             scores[ONE_REPETITION] = [found["corrupted"]]

@@ -71,7 +71,7 @@ def run_mrjax(case: Case, data: Path) -> Speed:
 
     The first half starts with an idle device and counts steps that are still running at its end.
     """
-    cli.keep_compiled_programs()
+    cli.enable_compilation_cache()
     logging.getLogger("mrjax").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as workdir:
         train(make_config(case, data), workdir)

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict, config_flags
 
 from benchmarks import hlo, programs
 from benchmarks.report import Table, publish
-from mrjax import cli
+from mrjax import cli, experiment
 from mrjax import config as configs
 from mrjax.errors import UserError
 from mrjax.parallel import memory, sharding
@@ -143,11 +143,11 @@ def mesh_and_config(config: ConfigDict, devices: list[Any], batch: int | None) -
     if batch:
         # Divisible by every mesh, until it is known over how many devices the examples are split.
         config.batch_size = batch * len(devices) * config.grad_accumulation_steps
-        data, model, _ = configs.mesh_shape(config, len(devices))
+        data, model, _ = experiment.mesh_shape(config, len(devices))
         config.batch_size = batch * data * model
     configs.check(config)
-    mesh = sharding.make_mesh(configs.mesh_shape(config, len(devices)), devices)
-    configs.check_image_size(config, mesh.shape["spatial"])
+    mesh = sharding.make_mesh(experiment.mesh_shape(config, len(devices)), devices)
+    experiment.check_sizes(config, [], mesh.shape["spatial"])
     return mesh, config
 
 
@@ -248,7 +248,7 @@ def analyse(config: ConfigDict, mesh: Mesh, target: Target, coils: int) -> Analy
         gradients=bytes_per_device(state.params),
         batch=bytes_per_device(batch),
         temporary=compiled.memory_analysis().temp_size_in_bytes,
-        needed=memory.needed(compiled),
+        needed=memory.needed_bytes(compiled),
         flops_per_image=flops / config.batch_size,
         traffic=traffic,
         traffic_source="XLA's account" if by_xla else "operands + results",
@@ -328,7 +328,8 @@ def main(argv: list[str]) -> None:
     publish("fit (compiled ahead of time)", shown, tables, raw, values.json)
 
 
-SHOWN = ("task", "precision", "accumulate", "remat", "model.name", "model.channels", "model.levels", "data.image_size")
+SHOWN = ["task", "precision", "grad_accumulation_steps", "remat"]
+SHOWN += ["model.name", "model.channels", "model.levels", "data.image_size"]
 
 
 def _short(text: str, length: int = 40) -> str:

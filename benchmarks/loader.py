@@ -29,8 +29,9 @@ from absl import flags
 
 from benchmarks.report import Table, interleaved, publish, require_packages, spread
 from mrjax import cli
-from mrjax.data import cache, hdf5, ismrmrd, splits
-from mrjax.data.loader import Slices, training_batches
+from mrjax.data import cache, hdf5, ismrmrd, readers, splits
+from mrjax.data.dataset import SliceDataset
+from mrjax.data.loader import LoaderOptions, training_batches
 from mrjax.errors import UserError
 
 READ_AHEAD = 20  # more batches than any of the loaders reads ahead
@@ -76,12 +77,12 @@ def make_folder(folder: Path, files: int, coils: int, size: int, gzip: bool = Fa
 
 def mrjax_loader(name: str, folder: str, batch: int, cached: bool = False) -> Loader:
     """Return mrjax's stream of training batches."""
-    volumes = splits.volumes(hdf5.find(folder), "kspace", on_bad_file="error", read_all=False)
-    slices = Slices(volumes, volumes[0].data_shape, "kspace")
+    volumes = splits.describe_split(readers.find(folder), "kspace", on_bad_file="error", read_samples=False)
+    slices = SliceDataset(volumes, volumes[0].data_shape)
 
     def stream(workers: int) -> Stream:
         source = cache.HostCache(slices) if cached else slices
-        return training_batches(source, batch_size=batch, seed=0, start=0, workers=workers, prefetch=2)
+        return training_batches([source], LoaderOptions(batch, workers), seed=0, start=0)
 
     return Loader(name, stream, len(slices))
 
@@ -173,7 +174,7 @@ def time_copies(slices: int, size: int, batch: int, rounds: int) -> list[float]:
 def drop_page_cache(folder: str) -> None:
     """Ask the kernel to drop the files from its page cache."""
     os.sync()
-    for path in hdf5.find(folder):
+    for path in readers.find(folder):
         number = os.open(path, os.O_RDONLY)
         os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(number)

@@ -3,6 +3,8 @@
 The scripts that time steps call mrjax's `experiment` and `train_step` only through this module.
 """
 
+import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -15,10 +17,10 @@ from jax.stages import Compiled, Wrapped
 from ml_collections import ConfigDict
 
 from mrjax import experiment, train_step
-from mrjax.config import check, defaults, mesh_shape
+from mrjax.config import check, defaults
 from mrjax.data import splits
 from mrjax.mri.augment import Augment
-from mrjax.mri.tasks import as_given
+from mrjax.mri.tasks import as_measured
 from mrjax.parallel import sharding
 
 Batch = dict[str, Any]
@@ -31,7 +33,7 @@ def unet_config(*, size: int, channels: int, levels: int, batch: int, precision:
     config.model.channels, config.model.levels = channels, levels
     config.data.image_size = (size, size)
     check(config)
-    mesh_shape(config, jax.device_count())
+    experiment.mesh_shape(config, jax.device_count())
     return config
 
 
@@ -42,15 +44,7 @@ def disable_augmentation(config: ConfigDict) -> None:
 
 def jit_train_step(config: ConfigDict, mesh: Mesh) -> Wrapped:
     """Return the jitted `(state, batch) -> (state, metrics)` of a config."""
-    return train_step.compile_train(
-        mesh,
-        model=experiment.model(config, mesh),
-        optimizer=experiment.optimizer(config),
-        task=experiment.task(config),
-        seed=config.seed,
-        normalise_by=config.normalise,
-        accumulate=config.grad_accumulation_steps,
-    )
+    return train_step.jit_train_step(experiment.make_recipe(config, mesh))
 
 
 def compile_train_step(
@@ -67,29 +61,29 @@ def compile_train_step(
 
 def abstract_state(config: ConfigDict, mesh: Mesh) -> train_step.TrainState:
     """Return shapes and shardings of the initial state."""
-    return experiment.abstract_state(experiment.initial_state(config), mesh)
+    return experiment.abstract_state(config, experiment.make_recipe(config, mesh))
 
 
 def initial_state(config: ConfigDict, mesh: Mesh) -> train_step.TrainState:
     """Initialise parameters and optimizer, replicated on every device."""
-    return jax.jit(experiment.initial_state(config), out_shardings=sharding.replicated(mesh))()
+    initialise = functools.partial(experiment.initial_state, config, experiment.make_recipe(config, mesh))
+    return jax.jit(initialise, out_shardings=sharding.replicated(mesh))()
 
 
 def jit_reconstruct(config: ConfigDict, mesh: Mesh) -> Wrapped:
     """Return the jitted `(params, batch) -> (images, peaks)` that reconstructs a batch as it was measured."""
-    model = experiment.model(config, mesh)
-    return train_step.compile_predict(mesh, model=model, task=as_given, normalise_by=config.normalise)
+    return train_step.jit_predict(dataclasses.replace(experiment.make_recipe(config, mesh), task=as_measured))
 
 
 def abstract_batch(config: ConfigDict, mesh: Mesh, coils: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Return shapes of a global training batch of config.task, sharded by example."""
     size, split = tuple(config.data.image_size), sharding.by_example(mesh)
-    slices = (1 + 2 * config.data.neighbours,) if config.data.neighbours else ()
+    slices = (1 + 2 * config.data.adjacent_slices,) if config.data.adjacent_slices else ()
     images: dict[str, Any] = {"kspace": ((*slices, coils, *size), jnp.complex64)}
     if config.task == "paired":
         images = {"input": ((*slices, *size), jnp.float32), "target": (size, jnp.float32)}
-    elif config.task in splits.REPEATED:
-        images["others"] = ((2, coils, *size), jnp.complex64)  # M4Raw's T1 and T2 have three repetitions
+    elif config.task in splits.REPETITION_TASKS:
+        images["repetitions"] = ((2, coils, *size), jnp.complex64)  # the others of the three of M4Raw's T1 and T2
     shapes = images | {"index": ((), jnp.uint32), "maximum": ((), jnp.float32)}
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=split)

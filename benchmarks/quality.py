@@ -12,6 +12,7 @@ volume as fastMRI's `evaluate.py` does. The real individuals are the T1-weighted
 package dipy carries: magnitudes, taken for a single coil's image. Nothing was trained on them.
 """
 
+import dataclasses
 import functools
 import json
 import logging
@@ -20,25 +21,28 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from benchmarks import scoring
 from benchmarks.programs import disable_augmentation
 from benchmarks.report import Table, page_section, publish, replace_section, require_packages
-from mrjax import cli, experiment
+from mrjax import cli, demo, experiment
 from mrjax.baselines.compressed_sensing import CompressedSensing
 from mrjax.checkpoint import write_json
 from mrjax.config import defaults
 from mrjax.data import hdf5, resize
-from mrjax.demo import acquisition
+from mrjax.data.volume import Volume
+from mrjax.inference import Inference
 from mrjax.mri.fourier import centred_fft2_host
 from mrjax.mri.tasks import Task
+from mrjax.parallel import sharding
 from mrjax.report import figures
 from mrjax.train import train
 
@@ -128,14 +132,16 @@ def make_task(config: ConfigDict, acceleration: float) -> Task:
     config = config.copy_and_resolve_references()
     config.acquisition.accelerations = (acceleration,)
     config.acquisition.centre_fractions = (CENTRE_FRACTIONS[acceleration],)
-    return experiment.task(config)
+    return experiment.make_recipe(config, sharding.make_mesh()).task
 
 
-def make_method(model: Any, params: Any, config: ConfigDict, seconds: float = 0.0) -> Method:
-    """Return the method that applies a model of mrjax."""
+def make_method(config: ConfigDict, params: Any, seconds: float = 0.0, model: nn.Module | None = None) -> Method:
+    """Return the method that applies a model with its parameters, by default the config's network."""
+    recipe = experiment.make_recipe(config, sharding.make_mesh())
+    recipe = dataclasses.replace(recipe, model=model or recipe.model)
 
     def predict(acceleration: float) -> scoring.Predict:
-        return scoring.jit_predict(model, params, make_task(config, acceleration), config.normalise)
+        return scoring.jit_predict(dataclasses.replace(recipe, task=make_task(config, acceleration)), params)
 
     return Method(predict, sum(leaf.size for leaf in jax.tree.leaves(params)), seconds)
 
@@ -148,7 +154,7 @@ def mrjax_network(name: str, seed: int) -> Method:
     start = time.perf_counter()
     train(config, str(workdir))
     seconds = keep_first(workdir / "seconds.json", time.perf_counter() - start)
-    return make_method(*scoring.restore_network(workdir), config, seconds)
+    return make_method(config, Inference.restore(str(workdir)).params, seconds)
 
 
 def keep_first(file: Path, value: float) -> float:
@@ -158,12 +164,13 @@ def keep_first(file: Path, value: float) -> float:
     return float(json.loads(file.read_text()))
 
 
-class Identity:
-    """A network that returns its input image."""
+class ZeroFilling(nn.Module):
+    """A model without parameters that returns the zero-filled image."""
 
-    needs = ("image",)
+    input_names: ClassVar[tuple[str, ...]] = ("image",)
 
-    def apply(self, variables: Any, image: jax.Array) -> jax.Array:
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
         """Return the image, (batch, height, width, 1), unchanged."""
         return image
 
@@ -177,7 +184,7 @@ def pytorch_network(seed: int) -> Method:
     unet = pytorch.TrainedUnet(CHANNELS, LEVELS, seed)
     unet.train_or_load(file, root() / "data" / "train", CENTRE_FRACTIONS, BATCH, flags.FLAGS.steps)
     seconds = keep_first(file.with_suffix(".json"), time.perf_counter() - start)
-    zero_filled = make_method(Identity(), {}, base_config(seed))
+    zero_filled = make_method(base_config(seed), {}, model=ZeroFilling())
 
     def predict(acceleration: float) -> scoring.Predict:
         zero_fill = zero_filled.predict(acceleration)
@@ -193,7 +200,7 @@ def pytorch_network(seed: int) -> Method:
 
 def compressed_sensing(seed: int) -> Method:
     """Return FISTA, which has nothing to train."""
-    return make_method(CompressedSensing(), {}, base_config(seed))
+    return make_method(base_config(seed), {}, model=CompressedSensing())
 
 
 def write_real_individuals(folder: Path) -> None:
@@ -209,7 +216,7 @@ def write_real_individuals(folder: Path) -> None:
     for name, images in volumes.items():
         images = images.astype(np.float32) / images.max()
         square = max(images.shape[1:])
-        fitted = np.stack([resize.scale_to(resize.fit(image, (square, square)), (SIZE, SIZE)) for image in images])
+        fitted = resize.resize_image(resize.crop_or_pad(images, (square, square)), (SIZE, SIZE))
         kspace = centred_fft2_host(fitted).astype(np.complex64)[:, None]
         attributes = {"max": float(fitted.max()), "norm": float(np.linalg.norm(fitted)), "acquisition": name}
         hdf5.write(folder / f"{name}.t5", {"kspace": kspace, "reconstruction_rss": fitted}, attributes)
@@ -222,7 +229,7 @@ METHODS: dict[str, Callable[[int], Method]] = {
 }
 
 
-def measure(sets: dict[str, list[hdf5.Volume]], seeds: int) -> tuple[Scores, dict[str, Method], dict[str, np.ndarray]]:
+def measure(sets: dict[str, list[Volume]], seeds: int) -> tuple[Scores, dict[str, Method], dict[str, np.ndarray]]:
     """Train and score all methods; also returns the methods, and each one's image of the same slice at 4x."""
     scores: Scores = {}
     methods: dict[str, Method] = {}
@@ -238,7 +245,7 @@ def measure(sets: dict[str, list[hdf5.Volume]], seeds: int) -> tuple[Scores, dic
                     scores[set_name, ZERO_FILLED, acceleration] = [found["corrupted"]]
                     if set_name == UNSEEN and acceleration == 4 and seed == 0:
                         images = next(iter(previews.values()))
-                        shown |= {"ground truth": images["target"], ZERO_FILLED: images["corrupted"]}
+                        shown |= {"target": images["target"], ZERO_FILLED: images["corrupted"]}
                         shown[name] = images["reconstruction"]
     return scores, methods, shown
 
@@ -250,7 +257,7 @@ def main(argv: list[str]) -> None:
     logging.getLogger("mrjax").setLevel(logging.WARNING)
     values = flags.FLAGS
     if not (root() / "data").exists():
-        acquisition.make(root() / "data", size=SIZE, coils=4)
+        demo.make(root() / "data", demo.Settings(size=SIZE, coils=4))
     write_real_individuals(root() / "real")
     sets = {
         UNSEEN: scoring.find_volumes(root() / "data" / "test", "kspace"),
@@ -258,7 +265,7 @@ def main(argv: list[str]) -> None:
     }
     scores, methods, shown = measure(sets, values.seeds)
     tables = [quality_table(name, scores, methods) for name in sets]
-    figures.gallery(values.figure, shown, title=f"4x, an unseen subject, {values.steps} steps")
+    figures.draw_gallery(values.figure, shown, title=f"4x, an unseen subject, {values.steps} steps")
     raw = [{"of": of, "method": name, "acceleration": a, "seeds": found} for (of, name, a), found in scores.items()]
     command = {"steps": values.steps, "seeds": values.seeds}
     publish("quality", command | {"batch": BATCH, "size": SIZE}, tables, raw, values.json)

@@ -8,36 +8,30 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mrjax import experiment, train_step
-from mrjax.data import hdf5, loader, splits
-from mrjax.evaluate import evaluate, summarise
-from mrjax.mri.tasks import Task
+from mrjax import train_step
+from mrjax.data import loader, readers, splits
+from mrjax.data.dataset import SliceDataset
+from mrjax.data.volume import Volume
+from mrjax.measures import evaluator
 from mrjax.parallel import sharding
+from mrjax.train_step import Recipe
 
 # A batch to (corrupted, reconstruction and target, peak of each target).
 Predict = Callable[[dict[str, jax.Array]], tuple[dict[str, jax.Array], jax.Array]]
 
 
-def find_volumes(folder: Path, task: str) -> list[hdf5.Volume]:
+def find_volumes(folder: Path, task: str) -> list[Volume]:
     """Read and check every file of a folder."""
-    return splits.volumes(hdf5.find(str(folder)), task=task, on_bad_file="error", read_all=True)
+    return splits.describe_split(readers.find(str(folder)), task, on_bad_file="error", read_samples=True)
 
 
-def restore_network(workdir: Path) -> tuple[Any, Any]:
-    """Return the network of a run and the parameters of its best checkpoint."""
-    mesh = sharding.make_mesh()
-    restored = experiment.restore(str(workdir), mesh)
-    return experiment.model(restored.config, mesh), restored.params
-
-
-def jit_predict(model: Any, params: Any, task: Task, normalise: str) -> Predict:
-    """Return the jitted step of inference, which corrupts a batch by the task and applies the network."""
-    predict = train_step.compile_predict(sharding.make_mesh(), model=model, task=task, normalise_by=normalise)
-    return functools.partial(predict, params)
+def jit_predict(recipe: Recipe, params: Any) -> Predict:
+    """Return the jitted step of inference, which corrupts a batch by the recipe's task and applies its network."""
+    return functools.partial(train_step.jit_predict(recipe), params)
 
 
 def score_volumes(
-    predict: Predict, volumes: list[hdf5.Volume], size: int, batch_size: int
+    predict: Predict, volumes: list[Volume], size: int, batch_size: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Score volumes as `mrjax.evaluate` does.
 
@@ -46,15 +40,10 @@ def score_volumes(
       middle slices.
     """
     mesh = sharding.make_mesh()
-    source = loader.Slices(volumes, (size, size), "kspace")
-
-    def predict_without_params(params: Any, batch: dict[str, jax.Array]) -> Any:
-        return predict(batch)
-
-    score: Any = train_step.compile_score(mesh)
-    with loader.evaluation_batches(source, batch_size=batch_size, workers=0, prefetch=2) as batches:
-        rows, previews = evaluate(predict_without_params, score, {}, batches, volumes, mesh)  # type: ignore[arg-type]
-    return summarise(rows)["all"], previews
+    slices = SliceDataset(volumes, (size, size))
+    with loader.evaluation_batches([slices], loader.LoaderOptions(batch_size)) as batches:
+        rows, previews = evaluator.evaluate(predict, train_step.jit_score(mesh), batches, volumes, mesh)
+    return evaluator.summarise(rows)["all"], previews
 
 
 def use_flips_only(config: ConfigDict) -> None:

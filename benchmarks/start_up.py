@@ -20,7 +20,7 @@ from absl import flags
 from benchmarks.files import make_files
 from benchmarks.report import Table, publish, spread
 from mrjax import cli
-from mrjax.train import FIRST_STEP
+from mrjax.report.run_log import FIRST_STEP
 
 
 def seconds_to_first_step(command: list[str], cache: Path) -> float:

@@ -25,8 +25,8 @@ from benchmarks.report import Table, interleaved, publish, spread
 from mrjax import cli, experiment
 from mrjax import train_step as step
 from mrjax.errors import UserError
-from mrjax.measures import losses
-from mrjax.mri.tasks import Example, training_keys
+from mrjax.mri.normalise import NORMALISATIONS
+from mrjax.mri.tasks import Example, Task, training_keys
 from mrjax.parallel import memory, sharding
 
 Parts = dict[str, Callable[[], Any]]
@@ -61,7 +61,7 @@ def compile_step(config: ConfigDict, mesh: Mesh, coils: int) -> tuple[Compiled, 
 
 def make_parts(config: ConfigDict, compiled: Compiled, state: step.TrainState, batch: step.Batch) -> Parts:
     """Return the whole step and its parts, each compiled by itself, as functions to time."""
-    model, optimizer = experiment.model(config), experiment.optimizer(config)
+    recipe = experiment.make_recipe(config, sharding.make_mesh())
     params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
 
     def whole_step() -> Any:
@@ -69,7 +69,7 @@ def make_parts(config: ConfigDict, compiled: Compiled, state: step.TrainState, b
         state, metrics = compiled(state, batch)
         return metrics
 
-    def corrupt(task: step.Task) -> Callable[[], Any]:
+    def corrupt(task: Task) -> Callable[[], Any]:
         jitted = jax.jit(lambda batch: task(batch, training_keys(0, batch["index"])))
         return lambda: jitted(batch)
 
@@ -77,18 +77,17 @@ def make_parts(config: ConfigDict, compiled: Compiled, state: step.TrainState, b
     programs.disable_augmentation(unaugmented)
 
     def loss(params: Any, example: Example) -> jax.Array:
-        scale = step.scaling(example.corrupted, batch, "slice")
-        inputs = step.network_inputs(example, scale)
-        return losses.mean_squared_error(
-            step.run_network(model, params, inputs), scale.apply(example.target), inputs.offset
-        )
+        scaling = NORMALISATIONS[recipe.normalisation](example.corrupted, batch["maximum"])
+        inputs = step.network_inputs(recipe, example, scaling)
+        prediction = step.run_network(recipe.model, params, inputs)
+        return recipe.loss(prediction, scaling.apply(example.target), inputs.offset)
 
-    corrupted = corrupt(experiment.task(config))
+    corrupted = corrupt(recipe.task)
     example, forward, both = corrupted(), jax.jit(loss), jax.jit(jax.value_and_grad(loss))
-    gradients, update = both(params, example)[1], jax.jit(optimizer.update)
+    gradients, update = both(params, example)[1], jax.jit(recipe.optimizer.update)
     return {
         "whole step": whole_step,
-        "corruption": corrupt(experiment.task(unaugmented)),
+        "corruption": corrupt(experiment.make_recipe(unaugmented, recipe.mesh).task),
         "corruption + augmentation": corrupted,
         "forward": lambda: forward(params, example),
         "forward + backward": lambda: both(params, example),
@@ -138,7 +137,7 @@ def measure(case: Case, levels: int, coils: int, rounds: int) -> dict[str, Any]:
         "roofline_share": (
             max(flops / product, bytes_accessed / copy) / total if accelerator and bytes_accessed else None
         ),
-        "needed_bytes": memory.needed(compiled),
+        "needed_bytes": memory.needed_bytes(compiled),
         "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "devices": devices,
     }
@@ -147,12 +146,12 @@ def measure(case: Case, levels: int, coils: int, rounds: int) -> dict[str, Any]:
 def largest_batch(case: Case, levels: int, coils: int) -> dict[str, Any]:
     """Find the largest batch whose step fits, to a sixteenth: double it, bisect, then run it."""
     mesh = sharding.make_mesh()
-    limit, unit = memory.available(mesh), mesh.size
+    limit, unit = memory.available_bytes(mesh), mesh.size
     if limit is None:
         raise UserError("--largest: this device does not say how much memory it has, expected one that does")
 
     def needed_bytes(batch: int) -> int:
-        return memory.needed(compile_step(make_config(case._replace(batch=batch), levels), mesh, coils)[0])
+        return memory.needed_bytes(compile_step(make_config(case._replace(batch=batch), levels), mesh, coils)[0])
 
     fits, too_large = 0, unit
     while needed_bytes(too_large) <= limit:

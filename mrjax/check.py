@@ -15,14 +15,15 @@ def check(paths: list[str]) -> tuple[list[Volume], list[str]]:
     for path in paths:
         try:
             volume, found = checks.check(readers.describe(path))
-            found += checks.describe_empty_slices(volume)
         except UserError as error:
             faults.append(str(error))
             continue
-        if volume.layout == "paired" and not volume.target:
-            found.append(f"{path}: has no data set `target` beside `input`, which training and evaluation need")
         volumes.append(volume)
         faults += found
+        if sentence := checks.describe_empty_slices(volume):
+            faults.append(sentence)
+        if volume.layout == "paired" and not volume.target:
+            faults.append(f"{path}: has no data set `target` beside `input`, which training and evaluation need")
     return volumes, faults
 
 

@@ -82,24 +82,33 @@ class Experiment:
         """The mesh of devices."""
         return self.recipe.mesh
 
-    def abstract_state(self) -> TrainState:
-        """Return shapes and shardings of the state, without computing any of it."""
-        return abstract_state(self.config, self.recipe)
-
     def init_state(self) -> TrainState:
         """Draw the state that training starts from, laid out over the mesh."""
-        layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(self.config, self.recipe))
         return jax.jit(functools.partial(initial_state, self.config, self.recipe), out_shardings=layout)()
 
+    def load_caches(self) -> list[DeviceCache]:
+        """Read the training slices onto the devices if config.data.cache is 'device': a cache for each dataset."""
+        if self.config.data.cache != "device":
+            return []
+        started = time.perf_counter()
+        caches = [DeviceCache.load(dataset, self.mesh, self.config.data.cache_half) for dataset in self.train_datasets]
+        logger.info(
+            "%d slices, %.2f GB on each device, are cached after %.1f s",
+            sum(map(len, self.train_datasets)),
+            sum(cache.device_bytes for cache in caches) / 1e9,
+            time.perf_counter() - started,
+        )
+        return caches
+
     @contextlib.contextmanager
-    def training_batches(self, start: int) -> Iterator[Iterator[Batch]]:
+    def training_batches(self, caches: Sequence[DeviceCache], start: int) -> Iterator[Iterator[Batch]]:
         """Open the endless stream of training batches, on the devices, from the batch of step `start` on."""
-        datasets, caches, config = self.train_datasets, [], self.config
-        if config.data.cache == "device":
-            caches = [load_on_devices(dataset, self.mesh, half=config.data.cache_half) for dataset in datasets]
+        datasets = self.train_datasets
+        if caches:
             datasets = [ExampleIndices(len(dataset), bucket) for bucket, dataset in enumerate(datasets)]
-        examples = start * config.batch_size
-        with loader.training_batches(datasets, self._reading, seed=config.seed, start=examples) as host_batches:
+        examples, seed = start * self.config.batch_size, self.config.seed
+        with loader.training_batches(datasets, self._reading, seed=seed, start=examples) as host_batches:
             if caches:
                 batches = device_cache.cached_batches(host_batches, caches, self.mesh)
             else:
@@ -129,20 +138,22 @@ class TrainStep:
 
     Args:
       experiment: what is trained.
+      reserved: bytes on each device that are taken by cached slices.
 
     Raises:
       UserError: a step needs more memory than a device has.
     """
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, reserved: int = 0):
         self._experiment = experiment
         self._jitted = steps.jit_train_step(experiment.recipe)
-        self._state = experiment.abstract_state()
+        self._state = abstract_state(experiment.config, experiment.recipe)
         specs = [dataset.spec for dataset in experiment.train_datasets]
         self._largest = max(specs, key=lambda spec: sum(math.prod(shape) for shape, _ in spec.values()))
         with memory.explain_out_of_memory(self.explain):
             self._compiled = {_shapes(spec): self._compile(spec, experiment.config.batch_size) for spec in specs}
-        need, limit = max(map(memory.needed_bytes, self._compiled.values())), memory.available_bytes(experiment.mesh)
+        need = reserved + max(map(memory.needed_bytes, self._compiled.values()))
+        limit = memory.available_bytes(experiment.mesh)
         if limit and need > limit:
             raise self.explain(need)
 
@@ -312,14 +323,3 @@ def make_datasets(config: ConfigDict, split: str, volumes: list[Volume]) -> Sequ
         datasets = bucket_by_size(volumes, config.data.max_shapes, adjacent)
     logger.info("%s: %s", split, describe_buckets(datasets))
     return [HostCache(dataset) for dataset in datasets] if config.data.cache == "host" else datasets
-
-
-def load_on_devices(dataset: Dataset, mesh: Mesh, *, half: bool) -> DeviceCache:
-    """Read a whole dataset onto the devices, and log how long that took."""
-    started = time.perf_counter()
-    cache = DeviceCache.load(dataset, mesh, half)
-    logger.info(
-        "%d slices, %.2f GB, are on the devices after %.1f s",
-        *(len(dataset), cache.device_bytes * mesh.size / 1e9, time.perf_counter() - started),
-    )
-    return cache

@@ -25,8 +25,7 @@ logger = logging.getLogger("mrjax.export_fastmri")
 
 def require_fastmri_network(config: ConfigDict) -> None:
     """Raise a `UserError` where fastMRI has no network that computes the same."""
-    expected = {"name": ("unet", "varnet"), "pool": ("avg",), "residual": (False,)}
-    for field, values in expected.items():
+    for field, values in (("name", ("unet", "varnet")), ("pool", ("avg",)), ("residual", (False,))):
         if config.model[field] not in values:
             raise UserError(
                 f"config.model.{field} of the run is {config.model[field]!r}, expected "

@@ -2,12 +2,8 @@
 
     python -m mrjax.import_fastmri unet.pt --output=runs/imported [--image_size=320,320]
 
-The file is a state_dict or a checkpoint of Lightning: PyTorch's (.pt, .pth, .ckpt), .safetensors or .npz. Nothing in it
-is executed, and PyTorch is not needed. The network, its width and its depth are recognised by names and shapes.
-
-The workdir's config says how fastMRI trained the weights: average pooling, images cropped to `image_size` about their
-centre, random masks at fourfold acceleration without added noise, and for the U-Net `normalise='standard'`: mean 0 and
-standard deviation 1 in each slice. fastMRI also clips values at 6 standard deviations; mrjax does not.
+The file is a state_dict or a checkpoint of Lightning: PyTorch's (.pt, .pth, .ckpt), .safetensors or .npz (see
+`interop.weight_files`). fastMRI also clips images at 6 standard deviations; mrjax does not.
 """
 
 import logging
@@ -31,7 +27,7 @@ logger = logging.getLogger("mrjax.import_fastmri")
 
 
 def make_config(network: Network, image_size: tuple[int, int]) -> ConfigDict:
-    """Make the config of a network: the defaults, its size, and how fastMRI trains it."""
+    """Make the config of a network: how fastMRI trains it, at fourfold acceleration and without added noise."""
     config = configs.defaults()
     config.model.update(network.fields, name=network.name, pool="avg")
     config.data.image_size, config.data.resize = image_size, "image"
@@ -46,8 +42,7 @@ def make_config(network: Network, image_size: tuple[int, int]) -> ConfigDict:
 def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> ConfigDict:
     """Write a workdir with the parameters of a file, and return its config.
 
-    Raises:
-      UserError: the file holds no such network, the image size is too small for it, or the workdir is not empty.
+    Raises `UserError` if the file holds no such network, the image size is too small for it, or the workdir not empty.
     """
     if os.path.isdir(workdir) and os.listdir(workdir):
         raise UserError(f"--output is {workdir}, which holds files, expected an empty or new folder")
@@ -73,9 +68,8 @@ def main(argv: list[str]) -> None:
     if len(size) != 2 or not all(side.isdigit() for side in size):
         raise UserError(f"--image_size is {','.join(size)!r}, expected height,width as in 320,320")
     config = import_weights(argv[1], workdir, (int(size[0]), int(size[1])))
-    fields = [
-        f"--config.{name}={value}" for name, value in configs.flat(config) if name.startswith(configs.PARAMETER_FIELDS)
-    ]
+    values = {name: value for name, value in configs.flat(config) if name.startswith(configs.PARAMETER_FIELDS)}
+    fields = [f"--config.{name}={value}" for name, value in values.items()]
     logger.info("written: %s, %s", workdir, ", ".join(f"{name} {value}" for name, value in config.model.items()))
     logger.info("reconstruct: python -m mrjax.reconstruct --workdir=%s --input=scan.h5 --output=out", workdir)
     logger.info("train on: python -m mrjax.main --config=configs/unet.py --workdir=%s %s", workdir, " ".join(fields))

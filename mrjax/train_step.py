@@ -157,7 +157,8 @@ def gradient(recipe: Recipe, params: Any, batch: Batch) -> tuple[jax.Array, Any]
         of_device = functools.partial(accumulate_gradient, functools.partial(loss_of_batch, recipe))
         loss, gradients = sharding.mean_gradient(of_device, mesh, recipe.model.dtype)(params, parts)
     else:
-        loss, gradients = accumulate_gradient(functools.partial(loss_of_split_rows, recipe), params, parts)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # as shard_map does: it tells operations the platform
+            loss, gradients = accumulate_gradient(functools.partial(loss_of_split_rows, recipe), params, parts)
     return loss, sharding.with_parameter_layout(sharding.constrain_state(gradients, mesh), mesh)
 
 
@@ -220,7 +221,8 @@ def predict(recipe: Recipe, params: Any, batch: Batch) -> tuple[Batch, jax.Array
     else:
         params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
         image = jax.lax.with_sharding_constraint(inputs.image, sharding.by_row(mesh))
-        prediction = run_network(model, params, inputs._replace(image=image))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            prediction = run_network(model, params, inputs._replace(image=image))
     return images | {"reconstruction": scaling.invert(prediction)}, peak
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import denoising, quality, report, tables
-from mrjax.demo import acquisition
+from mrjax import demo
 from mrjax.errors import UserError
 
 RUN = tables.Run("peers", "peers", ["--rounds=2"])
@@ -147,7 +147,7 @@ SUBJECTS = {"train": 1, "val": 1, "test": 1}
 @pytest.mark.slow
 @pytest.mark.peer
 def test_quality_trains_and_scores_every_method(tmp_path: Path) -> None:
-    acquisition.make(tmp_path / "data", size=quality.SIZE, coils=4, subjects=SUBJECTS)
+    demo.make(tmp_path / "data", demo.Settings(size=quality.SIZE, coils=4, subjects=SUBJECTS))
     check_quality_script("quality", tmp_path, f"--figure={tmp_path / 'models.png'}")
     assert (tmp_path / "models.png").exists()
 

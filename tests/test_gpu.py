@@ -20,7 +20,7 @@ from benchmarks.step_time import Case, compile_step, make_arguments, make_config
 from mrjax.parallel import sharding
 
 config, mesh = make_config(Case(sys.argv[1], 128, 16, 8), 3), sharding.make_mesh()
-config.accumulate = int(sys.argv[2])
+config.grad_accumulation_steps = int(sys.argv[2])
 compiled, _ = compile_step(config, mesh, coils=4)
 state, batch = make_arguments(config, mesh, coils=4)
 for _ in range({STEPS}):

@@ -32,31 +32,21 @@ class CompressedSensing(nn.Module):
     It has no parameters: `apply({"params": {}}, kspace, mask, offset)`. Its magnitude is the root-sum-of-squares of the
     coils' images, as that of the targets. Where fewer central columns were measured than ESPIRiT's kernel is wide, the
     sensitivities are the adaptive ones of the images that these columns make.
-
-    Attributes:
-        regulariser: 'tv' or 'wavelet', see `reconstruct`.
-        weight: of the regulariser, in units of the normalised image.
-        iterations: of FISTA.
-        calibration: side of ESPIRiT's square calibration region, in samples.
-        kernel: side of ESPIRiT's blocks, in samples: small, as 8x leaves few central columns.
     """
 
-    regulariser: str = "tv"
-    weight: float = 0.002
-    iterations: int = 60
-    calibration: int = 24
-    kernel: int = 3
+    regulariser: str = "tv"  # or 'wavelet', see `reconstruct`
+    weight: float = 0.002  # of the regulariser, in units of the normalised image
+    iterations: int = 60  # of FISTA
+    calibration: int = 24  # side of ESPIRiT's square calibration region, in samples
+    kernel: int = 3  # side of ESPIRiT's blocks, in samples: small, as 8x leaves few central columns
 
     input_names: ClassVar[tuple[str, ...]] = ("kspace", "mask", "offset")
 
     @nn.compact
     def __call__(self, kspace: jax.Array, mask: jax.Array, offset: jax.Array) -> jax.Array:
-        """Reconstruct normalised images, (batch, height, width, 1) float32: the magnitude minus the offset.
+        """Reconstruct normalised images, (batch, height, width, 1) float32: the magnitude minus `offset` (batch, 1, 1).
 
-        Args:
-            kspace: (batch, coils, height, width) complex64, in units of the normalised image's scale.
-            mask: (batch, 1 or height, width) bool, where it was measured.
-            offset: (batch, 1, 1) float32, normalised.
+        `kspace` (batch, coils, height, width) complex64 is in units of the normalised image's scale.
         """
         solve = functools.partial(
             reconstruct, regulariser=self.regulariser, weight=self.weight, iterations=self.iterations
@@ -74,17 +64,11 @@ class CompressedSensing(nn.Module):
 
 
 class Analysis(NamedTuple):
-    """An analysis operator D, linear and real, whose coefficients should be sparse, on periodic images.
+    """An analysis operator D, linear and real, whose coefficients should be sparse, on periodic images."""
 
-    Attributes:
-      forward: D, (height, width) complex64 to (bands, height, width).
-      norm: a bound on the square of D's largest singular value.
-      joint: whether the penalty is the length of the vector of all bands of a pixel, or of each value.
-    """
-
-    forward: Callable[[jax.Array], jax.Array]
-    norm: float
-    joint: bool
+    forward: Callable[[jax.Array], jax.Array]  # D, (height, width) complex64 to (bands, height, width)
+    norm: float  # a bound on the square of D's largest singular value
+    joint: bool  # whether the penalty is the length of the vector of all bands of a pixel, or of each value
 
     def adjoint(self, bands: jax.Array) -> jax.Array:
         """Apply D^H, (bands, height, width) to (height, width) complex64: the transpose, as D is real."""
@@ -106,8 +90,7 @@ def differences(image: jax.Array) -> jax.Array:
 def wavelets(image: jax.Array) -> jax.Array:
     """Compute the details of the undecimated wavelet transform, (height, width) to (3 LEVELS, height, width).
 
-    With the approximation, left out here, it is a tight frame of unit norm for any size (Coifman and Donoho,
-    Translation-invariant de-noising, 1995).
+    With the approximation, left out here, it is a tight frame of unit norm for any size (Coifman and Donoho, 1995).
     """
     low, details = jnp.stack([image.real, image.imag])[:, None], []
     for level in range(LEVELS):
@@ -135,21 +118,8 @@ def reconstruct(
     Beck and Teboulle, SIAM J Imaging Sci 2 (2009) 183. The proximal step is solved by the same method on its dual
     problem (Beck and Teboulle, IEEE Trans Image Process 18 (2009) 2419), approximately; so that its errors do not add
     up, the momentum restarts whenever it points uphill (O'Donoghue and Candes, Found Comput Math 15 (2015) 715).
-
-    Args:
-      kspace: (coils, height, width) complex64; batched by vmap.
-      mask: (1 or height, width) bool, where it was measured.
-      maps: (coils, height, width) complex64, the sensitivities S.
-      regulariser: 'tv', the lengths of the image's gradients, or 'wavelet', the details of its undecimated wavelet
-        transform.
-      weight: in units of the image.
-      iterations: of FISTA.
-
-    Returns:
-      (height, width) complex64.
-
-    Raises:
-      UserError: an unknown regulariser.
+    `kspace` and the sensitivities `maps`, S, are (coils, height, width) complex64, `mask` (1 or height, width) bool.
+    The regulariser 'tv' is the lengths of the image's gradients, 'wavelet' the details of its wavelet transform.
     """
     if regulariser not in ANALYSES:
         raise UserError(f"regulariser is {regulariser!r}, expected one of: {', '.join(ANALYSES)}.")

@@ -25,18 +25,12 @@ def espirit(
     than what is fully sampled; fewer than `kernel` columns give zero.
 
     Args:
-      kspace: (coils, height, width) complex64.
+      kspace: (coils, height, width) complex64; the maps are alike, sum |S|^2 = 1 in the object and 0 outside.
       mask: (1 or height, width) bool, where it was measured.
       calibration: side of the square calibration region about the centre, in samples; at most the image's.
-      kernel: side of the blocks, in samples.
+      kernel: side of the blocks, in samples; a `UserError` if the image or the region is too small for it.
       threshold: smallest singular value of the subspace, relative to the largest.
       crop: the maps are zero where the eigenvalue is not above this: there is no object.
-
-    Returns:
-      (coils, height, width) complex64 with sum |S|^2 = 1 in the object, 0 outside; phase of `dominant_eigenvector`.
-
-    Raises:
-      UserError: the image is smaller than 2 kernel - 1 or the calibration region smaller than the kernel.
     """
     coils, height, width = kspace.shape
     if calibration < kernel or min(height, width) < 2 * kernel - 1:

@@ -1,9 +1,7 @@
 """Volumes of several sizes: one bucket of slices for each, and which bucket each batch comes from."""
 
 import functools
-import sys
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,15 +13,8 @@ from mrjax.errors import UserError
 def bucket_by_size(volumes: Sequence[Volume], max_shapes: int, adjacent_slices: int = 0) -> list[SliceDataset]:
     """Make a dataset for each exact (height, width) of the volumes, in ascending order of size.
 
-    Coils are zero-padded to the most in each. The step is compiled once for each.
-
-    Args:
-      volumes: of one layout; `volume` in the examples counts in this list.
-      max_shapes: most datasets that there may be.
-      adjacent_slices: see `SliceDataset`.
-
-    Raises:
-      UserError: there are more sizes.
+    Coils are zero-padded to the most in each dataset, and `volume` in the examples counts in the list of all volumes.
+    Raises `UserError` for more than `max_shapes` sizes.
     """
     buckets: dict[tuple[int, int], list[int]] = {}
     for number, volume in enumerate(volumes):
@@ -46,37 +37,22 @@ def describe_buckets(datasets: Sequence[SliceDataset]) -> str:
     return f"{len(parts)} shape{'' if len(parts) == 1 else 's'}: {', '.join(parts)}"
 
 
-class BucketSchedule(Sequence[tuple[int, int]]):
-    """The bucket of each batch of an endless stream, and how many batches that bucket had before.
+def bucket_of_batch(lengths: tuple[int, ...], batch_size: int, seed: int, number: int) -> tuple[int, int]:
+    """Return the bucket of a batch of an endless stream, and how many batches that bucket had before.
 
-    In every epoch each bucket has as many batches as its examples fill, and what remains counts for the next epoch:
-    after e epochs a bucket of n examples has had e * n of them, less than a batch fewer. The batches of an epoch are
-    shuffled.
-
-    Args:
-      lengths: of the buckets.
-      batch_size: of a batch.
-      seed: of the order.
+    After e epochs a bucket of n examples has had e * n of them, less than a batch fewer: what an epoch leaves over
+    counts for the next. The batches of an epoch are shuffled.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
-        self._lengths = tuple(lengths)
-        self._batch_size = batch_size
-        self._seed = seed
+    def first_batch(epoch: int) -> int:
+        return sum(epoch * length // batch_size for length in lengths)
 
-    def __len__(self) -> int:
-        return sys.maxsize // self._batch_size
-
-    def __getitem__(self, number: Any) -> Any:
-        epoch = number * self._batch_size // sum(self._lengths)
-        while self._first_batch(epoch + 1) <= number:
-            epoch += 1
-        buckets, counts = _shuffled_epoch(self._lengths, self._batch_size, self._seed, epoch)
-        within_epoch = number - self._first_batch(epoch)
-        return int(buckets[within_epoch]), int(counts[within_epoch])
-
-    def _first_batch(self, epoch: int) -> int:
-        return sum(epoch * length // self._batch_size for length in self._lengths)
+    epoch = number * batch_size // sum(lengths)
+    while first_batch(epoch + 1) <= number:
+        epoch += 1
+    buckets, counts = _shuffled_epoch(lengths, batch_size, seed, epoch)
+    within_epoch = number - first_batch(epoch)
+    return int(buckets[within_epoch]), int(counts[within_epoch])
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,11 +1,11 @@
 """Reusable memory for batches: filled again as soon as nobody holds the batch.
 
-A loader spends most of its time on fresh memory: the system clears every page before its first use, which costs several
-times the copy of the data itself. Here a page is touched once in a run, and the batches of worker processes are in
-memory that both processes map, so that they arrive without a copy.
+Fresh memory costs several times the copy of the data itself, for the system clears every page before its first use.
+Here a page is touched once in a run, and workers write into memory that both processes map: no copy brings it over.
 """
 
 import contextlib
+import itertools
 import math
 import mmap
 import os
@@ -41,14 +41,16 @@ class SharedBatch(NamedTuple):
     key: str
     path: str
 
-    def __reduce__(self) -> tuple[Callable[[str, str], Batch | None], tuple[str, str]]:
-        return _receive, (self.key, self.path)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _receive, tuple(self)
 
 
 def _receive(key: str, path: str) -> Batch | None:
     """Return the batch; None if it comes too late: the worker has ended, or the loader is closing."""
     buffers = _buffers_by_key.get(key)
-    return buffers.receive(path) if buffers else None
+    with contextlib.suppress(OSError):
+        return buffers.receive(path) if buffers else None
+    return None
 
 
 class Buffers:
@@ -65,10 +67,9 @@ class Buffers:
         # By the path where other processes open it; the last byte is 1 while a buffer is in use.
         self._pool: dict[str, mmap.mmap] = {}
         self._received: dict[str, mmap.mmap] = {}
-        self._offsets, end = {}, 0
-        for name, (shape, dtype) in spec.items():
-            self._offsets[name] = end
-            end += -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        units = [-(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) for shape, dtype in spec.values()]
+        *offsets, end = (_ALIGNMENT * unit for unit in itertools.accumulate(units, initial=0))
+        self._offsets = dict(zip(spec, offsets, strict=True))
         self._size = end + _ALIGNMENT
         if key is None:
             _buffers_by_key[self._key] = self
@@ -78,7 +79,11 @@ class Buffers:
 
     def fill(self, write: Callable[[Batch], None]) -> Batch | SharedBatch:
         """Return a batch written by `write`, which gets uninitialised arrays; in a worker process a `SharedBatch`."""
-        path, memory = self._acquire()
+        with self._lock:
+            free = (path for path, memory in self._pool.items() if not memory[-1])
+            path = next(free, None) or self._allocate()
+            memory = self._pool[path]
+            memory[-1] = 1
         try:
             write(self._arrays(np.frombuffer(memory, np.uint8)))
         except BaseException:
@@ -86,22 +91,12 @@ class Buffers:
             raise
         return SharedBatch(self._key, path) if self._shared else self._lend(memory)
 
-    def receive(self, path: str) -> Batch | None:
-        """Return the batch that a worker process wrote into the memory at `path`; None if the worker has ended."""
+    def receive(self, path: str) -> Batch:
+        """Return the batch that a worker process wrote into the memory at `path`."""
         if path not in self._received:
-            try:
-                with open(path, "r+b") as file:
-                    self._received[path] = mmap.mmap(file.fileno(), self._size)
-            except OSError:
-                return None
+            with open(path, "r+b") as file:
+                self._received[path] = mmap.mmap(file.fileno(), self._size)
         return self._lend(self._received[path])
-
-    def _acquire(self) -> tuple[str, mmap.mmap]:
-        with self._lock:
-            free = next((path for path, memory in self._pool.items() if not memory[-1]), None)
-            path = self._allocate() if free is None else free
-            self._pool[path][-1] = 1
-            return path, self._pool[path]
 
     def _allocate(self) -> str:
         if self._shared:
@@ -128,11 +123,15 @@ class Buffers:
         return self._arrays(data)
 
 
-def read_at(descriptor: int, out: np.ndarray, offset: int) -> None:
-    """Fill a C-contiguous array with the bytes of an open file from `offset` on; too few of them are an OSError."""
-    left = out.reshape(-1).view(np.uint8).data
+def transfer(call: Callable[[int, list[Any], int], int], descriptor: int, array: np.ndarray, offset: int) -> None:
+    """Fill a C-contiguous array from an open file (`call` is os.preadv), or write it there (os.pwritev).
+
+    Raises:
+      OSError: the file holds fewer bytes from `offset` on.
+    """
+    left = array.reshape(-1).view(np.uint8).data
     while left:
-        count = os.preadv(descriptor, [left], offset)
+        count = call(descriptor, [left], offset)
         if not count:
             raise OSError("the file ends before the slice does")
         left, offset = left[count:], offset + count

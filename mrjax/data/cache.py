@@ -6,9 +6,7 @@ import tempfile
 import weakref
 from typing import Any
 
-import numpy as np
-
-from mrjax.data.buffers import SHARED, Batch, read_at
+from mrjax.data.buffers import SHARED, Batch, transfer
 from mrjax.data.dataset import Dataset
 from mrjax.errors import UserError
 from mrjax.parallel.memory import available_memory
@@ -17,11 +15,8 @@ from mrjax.parallel.memory import available_memory
 class HostCache(Dataset):
     """The examples of a dataset, each read once and then copied from memory, which all worker processes share.
 
-    The memory has no name in any file system: it is freed with the last process that uses it, however that ends. Only
-    systems other than Linux need a temporary file instead.
-
-    Raises:
-      UserError: it would not fit into the available memory.
+    The memory has no name in any file system and is freed with the last process that uses it, however that ends. Only
+    systems other than Linux need a temporary file instead. Raises `UserError` if it would not fit.
     """
 
     def __init__(self, dataset: Dataset, path: str = ""):
@@ -67,7 +62,7 @@ class HostCache(Dataset):
         if not cached:
             self._dataset.read_into(number, example)
         for name in self.spec:
-            (read_at if cached else _write_at)(self._descriptor, example[name], offset)
+            transfer(os.preadv if cached else os.pwritev, self._descriptor, example[name], offset)
             offset += example[name].nbytes
         if not cached:
             os.pwrite(self._descriptor, b"\1", number)
@@ -79,10 +74,3 @@ class HostCache(Dataset):
 
 
 _caches: weakref.WeakSet[HostCache] = weakref.WeakSet()
-
-
-def _write_at(descriptor: int, data: np.ndarray, offset: int) -> None:
-    left = data.reshape(-1).view(np.uint8).data
-    while left:
-        count = os.pwrite(descriptor, left, offset)
-        left, offset = left[count:], offset + count

@@ -1,7 +1,6 @@
 """What is wrong with the samples of a file."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,14 +12,10 @@ from mrjax.mri.fourier import centred_ifft2_host
 
 
 def check(volume: Volume) -> tuple[Volume, list[str]]:
-    """Read every sample of a volume.
+    """Read every sample of a volume, and return a sentence for each fault other than `empty` slices.
 
-    Returns:
-      The volume with what only its samples tell: `empty` slices; whether it is `undersampled`, also without a stored
-      mask; and its `maximum`, that of the target image if the attribute is missing, None if that image is not in the
-      units of the k-space.
-      A sentence for each fault: NaN or Inf, a target image that is not of this k-space, a file that ends too soon.
-      Empty slices are left to `describe_empty_slices`.
+    In the volume returned `empty`, `undersampled` and `maximum` are set: missing columns are found without a stored
+    mask too, and the maximum is not known if the target image is in other units than the k-space.
     """
     faults: list[str] = []
     empty: set[int] = set()
@@ -45,24 +40,21 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
     if volume.target and volume.maximum is None:
         volume = dataclasses.replace(volume, maximum=largest)
     volume = dataclasses.replace(volume, empty=tuple(sorted(empty)))
-    if volume.layout == "kspace" and not faults:
+    if volume.layout == "kspace" and volume.full_slices and not faults:
         return _check_kspace(volume)
     return volume, faults
 
 
 def _check_kspace(volume: Volume) -> tuple[Volume, list[str]]:
     """Look for missing columns, and compare the target image with k-space, in the first and the middle full slice."""
-    reader = reader_for(volume.path)
-    full = [i for i in range(volume.slices) if i not in volume.empty]
-    if not full:
-        return volume, []
-    probes = sorted({full[0], full[len(full) // 2]})
-    kspace = [reader.read_slice(volume.path, "kspace", i) for i in probes]
-    undersampled = volume.undersampled or any(has_gaps(sampled_columns(data)) for data in kspace)
+    reader, full = reader_for(volume.path), volume.full_slices
+    slices = sorted({full[0], full[len(full) // 2]})
+    kspace = [reader.read_slice(volume.path, "kspace", i) for i in slices]
+    undersampled = volume.undersampled or any(map(_lacks_columns, kspace))
     volume = dataclasses.replace(volume, undersampled=undersampled)
     if not volume.target or undersampled:
         return volume, []
-    images = [reader.read_slice(volume.path, volume.target, i) for i in probes]
+    images = [reader.read_slice(volume.path, volume.target, i) for i in slices]
     correlation, ratio = max(map(_compare, kspace, images))
     if not 0.5 < ratio < 2:  # The image was scaled: its maximum says nothing about this k-space.
         volume = dataclasses.replace(volume, maximum=None)
@@ -74,30 +66,24 @@ def _check_kspace(volume: Volume) -> tuple[Volume, list[str]]:
     ]
 
 
-def describe_empty_slices(volume: Volume) -> list[str]:
-    """Return a sentence about the empty slices of a checked volume, if it has any."""
+def describe_empty_slices(volume: Volume) -> str | None:
+    """Return a sentence about the empty slices of a checked volume, None if it has none."""
     if not volume.empty:
-        return []
-    return [f"{volume.path}: nothing but zeros in {_list(volume.empty)}, expected an image in every slice"]
+        return None
+    return f"{volume.path}: nothing but zeros in {_list(volume.empty)}, expected an image in every slice"
 
 
-def sampled_columns(kspace: np.ndarray) -> np.ndarray:
-    """Find the columns of k-space (..., height, width) that are not all zero: (width,) bool."""
-    return np.any(kspace.reshape(-1, kspace.shape[-1]), axis=0)
-
-
-def has_gaps(columns: np.ndarray) -> bool:
-    """Tell whether columns are missing between sampled ones; missing edges are zero-padding by the scanner."""
-    sampled = np.flatnonzero(columns)
+def _lacks_columns(kspace: np.ndarray) -> bool:
+    """Tell whether columns are zero between sampled ones; zero edges are padding by the scanner."""
+    sampled = np.flatnonzero(np.any(kspace.reshape(-1, kspace.shape[-1]), axis=0))
     return sampled.size > 0 and sampled.size < sampled[-1] - sampled[0] + 1
 
 
 def _compare(kspace: np.ndarray, image: np.ndarray) -> tuple[float, float]:
     """Compare |image| with the root-sum-of-squares of k-space, in the centre that both cover.
 
-    Returns:
-      Their Pearson correlation, which survives the scaling, cropping and filtering of real pipelines, but not an image
-      of something else; and the ratio of their norms.
+    Returns their Pearson correlation, which survives the scaling, cropping and filtering of real pipelines, but not an
+    image of something else; and the ratio of their norms.
     """
     coils = centred_ifft2_host(kspace.reshape(-1, *kspace.shape[-2:]))
     rss = np.sqrt((np.abs(coils) ** 2).sum(0))
@@ -108,6 +94,6 @@ def _compare(kspace: np.ndarray, image: np.ndarray) -> tuple[float, float]:
     return correlation, float(np.linalg.norm(image) / max(np.linalg.norm(rss), np.finfo(np.float32).tiny))
 
 
-def _list(slices: Sequence[int]) -> str:
+def _list(slices: list[int] | tuple[int, ...]) -> str:
     shown = ", ".join(map(str, slices[:8])) + (", ..." if len(slices) > 8 else "")
     return f"slice{'s' if len(slices) > 1 else ''} {shown}"

@@ -14,11 +14,7 @@ from mrjax.errors import UserError
 
 
 class Dataset(abc.ABC):
-    """Random access to examples, from any thread; pickled to worker processes.
-
-    Attributes:
-      spec: shape and dtype of each array of an example, by name.
-    """
+    """Random access to examples of a `spec`, from any thread; pickled to worker processes."""
 
     spec: Spec
 
@@ -37,33 +33,21 @@ class Dataset(abc.ABC):
 
 
 class SliceDataset(Dataset):
-    """The slices of volumes, brought to one size.
+    """The slices of volumes of one layout, brought to one size (height, width); `positions` are (volume, slice).
 
     An example holds:
       kspace: (coils, height, width) complex64, zero-padded to the most coils of the volumes; and
-      repetitions: (repetitions, coils, height, width) complex64, the same slice of the volume's other repetitions,
-        zero-padded to the most of the volumes, if any has some; and
+      repetitions: (repetitions, coils, height, width) complex64, this slice of the other repetitions, if any volume has
+        some, zero-padded likewise; and
       mask: (width,) bool, the columns to keep, if all volumes are fully sampled and store it; or
       input, target: (height, width) float32, magnitudes; no target if a volume has none
-      volume, slice: int32, number of the volume in the list and of the slice in the volume
+      volume, slice: int32, numbers
       name: uint32, a hash of the volume's name
       maximum: float32, the volume's maximum in the file's units, 0 if unknown
 
-    With `adjacent_slices` = n above 0, kspace or input has a first axis of 2n + 1: the slice itself, the n before it
-    and the n after it, in order; beyond either end the last slice is repeated.
-
-    Args:
-      volumes: of one layout.
-      size: (height, width) of the examples.
-      rule: how k-space of another size is resized (`resize.resize_kspace`).
-      adjacent_slices: on either side.
-      volume_numbers: which of the volumes it holds, all by default.
-
-    Attributes:
-      positions: (volume number, slice number) of each example.
-
-    Raises:
-      UserError: a stored mask is not as wide as the examples.
+    With `adjacent_slices` = n above 0, kspace or input has a first axis of 2n + 1: the slice, the n before it and the n
+    after it; beyond either end the last slice is repeated. `rule` is that of `resize.resize_kspace`; `volume_numbers`
+    are those of the dataset's volumes, all by default. Raises `UserError` if a stored mask is not as wide as they.
     """
 
     def __init__(
@@ -83,12 +67,7 @@ class SliceDataset(Dataset):
         paths = [path for volume in self._volumes.values() for path in (volume.path, *volume.repetitions)]
         self._readers = {path: readers.reader_for(path) for path in paths}
         self._names = {number: zlib.crc32(volume.name.encode()) for number, volume in self._volumes.items()}
-        self.positions = [
-            (number, i)
-            for number, volume in self._volumes.items()
-            for i in range(volume.slices)
-            if i not in volume.empty
-        ]
+        self.positions = [(number, i) for number, volume in self._volumes.items() for i in volume.full_slices]
         labels = {"volume": np.int32, "slice": np.int32, "name": np.uint32, "maximum": np.float32}
         self.spec = self._array_spec() | {name: ((), np.dtype(dtype)) for name, dtype in labels.items()}
 
@@ -125,25 +104,28 @@ class SliceDataset(Dataset):
         """Read a slice, without a copy in between if the file holds it in the wanted form."""
         volume_number, i = self.positions[number]
         volume = self._volumes[volume_number]
-        read = self._read_kspace if volume.layout == "kspace" else self._read_image
-        stack = example[volume.data] if len(self._offsets) > 1 else example[volume.data][None]
+        stack = example[volume.data].reshape(len(self._offsets), *self.image_shape)
         for offset, out in zip(self._offsets, stack, strict=True):
-            read(volume, volume.path, volume.data, min(max(i + offset, 0), volume.slices - 1), out)
+            nearest = min(max(i + offset, 0), volume.slices - 1)
+            if volume.layout == "kspace":
+                self._read_kspace(volume, volume.path, nearest, out)
+            else:
+                self._read_image(volume.path, volume.data, nearest, out)
         if "target" in self.spec:
-            self._read_image(volume, volume.path, "target", i, example["target"])
+            self._read_image(volume.path, "target", i, example["target"])
         if "mask" in self.spec:
             example["mask"][...] = volume.stored_mask
         if "repetitions" in self.spec:
             example["repetitions"][len(volume.repetitions) :] = 0
             for path, out in zip(volume.repetitions, example["repetitions"], strict=False):
-                self._read_kspace(volume, path, "kspace", i, out)
+                self._read_kspace(volume, path, i, out)
         example["volume"][...], example["slice"][...] = volume_number, i
         example["name"][...], example["maximum"][...] = self._names[volume_number], volume.maximum or 0
 
-    def _read_kspace(self, volume: Volume, path: str, name: str, i: int, out: np.ndarray) -> None:
+    def _read_kspace(self, volume: Volume, path: str, i: int, out: np.ndarray) -> None:
         out, padding = out[: volume.coils], out[volume.coils :]
         padding[...] = 0
-        kspace = self._readers[path].read_slice(path, name, i, out)
+        kspace = self._readers[path].read_slice(path, "kspace", i, out)
         masked = volume.undersampled and volume.stored_mask is not None
         if kspace is out and not masked:
             return
@@ -152,7 +134,7 @@ class SliceDataset(Dataset):
             kspace = np.where(np.asarray(volume.stored_mask), kspace, 0)
         out[...] = resize.resize_kspace(kspace, self._size, self._rule)
 
-    def _read_image(self, volume: Volume, path: str, name: str, i: int, out: np.ndarray) -> None:
+    def _read_image(self, path: str, name: str, i: int, out: np.ndarray) -> None:
         image = self._readers[path].read_slice(path, name, i, out)
         if image is not out:
             magnitude = (np.abs(image) if image.dtype.kind == "c" else image).astype(np.float32)
@@ -178,13 +160,14 @@ class ExampleIndices(Dataset):
         example["example"][...], example["bucket"][...] = number, self._bucket
 
 
-def read_range(dataset: Dataset, first: int, last: int, threads: int = 4) -> Batch:
-    """Read the examples from `first` to before `last` in threads, stacked along a new leading axis."""
+def read_range(dataset: Dataset, first: int, last: int) -> Batch:
+    """Read the examples from `first` to before `last` in four threads, stacked; beyond the end the last is repeated."""
     batch = allocate(batch_spec(dataset.spec, last - first))
 
     def read(number: int) -> None:
-        dataset.read_into(number, {name: array[number - first, ...] for name, array in batch.items()})
+        row = {name: array[number - first, ...] for name, array in batch.items()}
+        dataset.read_into(min(number, len(dataset) - 1), row)
 
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(read, range(first, last)))
     return batch

@@ -1,7 +1,9 @@
 """A cache on the accelerators: a whole dataset split over the devices, from which batches are drawn by number."""
 
 import collections
+import functools
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +18,7 @@ Arrays = dict[str, jax.Array]
 
 
 class DeviceCache:
-    """The examples of a dataset on the devices of a mesh.
-
-    Attributes:
-      device_bytes: memory that it takes on each device.
-    """
+    """The examples of a dataset on the devices of a mesh, `device_bytes` on each."""
 
     def __init__(self, stored: Arrays, mesh: Mesh):
         self._stored = stored
@@ -33,28 +31,26 @@ class DeviceCache:
     def load(cls, dataset: Dataset, mesh: Mesh, half: bool = False) -> "DeviceCache":
         """Read every example once, on each process those that its devices hold.
 
-        Args:
-          dataset: the examples, split evenly over the `data` and `model` axes, the last one repeated to fill up.
-          mesh: of the devices.
-          half: whether to store k-space in float16, half the memory. Each slice is scaled by a power of two so that its
-            largest sample is near the top of the range, and keeps 11 bits.
+        They are split evenly over the `data` and `model` axes, the last one repeated to fill up. `half` stores k-space
+        in float16: each slice is scaled by a power of two so that its largest sample is near the top of the range, and
+        keeps 11 bits.
         """
-        count, shards = len(dataset), sharding.example_shards(mesh)
-        per_shard = -(-count // shards)
-        split = sharding.by_example(mesh)
-        encoded: dict[int, Batch] = {}
-        pieces: dict[str, list[jax.Array]] = {}
-        for device, index in split.addressable_devices_indices_map((per_shard * shards,)).items():
-            first = index[0].start or 0 if index else 0
-            if first not in encoded:
-                encoded[first] = _encode(_read_shard(dataset, first, per_shard), half)
-            for name, array in encoded[first].items():
-                pieces.setdefault(name, []).append(jax.device_put(array, device))
-        stored: Arrays = {
-            name: jax.make_array_from_single_device_arrays((per_shard * shards, *arrays[0].shape[1:]), split, arrays)
-            for name, arrays in pieces.items()
-        }
-        return cls(stored, mesh)
+        shards = sharding.example_shards(mesh)
+        per_shard = -(-len(dataset) // shards)
+
+        @functools.cache
+        def read_shard(first: int) -> Batch:
+            return _encode(read_range(dataset, first, first + per_shard), half)
+
+        def store(name: str, example: np.ndarray) -> jax.Array:
+            def read(index: Any) -> np.ndarray:
+                return read_shard(index[0].start or 0)[name]
+
+            shape = (per_shard * shards, *example.shape)
+            return jax.make_array_from_callback(shape, sharding.by_example(mesh), read)
+
+        first = _encode(read_range(dataset, 0, 1), half)
+        return cls({name: store(name, array[0]) for name, array in first.items()}, mesh)
 
     def draw(self, numbers: jax.Array) -> Arrays:
         """Draw the examples of these numbers, (batch,) int32, as a batch split by example over the mesh."""
@@ -62,33 +58,21 @@ class DeviceCache:
 
 
 def cached_batches(
-    host_batches: Iterator[Batch], caches: Sequence[DeviceCache], mesh: Mesh, ahead: int = 2
+    host_batches: Iterator[Batch], caches: Sequence[DeviceCache], mesh: Mesh
 ) -> Generator[Arrays, None, None]:
-    """Draw batches from caches, `ahead` of their use.
+    """Draw batches from the caches of the buckets.
 
-    Args:
-      host_batches: this process's rows of `ExampleIndices`, with other arrays such as `index`, which are transferred.
-      caches: of the datasets, by the number of the bucket.
-      mesh: of the devices.
-      ahead: batches drawn ahead.
+    `host_batches` hold this process's rows of `ExampleIndices`, and arrays such as `index`, which are transferred.
     """
-    queue: collections.deque[Arrays] = collections.deque()
-    for batch in host_batches:
-        cache = caches[int(batch["bucket"][0])]
-        rows = {name: array for name, array in batch.items() if name != "bucket"}
-        sent = jax.make_array_from_process_local_data(sharding.by_example(mesh), rows)
-        queue.append(cache.draw(sent.pop("example")) | sent)
-        if len(queue) > ahead:
-            yield queue.popleft()
-    yield from queue
+    drawn_from: collections.deque[DeviceCache] = collections.deque()
 
+    def without_bucket() -> Iterator[Batch]:
+        for batch in host_batches:
+            drawn_from.append(caches[int(batch.pop("bucket")[0])])
+            yield batch
 
-def _read_shard(dataset: Dataset, first: int, count: int) -> Batch:
-    """Read `count` examples from `first` on, the dataset's last one repeated beyond its end."""
-    last = len(dataset)
-    examples = read_range(dataset, min(first, last - 1), min(first + count, last))
-    missing = count - len(next(iter(examples.values())))
-    return {name: np.concatenate([x, np.repeat(x[-1:], missing, 0)]) for name, x in examples.items()}
+    for sent in sharding.to_devices(without_bucket(), mesh):
+        yield drawn_from.popleft().draw(sent.pop("example")) | sent
 
 
 def _encode(examples: Batch, half: bool) -> Batch:
@@ -134,12 +118,10 @@ def _draw_shard(stored: Arrays, numbers: jax.Array) -> Arrays:
 
     def draw_row(wanted: jax.Array) -> Arrays:
         """Draw one example for each device, `wanted` (devices,)."""
-        local = wanted - first
 
         def send(array: jax.Array) -> jax.Array:
-            held = ((local >= 0) & (local < len(array))).reshape(-1, *[1] * (array.ndim - 1))
-            found = jnp.where(held, array[jnp.clip(local, 0, len(array) - 1)], 0)
-            return jax.lax.psum_scatter(found, axes)
+            held = array.at[wanted - first].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+            return jax.lax.psum_scatter(held, axes)
 
         return {name: send(array) for name, array in stored.items()}
 

@@ -1,15 +1,12 @@
-"""The .t5 file: an HDF5 file that holds one volume.
+"""The .t5 file: HDF5 of one volume, in one of three layouts, with fastMRI's attributes (`max`, `acquisition`, ...).
 
-Layouts (the contents count, not whether the name ends in .t5, .h5 or .hdf5):
-  kspace: `kspace` complex (slices, [coils,] height, width), with or without its image `reconstruction_rss`,
-          `reconstruction_esc` or `target` (slices, height, width), and with a `mask` (width,) if it is undersampled
-          (or is to be, in training with config.acquisition.mask = 'stored')
-  paired: `input` and `target`, real or complex (slices, height, width)
-  result: `reconstruction` (slices, height, width) float32, written by mrjax.reconstruct
-Attributes follow fastMRI: `max`, `norm`, `acquisition`, `patient_id`.
+kspace: `kspace` complex (slices, [coils,] height, width); optionally its image `reconstruction_rss`,
+        `reconstruction_esc` or `target` (slices, height, width), and a `mask` (width,) to undersample it by
+paired: `input` and `target`, real or complex (slices, height, width)
+result: `reconstruction` (slices, height, width) float32, written by mrjax.reconstruct
 """
 
-import collections
+import functools
 import os
 import threading
 from collections.abc import Mapping
@@ -19,7 +16,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from mrjax.data.buffers import read_at
+from mrjax.data.buffers import transfer
 from mrjax.data.volume import Volume, describe_arrays
 from mrjax.errors import UserError
 
@@ -33,11 +30,10 @@ class SliceOffsets(NamedTuple):
 
 
 class Hdf5Reader:
-    """Reads slices at memory speed if they are uncompressed, and through HDF5 otherwise; from any number of threads.
+    """Reads slices from any number of threads: uncompressed ones in one piece by their offset in the file.
 
-    HDF5 has one lock for the whole process. Uncompressed slices in one piece (contiguous data sets or one chunk
-    a slice: the files of fastMRI, M4Raw and mrjax) are therefore read by their offset, without the library. Others are
-    read through at most `max_open` open files, none of which is pickled.
+    HDF5, which has one lock for the whole process, reads what is compressed or in pieces (not the files of fastMRI,
+    M4Raw and mrjax), through at most `max_open` open files, none of which is pickled.
     """
 
     suffixes: tuple[str, ...] = (".t5", ".h5", ".hdf5")
@@ -46,17 +42,14 @@ class Hdf5Reader:
         self._max_open = max_open
         self._offsets = dict(offsets or {})  # by file and data set
         self._lock = threading.Lock()
-        self._open: collections.OrderedDict[str, h5py.File] = collections.OrderedDict()
+        # A file is closed as it is dropped.
+        self._open_file = functools.lru_cache(max_open)(lambda path: open_file(path))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Hdf5Reader, (self._max_open, self._offsets)
 
     def describe(self, path: str, layout: str | None = None) -> Volume:
-        """Read the headers of a file; `layout` as in `describe_arrays`.
-
-        Raises:
-          UserError: not HDF5, truncated, damaged, or a data set missing or misshapen.
-        """
+        """Read the headers of a file; raises `UserError` if it is damaged, no HDF5, or of no layout."""
         with open_file(path) as file:
             try:
                 arrays = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
@@ -69,7 +62,7 @@ class Hdf5Reader:
             except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
                 raise UserError(f"{path}: is damaged ({error}), expected readable data sets and attributes") from error
         with self._lock:
-            self._open.pop(path, None)  # opened before the file was written anew
+            self._open_file.cache_clear()  # this file may have been written anew
         return volume
 
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -77,32 +70,23 @@ class Hdf5Reader:
         try:
             if (path, name) not in self._offsets:
                 with self._lock:
-                    self._offsets[path, name] = find_offsets(self._file(path)[name])
+                    self._offsets[path, name] = find_offsets(self._open_file(path)[name])
             found = self._offsets[path, name]
             if found is None:
                 with self._lock:
-                    return self._file(path)[name][index]
+                    return self._open_file(path)[name][index]
             shapes = (found.shape, (1, *found.shape))  # a single coil may be stored without its axis
             if out is None or out.dtype != found.dtype or out.shape not in shapes:
                 out = np.empty(found.shape, found.dtype)
             # Opened for each slice: 3 us, so that any number of files can be in use.
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                read_at(descriptor, out, found.offsets[index])
+                transfer(os.preadv, descriptor, out, found.offsets[index])
             finally:
                 os.close(descriptor)
             return out
         except (OSError, RuntimeError, KeyError) as error:
             raise UserError(f"{path}: slice {index} of `{name}` cannot be read ({error})") from error
-
-    def _file(self, path: str) -> h5py.File:
-        if path in self._open:
-            self._open.move_to_end(path)
-        else:
-            if len(self._open) >= self._max_open:
-                self._open.popitem(last=False)[1].close()
-            self._open[path] = open_file(path)
-        return self._open[path]
 
     def write_like(self, source: str, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
         """Write a file with the attributes and the ISMRMRD header of the file `source`, and the given ones."""
@@ -114,22 +98,21 @@ class Hdf5Reader:
 
 def find_offsets(data: h5py.Dataset) -> SliceOffsets | None:
     """Find where the slices of a data set are in its file; None if only HDF5 can find or decode them."""
-    shape, dtype = data.shape[1:], data.dtype
-    size = int(np.prod(shape)) * dtype.itemsize
+    count, *shape = data.shape
+    size = data.dtype.itemsize * int(np.prod(shape))
     plain = data.id.get_create_plist().get_nfilters() == 0 and not data.external and not data.is_virtual
     # A compound type may be padded in the file and not in memory: then the sizes differ.
-    complete = data.id.get_storage_size() == size * data.shape[0]
-    if not (plain and complete and dtype.isnative) or data.file.userblock_size:
+    complete = data.id.get_storage_size() == size * count
+    if not (plain and complete and data.dtype.isnative) or data.file.userblock_size:
         return None
-    if data.chunks is None:
-        first = data.id.get_offset()
-        offsets = None if first is None else tuple(first + i * size for i in range(data.shape[0]))
-    elif data.chunks == (1, *shape) and data.id.get_num_chunks() == data.shape[0]:
-        corner = (0,) * len(shape)
-        offsets = tuple(data.id.get_chunk_info_by_coord((i, *corner)).byte_offset for i in range(data.shape[0]))
+    if data.chunks == (1, *shape) and data.id.get_num_chunks() == count:
+        corners = [(i, *[0] * len(shape)) for i in range(count)]
+        offsets = [data.id.get_chunk_info_by_coord(corner).byte_offset for corner in corners]
+    elif data.chunks is None and data.id.get_offset() is not None:
+        offsets = [data.id.get_offset() + i * size for i in range(count)]
     else:
-        offsets = None
-    return None if offsets is None else SliceOffsets(offsets, shape, dtype)
+        return None
+    return SliceOffsets(tuple(offsets), tuple(shape), data.dtype)
 
 
 def open_file(path: str) -> h5py.File:
@@ -159,12 +142,9 @@ def read(path: str, name: str) -> np.ndarray:
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], attributes: Mapping[str, Any] | None = None) -> None:
-    """Write a volume, uncompressed, one chunk a slice; a failure leaves no file, or the old one.
+    """Write data sets and attributes, uncompressed, one chunk a slice where there are three or more axes.
 
-    Args:
-      path: the file; its folder is made if need be.
-      arrays: data sets by name; those of three or more axes are chunked by slice, a str is written as text.
-      attributes: of the file, e.g. `max`, `norm`, `acquisition`, `patient_id`.
+    The folder is made if need be; a failure leaves no file, or the old one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 _HEADER = """<?xml version="1.0" encoding="utf-8"?>
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
-  <experimentalConditions><H1resonanceFrequency_Hz>{frequency}</H1resonanceFrequency_Hz></experimentalConditions>
+  <experimentalConditions><H1resonanceFrequency_Hz>12770000</H1resonanceFrequency_Hz></experimentalConditions>
   <encoding>
     <encodedSpace>{encoded}</encodedSpace>
     <reconSpace>{recon}</reconSpace>
@@ -25,20 +25,15 @@ def header(
     *,
     pixel_mm: tuple[float, float] = (1.0, 1.0),
     thickness_mm: float = 5.0,
-    frequency_hz: int = 12_770_000,
 ) -> str:
-    """Write the XML header of a Cartesian 2-D acquisition in which every phase-encode column was sampled.
+    """Write the XML header of a Cartesian 2-D acquisition at 0.3 T in which every phase-encode column was sampled.
 
-    Args:
-      encoded: (height, width) of the k-space; height is the readout (`x`), width the phase encoding (`y`).
-      recon: (height, width) of the reconstructed image.
-      pixel_mm: size of an image pixel along (height, width).
-      thickness_mm: slice thickness.
-      frequency_hz: resonance frequency of hydrogen (0.3 T by default).
+    `encoded` and `recon` are (height, width) of k-space and image; height is the readout (`x`), width the phase
+    encoding (`y`). `pixel_mm` is the size of an image pixel along (height, width).
     """
     spaces = [
         _SPACE.format(*size, *(n * mm for n, mm in zip(size, pixel_mm, strict=True)), thickness_mm)
         for size in (encoded, recon)
     ]
     last, centre = encoded[1] - 1, encoded[1] // 2
-    return _HEADER.format(frequency=frequency_hz, encoded=spaces[0], recon=spaces[1], last=last, centre=centre)
+    return _HEADER.format(encoded=spaces[0], recon=spaces[1], last=last, centre=centre)

@@ -1,9 +1,8 @@
 """Grain: from examples to host batches. Order, this process's rows of each batch, prefetch.
 
 The order of the examples is a function of the seed and the files, and with several datasets also of the batch size
-(`BucketSchedule`), for all examples of a batch come from one dataset. A global batch holds the same examples whatever
-the number of processes, devices or workers, and the position in the stream is one number: how many examples were drawn.
-An example is read straight into its row of the batch.
+(`bucket_of_batch`), for all examples of a batch come from one dataset. A global batch holds the same examples whatever
+the number of processes, devices or workers. An example is read straight into its row of the batch.
 """
 
 import contextlib
@@ -12,15 +11,16 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from mrjax.data.buckets import BucketSchedule
+from mrjax.data.buckets import bucket_of_batch
 from mrjax.data.buffers import Batch, Buffers, SharedBatch, batch_spec
 from mrjax.data.dataset import Dataset
 
@@ -29,40 +29,25 @@ BatchStream = contextlib.AbstractContextManager[Iterator[Batch]]
 
 @dataclasses.dataclass(frozen=True)
 class LoaderOptions:
-    """How batches are read.
+    """How batches are read."""
 
-    Attributes:
-      batch_size: of the global batch, over all processes.
-      workers: processes that read; 0 reads in threads of this one.
-      prefetch: batches kept ready, by each worker.
-      rows: of the global batch that this process reads, all by default.
-    """
-
-    batch_size: int
-    workers: int = 0
-    prefetch: int = 2
-    rows: Sequence[int] | None = None
+    batch_size: int  # of the global batch, over all processes
+    workers: int = 0  # processes that read; 0 reads in threads of this one
+    prefetch: int = 2  # batches kept ready, by each worker
+    rows: Sequence[int] | None = None  # of the global batch that this process reads, all by default
 
 
 def training_batches(datasets: Sequence[Dataset], options: LoaderOptions, *, seed: int, start: int) -> BatchStream:
-    """Open an endless stream of this process's rows of each batch, shuffled anew every epoch.
+    """Open an endless stream of this process's rows of each batch, shuffled anew every epoch by `seed`.
 
-    The b-th global batch holds the stream's examples from b * batch_size on, whatever the number of processes.
-
-    Args:
-      datasets: each batch holds examples of one.
-      options: how to read.
-      seed: of the order.
-      start: how many examples were drawn before, a multiple of the batch size.
-
-    Returns:
-      A context manager of an iterator. Its batches also hold `index` (rows,) uint32, the position in the stream. Their
-      memory is used again once neither they nor a view of them is held.
+    It goes on after `start` examples, a multiple of the batch size. A batch holds examples of one dataset and `index`
+    (rows,) uint32, their position in the stream. Its memory is used again once no view of the batch is held.
     """
     orders = [grain.MapDataset.range(len(dataset)).shuffle(seed=seed).repeat() for dataset in datasets]
-    schedule = BucketSchedule([len(dataset) for dataset in datasets], options.batch_size, seed)
-    batches = grain.MapDataset.source(_Batches(datasets, orders, schedule, options, "index"))
-    return _iterate(batches[start // options.batch_size :], options)
+    lengths = tuple(len(dataset) for dataset in datasets)
+    schedule = functools.partial(bucket_of_batch, lengths, options.batch_size, seed)
+    numbers = grain.MapDataset.range(start // options.batch_size, sys.maxsize // options.batch_size)
+    return _iterate(numbers.map(_ReadBatch(datasets, orders, schedule, options, "index")), options)
 
 
 def evaluation_batches(datasets: Sequence[Dataset], options: LoaderOptions) -> BatchStream:
@@ -70,59 +55,45 @@ def evaluation_batches(datasets: Sequence[Dataset], options: LoaderOptions) -> B
 
     The last batch of a dataset is filled up with examples whose `valid` (rows,) bool is False.
     """
-    counts = [-(-len(dataset) // options.batch_size) for dataset in datasets]
-    orders = [
-        np.minimum(np.arange(count * options.batch_size), len(dataset) - 1)
-        for dataset, count in zip(datasets, counts, strict=True)
-    ]
+    orders = [range(len(dataset)) for dataset in datasets]
+    counts = [-(-len(order) // options.batch_size) for order in orders]
     schedule = [(number, before) for number, count in enumerate(counts) for before in range(count)]
-    batches = _Batches(datasets, orders, schedule, options, "valid")
-    return _iterate(grain.MapDataset.source(batches), options)
+    numbers = grain.MapDataset.range(len(schedule))
+    return _iterate(numbers.map(_ReadBatch(datasets, orders, schedule.__getitem__, options, "valid")), options)
 
 
-class _Batches:
-    """This process's rows of each batch, by the number of the batch: a source for Grain.
+@dataclasses.dataclass
+class _ReadBatch:
+    """Reads this process's rows of the batch of a number.
 
-    Args:
-      datasets: the examples.
-      orders: for each dataset the number of the example at each position of that dataset's stream.
-      schedule: for each batch its dataset, and the number of batches that this one had before.
-      options: how to read.
-      label: the array to add: 'index' or 'valid'.
+    `orders` say for each dataset which example is at each position of that dataset's stream, the last one repeated
+    beyond its end; `schedule` for each batch its dataset, and the number of batches that this one had before.
     """
 
-    def __init__(
-        self,
-        datasets: Sequence[Dataset],
-        orders: Sequence[Sequence[int] | np.ndarray],
-        schedule: Sequence[tuple[int, int]],
-        options: LoaderOptions,
-        label: str,
-    ):
-        self._datasets = datasets
-        self._orders = orders
-        self._schedule = schedule
-        self._batch_size = options.batch_size
-        self._rows = range(options.batch_size) if options.rows is None else options.rows
-        added = {label: ((), np.dtype({"index": np.uint32, "valid": np.bool_}[label]))}
-        self._buffers = [Buffers(batch_spec(dataset.spec | added, len(self._rows))) for dataset in datasets]
+    datasets: Sequence[Dataset]
+    orders: Sequence[Sequence[int]]
+    schedule: Callable[[int], tuple[int, int]]
+    options: LoaderOptions
+    label: str
 
-    def __len__(self) -> int:
-        return len(self._schedule)
+    def __post_init__(self) -> None:
+        size = self.options.batch_size
+        self.rows = range(size) if self.options.rows is None else self.options.rows
+        added = {self.label: ((), np.dtype({"index": np.uint32, "valid": np.bool_}[self.label]))}
+        self.buffers = [Buffers(batch_spec(dataset.spec | added, len(self.rows))) for dataset in self.datasets]
 
-    def __getitem__(self, number: int) -> Batch | SharedBatch:
-        dataset, before = self._schedule[number]
-        return self._buffers[dataset].fill(functools.partial(self._read_into, dataset, number, before))
+    def __call__(self, number: int) -> Batch | SharedBatch:
+        bucket, before = self.schedule(number)
+        dataset, order, size = self.datasets[bucket], self.orders[bucket], self.options.batch_size
 
-    def _read_into(self, dataset_number: int, number: int, before: int, batch: Batch) -> None:
-        dataset, order = self._datasets[dataset_number], self._orders[dataset_number]
-        for i, row in enumerate(self._rows):
-            position = before * self._batch_size + row
-            if "index" in batch:
-                batch["index"][i] = number * self._batch_size + row
-            else:
-                batch["valid"][i] = position < len(dataset)
-            dataset.read_into(int(order[position]), {name: batch[name][i, ...] for name in dataset.spec})
+        def read(batch: Batch) -> None:
+            for i, row in enumerate(self.rows):
+                position = before * size + row
+                batch[self.label][i] = number * size + row if self.label == "index" else position < len(dataset)
+                example = {name: batch[name][i, ...] for name in dataset.spec}
+                dataset.read_into(order[min(position, len(order) - 1)], example)
+
+        return self.buffers[bucket].fill(read)
 
 
 @contextlib.contextmanager
@@ -134,11 +105,8 @@ def _iterate(batches: Any, options: LoaderOptions) -> Iterator[Iterator[Batch]]:
             flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(num_workers=options.workers, per_worker_buffer_size=options.prefetch)
         stream = stream.mp_prefetch(workers, worker_init_fn=_start_worker)
-    iterator = iter(stream)
-    try:
+    with contextlib.closing(iter(stream)) as iterator:
         yield iterator
-    finally:
-        iterator.close()
 
 
 def _start_worker(index: int, count: int) -> None:
@@ -149,7 +117,6 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent:
+    if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

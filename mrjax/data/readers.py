@@ -23,8 +23,7 @@ def reader_for(path: str) -> Reader:
 def find(paths: str | Iterable[str]) -> list[str]:
     """Find the files that a folder (with its subfolders), a glob, a file, or a list of these names; sorted.
 
-    Raises:
-      UserError: there are none.
+    Raises `UserError` if there are none.
     """
     if not isinstance(paths, str):
         return sorted({found for path in paths for found in find(str(path))})

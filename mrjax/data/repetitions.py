@@ -25,32 +25,29 @@ def group(volumes: Iterable[Volume]) -> tuple[list[Volume], list[str]]:
 
     Repetitions that moved against most of the others are left out. All samples are read for that.
 
-    Returns:
-      The volumes that have repetitions, in their order, with `repetitions` set and with the empty slices of all of
-      them; and a sentence for each volume that was left out.
-
-    Raises:
-      UserError: a file cannot be read, or holds NaN or Inf.
+    Returns the volumes that have repetitions, in their order, with `repetitions` set and with the empty slices of all
+    of them; and a sentence for each volume that was left out. Raises `UserError` if a file cannot be read, or holds NaN
+    or Inf.
     """
     volumes = list(volumes)
     scans: dict[tuple[str, str, tuple[int, ...]], list[Volume]] = {}
     for volume in volumes:
         scans.setdefault((*_scan(volume.path), volume.shape), []).append(volume)
+    kept: dict[str, Volume] = {}
+    left_out: list[str] = []
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(_leave_out_moved, scans.values()))
-    left_out = [sentence for _, sentences in results for sentence in sentences]
-    kept = {}
-    for scan, _ in results:
-        empty = tuple(sorted({i for volume in scan for i in volume.empty}))
-        for volume in scan:
-            paths = tuple(one.path for one in scan if one is not volume)
-            if paths:
-                kept[volume.path] = dataclasses.replace(volume, repetitions=paths, empty=empty)
-            else:
+        for scan, sentences in pool.map(_leave_out_moved, scans.values()):
+            left_out += sentences
+            empty = tuple(sorted({i for volume in scan for i in volume.empty}))
+            if len(scan) == 1:
                 left_out.append(
-                    f"{volume.path}: has no other repetition to compare with, expected files named "
+                    f"{scan[0].path}: has no other repetition to compare with, expected files named "
                     "<study>_<contrast><NN> with one study and contrast, and arrays of one shape, in its folder"
                 )
+                continue
+            for volume in scan:
+                paths = tuple(one.path for one in scan if one is not volume)
+                kept[volume.path] = dataclasses.replace(volume, repetitions=paths, empty=empty)
     return [kept[volume.path] for volume in volumes if volume.path in kept], left_out
 
 
@@ -99,14 +96,13 @@ def _leave_out_moved(scan: list[Volume]) -> tuple[list[Volume], list[str]]:
         for volume, still, (pixels, slices) in zip(scan, near[reference], moved[reference], strict=True)
         if not still
     ]
-    return [volume for volume, still in zip(scan, near[reference], strict=True) if still], sentences
+    return list(itertools.compress(scan, near[reference])), sentences
 
 
 def coarse_images(volume: Volume) -> np.ndarray:
     """Compute root-sum-of-squares images of the centre of k-space, float32 (slices, height, width) up to COARSE_SIZE.
 
-    Raises:
-      UserError: the file cannot be read, or is not finite.
+    Raises `UserError` if the file cannot be read, or is not finite.
     """
     from scipy import fft  # slow to import, and most tasks have no repetitions
 
@@ -124,15 +120,12 @@ def coarse_images(volume: Volume) -> np.ndarray:
 
 
 def displacement(fixed: np.ndarray, moving: np.ndarray, steps: int) -> tuple[float, float, float]:
-    """Register two images (slices, height, width) and return how far the head moved.
+    """Register two images (slices, height, width) and return how far the head moved: rows, columns, slices.
 
     Fits an affine map (a rigid motion in mm is affine in voxels of any size) and an intensity, by Gauss-Newton steps
     with the mean of both images' gradients (Lucas and Kanade, 1981; Benhimane and Malis, 2004). The first step finds
-    displacements below a voxel, hardly swayed by noise, since thirteen numbers are fitted to all voxels. Later steps
-    find greater ones, but compare an image with an interpolated, less noisy one: in strong noise they go astray.
-
-    Returns:
-      Root-mean-square displacement of the head, weighted by its intensity: rows, columns, slices.
+    displacements below a voxel, hardly swayed by noise; later steps find greater ones, but go astray in strong noise.
+    Returned is the root mean square, weighted by the intensity.
     """
     from scipy import ndimage
 

@@ -13,11 +13,10 @@ def crop_or_pad(x: np.ndarray, size: Size) -> np.ndarray:
     """Crop or zero-pad the last two axes about their centre (index n // 2, the zero frequency of k-space)."""
     for axis, new in zip((-2, -1), size, strict=True):
         old = x.shape[axis]
+        before = new // 2 - old // 2
         if old > new:
-            start = old // 2 - new // 2
-            x = np.take(x, range(start, start + new), axis) if axis == -2 else x[..., start : start + new]
+            x = np.take(x, range(-before, new - before), axis) if axis == -2 else x[..., -before : new - before]
         elif old < new:
-            before = new // 2 - old // 2
             widths = [(0, 0)] * x.ndim
             widths[axis] = (before, new - old - before)
             x = np.pad(x, widths)
@@ -46,10 +45,10 @@ def _measured_columns(kspace: np.ndarray, width: int) -> np.ndarray:
     """
     measured = np.flatnonzero(kspace.any(tuple(range(kspace.ndim - 1))))
     old = kspace.shape[-1]
-    if measured.size == 0 or measured.size == old:
+    if measured.size in (0, old):
         return np.ones(width, bool)
     frequency = (np.arange(width) - width // 2) / width
-    low, high = ((measured[i] - old // 2) / old for i in (0, -1))
+    low, high = (measured[[0, -1]] - old // 2) / old
     return (frequency >= low) & (frequency <= high)
 
 

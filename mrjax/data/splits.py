@@ -18,10 +18,8 @@ REPETITION_TASKS = ("denoise", "noise2noise")  # tasks that need the other repet
 def find_split(data: Any, split: str) -> list[str]:
     """Find the files of a split: those of config.data.<split>, else of the split's folder in config.data.dir.
 
-    fastMRI's folder names (multicoil_train, singlecoil_val, ...) are found too.
-
-    Raises:
-      UserError: no such folder, or no file in it.
+    fastMRI's folder names (multicoil_train, singlecoil_val, ...) are found too. Raises `UserError` for no such folder,
+    or no file in it.
     """
     if data[split]:
         return readers.find(data[split])
@@ -51,20 +49,18 @@ def describe_split(
 ) -> list[Volume]:
     """Describe and check the files of a split, each of which needs a target.
 
-    For tasks that need repetitions, files that have none and repetitions that moved are left out and logged.
+    Files without the repetitions that a task needs, and repetitions that moved, are left out and logged.
 
     Args:
       paths: the files.
       task: config.task.
-      on_bad_file: 'error' stops at the first faulty file; 'skip' leaves faulty files out and logs them, and if a file's
-        only fault is empty slices, just those slices.
+      on_bad_file: 'error' raises a `UserError` for the first faulty file; 'skip' leaves faulty files out and logs them,
+        and if a file's only fault is empty slices, just those slices.
       read_samples: whether to read every sample, or the headers only.
       mask: config.acquisition.mask; 'stored' if files hold fully sampled k-space and the `mask` to undersample it with.
-
-    Raises:
-      UserError: a faulty file, or none left.
     """
-    volumes = []
+    volumes: list[Volume] = []
+    left_out: list[str] = []
     for path in paths:
         try:
             volumes.append(_describe(path, task, read_samples, mask, skip_empty=on_bad_file == "skip"))
@@ -76,8 +72,8 @@ def describe_split(
             logger.warning("left out: %s", error)
     if task in REPETITION_TASKS:
         volumes, left_out = repetitions.group(volumes)
-        for sentence in left_out:
-            logger.warning("left out: %s", sentence)
+    for sentence in left_out:
+        logger.warning("left out: %s", sentence)
     if not volumes:
         raise UserError(f"none of the {len(paths)} files can be used, the first is {paths[0]}")
     return volumes
@@ -86,6 +82,7 @@ def describe_split(
 def _describe(path: str, task: str, read_samples: bool, mask: str, skip_empty: bool) -> Volume:
     """Describe and check a file; raises `UserError` for its first fault."""
     volume = readers.describe(path, task_layout(task))
+    faults: list[str] = []
     if mask == "stored" and volume.layout == "kspace":
         if volume.stored_mask is None:
             raise UserError(
@@ -93,27 +90,21 @@ def _describe(path: str, task: str, read_samples: bool, mask: str, skip_empty: b
                 f"({volume.shape[-1]},), a value per column of its fully sampled `kspace`"
             )
         volume = dataclasses.replace(volume, undersampled=False)
-    _require_target(volume)
-    if not read_samples:
-        return volume
-    volume, faults = checks.check(volume)
-    _require_target(volume)
-    if faults:
-        raise UserError(faults[0])
-    for sentence in checks.describe_empty_slices(volume):
-        if not skip_empty or len(volume.empty) == volume.slices:
-            raise UserError(f"{sentence} (on_bad_file='skip' leaves just these slices out)")
-        logger.warning("left out these slices: %s", sentence)
-    return volume
-
-
-def _require_target(volume: Volume) -> None:
-    if volume.layout == "kspace" and volume.undersampled:
+    if read_samples and not volume.undersampled:
+        volume, faults = checks.check(volume)
+    if volume.undersampled:
         raise UserError(
             f"{volume.path}: `kspace` is undersampled already, expected fully sampled k-space as the target"
         )
     if volume.layout == "paired" and not volume.target:
         raise UserError(f"{volume.path}: has no data set `target`, expected one beside `input`")
+    if faults:
+        raise UserError(faults[0])
+    if sentence := checks.describe_empty_slices(volume):
+        if not skip_empty or not volume.full_slices:
+            raise UserError(f"{sentence} (on_bad_file='skip' leaves just these slices out)")
+        logger.warning("left out these slices: %s", sentence)
+    return volume
 
 
 def require_maximum(volumes: Sequence[Volume]) -> None:
@@ -130,4 +121,4 @@ def fingerprint(volumes: Sequence[Volume]) -> str:
     """Summarise the volumes in a line that changes with the names, shapes or usable slices of the files."""
     rows = [(v.name, v.shape, v.empty, *([len(v.repetitions)] if v.repetitions else [])) for v in volumes]
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
-    return f"{len(volumes)} files, {sum(v.slices - len(v.empty) for v in volumes)} slices, {digest}"
+    return f"{len(volumes)} files, {sum(len(v.full_slices) for v in volumes)} slices, {digest}"

@@ -12,45 +12,26 @@ from mrjax.errors import UserError
 
 # The array that a reconstruction starts from, by layout. A file that has several is of the first layout.
 DATA_NAMES = {"kspace": "kspace", "paired": "input", "result": "reconstruction"}
-TARGET_NAMES = {
-    "kspace": ("reconstruction_rss", "reconstruction_esc", "target"),
-    "paired": ("target",),
-    "result": (),
-}
+TARGET_NAMES = {"kspace": ("reconstruction_rss", "reconstruction_esc", "target"), "paired": ("target",), "result": ()}
 _M4RAW_NAME = re.compile(r"_(T1|T2|FLAIR|GRE)\d\d$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """What the headers of a file tell of its volume, and after `checks.check` what only its samples tell.
-
-    Attributes:
-      path: the file.
-      layout: 'kspace', 'paired' or 'result'.
-      shape: (slices, coils, height, width) of k-space, (slices, height, width) of images.
-      dtype: of the data.
-      contrast: the attribute `acquisition`, else from an M4Raw file name, else 'unknown'.
-      target: name of the array with the target image, None without one.
-      target_shape: its (slices, height, width).
-      maximum: the attribute `max` in the file's units, else, after a check, that of the target image, else None.
-      stored_mask: (width,) bool, the sampled columns, if the file stores a `mask`.
-      undersampled: whether it does, or the check found missing columns.
-      empty: slices of zeros, found by the check.
-      repetitions: files of the other repetitions of this scan (`repetitions`).
-    """
+    """What the headers of a file tell of its volume, and after `checks.check` what only its samples tell."""
 
     path: str
-    layout: str
-    shape: tuple[int, ...]
+    layout: str  # 'kspace', 'paired' or 'result'
+    shape: tuple[int, ...]  # (slices, coils, height, width) of k-space, (slices, height, width) of images
     dtype: str
-    contrast: str
-    target: str | None
-    target_shape: tuple[int, ...] | None
-    maximum: float | None
-    stored_mask: tuple[bool, ...] | None
-    undersampled: bool
-    empty: tuple[int, ...] = ()
-    repetitions: tuple[str, ...] = ()
+    contrast: str  # the attribute `acquisition`, else from an M4Raw file name, else 'unknown'
+    target: str | None  # name of the array with the target image
+    target_shape: tuple[int, ...] | None  # (slices, height, width)
+    maximum: float | None  # the attribute `max` in the file's units, else, after a check, that of the target image
+    stored_mask: tuple[bool, ...] | None  # (width,), the sampled columns, if the file stores a `mask`
+    undersampled: bool  # whether it stores one, or the check found missing columns
+    empty: tuple[int, ...] = ()  # slices of zeros, found by the check
+    repetitions: tuple[str, ...] = ()  # files of the other repetitions of this scan
 
     @property
     def name(self) -> str:
@@ -61,6 +42,11 @@ class Volume:
     def slices(self) -> int:
         """Number of slices."""
         return self.shape[0]
+
+    @property
+    def full_slices(self) -> list[int]:
+        """The slices that are not empty."""
+        return [i for i in range(self.slices) if i not in self.empty]
 
     @property
     def coils(self) -> int:
@@ -87,8 +73,7 @@ class Volume:
 class Reader(Protocol):
     """A file format. A new one is a class like this and a line in `readers.READERS`; it is pickled to worker processes.
 
-    Attributes:
-      suffixes: of its files (or folders), lower case, the one to write first.
+    `suffixes` of its files (or folders) are in lower case.
     """
 
     suffixes: tuple[str, ...]
@@ -99,11 +84,8 @@ class Reader(Protocol):
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read a slice of an array as stored, from any thread; raises `UserError` if it cannot be read.
 
-        Args:
-          path: the file, unchanged since it was described.
-          name: of the array.
-          index: of the slice.
-          out: C-contiguous memory that may be read into and returned, if its shape and dtype are those of the slice.
+        The file is unchanged since it was described. `out` is C-contiguous memory that may be read into and returned,
+        if its shape and dtype are those of the slice.
         """
 
     def write_like(self, source: str, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
@@ -113,29 +95,23 @@ class Reader(Protocol):
 def describe_arrays(
     path: str, arrays: Mapping[str, Any], attributes: Mapping[str, Any], layout: str | None = None
 ) -> Volume:
-    """Describe a volume by its arrays and attributes.
+    """Describe a volume by its arrays, which have `shape` and `dtype`, and its attributes `max` and `acquisition`.
 
-    Args:
-      path: the file.
-      arrays: by name, each with `shape` and `dtype`; a `mask` is converted by `np.asarray`.
-      attributes: of these `max` and `acquisition` are used.
-      layout: 'kspace' or 'paired' if one is needed; by default the first that the file has.
-
-    Raises:
-      UserError: an array is missing, or its shape or dtype is not that of the layout.
+    `layout` is 'kspace' or 'paired' if one is needed; by default the first that the file has. Raises `UserError` if an
+    array is missing, or its shape or dtype is not that of the layout.
     """
     found = ", ".join(f"`{name}`" for name in sorted(arrays)) or "no data set at all"
     layout = layout or next((one for one, name in DATA_NAMES.items() if name in arrays), None)
     if layout is None:
         raise UserError(f"{path}: has no data set `kspace` nor `input`, found: {found}")
-    name = DATA_NAMES[layout]
+    name, kspace = DATA_NAMES[layout], layout == "kspace"
     if name not in arrays:
         raise UserError(f"{path}: has no data set `{name}`, found: {found}")
-    shape = _data_shape(path, name, arrays[name])
+    shape = _data_shape(f"{path}: `{name}`", arrays[name], kspace)
     target = next((one for one in TARGET_NAMES[layout] if one in arrays), None)
     if target:
         _check_target(f"{path}: `{target}`", arrays[target], name, shape)
-    stored_mask = _read_mask(path, arrays["mask"], shape[-1]) if layout == "kspace" and "mask" in arrays else None
+    stored_mask = _read_mask(f"{path}: `mask`", arrays["mask"], shape[-1]) if kspace and "mask" in arrays else None
     maximum = attributes.get("max")
     m4raw = _M4RAW_NAME.search(Path(path).stem)
     contrast = attributes.get("acquisition", m4raw.group(1) if m4raw else "unknown")
@@ -153,13 +129,15 @@ def describe_arrays(
     )
 
 
-def _data_shape(path: str, name: str, data: Any) -> tuple[int, ...]:
+def _data_shape(label: str, data: Any, kspace: bool) -> tuple[int, ...]:
     """Check the shape and dtype of the data and return the shape, with a coil axis if it is k-space."""
-    shape, label, kspace = tuple(map(int, data.shape)), f"{path}: `{name}`", name == "kspace"
-    kinds, kind = ("c", "complex numbers") if kspace else ("fciu", "numbers")
-    axes = "(slices, coils, height, width)" if kspace else "(slices, height, width)"
-    _expect(data.dtype.kind in kinds, f"{label} is {data.dtype}", kind)
-    _expect(len(shape) == 3 or (kspace and len(shape) == 4), f"{label} has shape {shape}", axes)
+    shape = tuple(map(int, data.shape))
+    if kspace:
+        _expect(data.dtype.kind == "c", f"{label} is {data.dtype}", "complex numbers")
+        _expect(len(shape) in (3, 4), f"{label} has shape {shape}", "(slices, coils, height, width)")
+    else:
+        _expect(data.dtype.kind in "fciu", f"{label} is {data.dtype}", "numbers")
+        _expect(len(shape) == 3, f"{label} has shape {shape}", "(slices, height, width)")
     _expect(0 not in shape, f"{label} has shape {shape}", "at least one sample along each axis")
     return (shape[0], 1, *shape[1:]) if kspace and len(shape) == 3 else shape
 
@@ -173,11 +151,11 @@ def _check_target(label: str, target: Any, data_name: str, data_shape: tuple[int
     _expect(target.dtype.kind in "fciu", f"{label} is {target.dtype}", "numbers")
 
 
-def _read_mask(path: str, mask: Any, width: int) -> tuple[bool, ...]:
+def _read_mask(label: str, mask: Any, width: int) -> tuple[bool, ...]:
     columns = np.asarray(mask).reshape(-1)
-    _expect(columns.size == width, f"{path}: `mask` has shape {mask.shape}", f"({width},), a value per column")
+    _expect(columns.size == width, f"{label} has shape {mask.shape}", f"({width},), a value per column")
     kept = (columns == columns) & columns.astype(bool)  # NaN keeps nothing
-    _expect(kept.any(), f"{path}: `mask` keeps no column", "at least one that is not zero")
+    _expect(kept.any(), f"{label} keeps no column", "at least one that is not zero")
     return tuple(map(bool, kept))
 
 

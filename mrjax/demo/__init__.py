@@ -53,15 +53,8 @@ def make(output: str | os.PathLike[str], settings: Settings | None = None, *, pr
 
     A file holds `kspace` complex64 (slices, coils, size, size), centred and orthonormal, `reconstruction_rss` float32
     (slices, size, size), `ismrmrd_header`, and fastMRI's attributes. The brain has a signal of about 0.4. A subject's
-    anatomy depends on the seed, its split and its number alone.
-
-    Args:
-      output: a folder that does not exist yet, or is empty.
-      settings: the defaults where None.
-      progress: whether to draw a progress bar.
-
-    Raises:
-      UserError: the output exists, or nilearn is not installed.
+    anatomy depends on the seed, its split and its number alone. Raises a `UserError` if the output exists and is not an
+    empty folder, or without nilearn.
     """
     output, settings = Path(output), settings or Settings()
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -81,8 +74,7 @@ def make(output: str | os.PathLike[str], settings: Settings | None = None, *, pr
         # Threads suffice: interpolation, random numbers and FFTs all release the interpreter's lock.
         with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             written = pool.map(lambda subject: _write_subject(partial, template, subject, settings), subjects)
-            for _ in tqdm(written, total=len(subjects), desc="demo data", unit="subject", disable=not progress):
-                pass
+            list(tqdm(written, total=len(subjects), desc="demo data", unit="subject", disable=not progress))
         partial.replace(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -8,17 +8,11 @@ from mrjax import cli, demo
 def main(argv: list[str]) -> None:
     """Make the demo data as the flags say."""
     cli.expect_no_arguments(argv)
-    values = flags.FLAGS
-    settings = demo.Settings(
-        size=values.size,
-        coils=values.coils,
-        slices=values.slices,
-        repetitions=values.repetitions,
-        seed=values.seed,
-        subjects={"train": values.train, "val": values.val, "test": values.test},
-    )
-    demo.make(values.output, settings)
-    print(f"demo data written to {values.output}")
+    values = flags.FLAGS.flag_values_dict()
+    numbers = {name: values[name] for name in ("size", "coils", "slices", "repetitions", "seed")}
+    subjects = {split: values[split] for split in demo.SPLITS}
+    demo.make(values["output"], demo.Settings(**numbers, subjects=subjects))
+    print(f"demo data written to {values['output']}")
 
 
 if __name__ == "__main__":

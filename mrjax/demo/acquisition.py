@@ -31,11 +31,8 @@ PROTOCOLS = {
 def spin_echo_signal(density: Any, t1: Any, t2: Any, *, tr: float, te: float, inversion: bool) -> Any:
     """Compute the signal of a spin echo, after an inversion where asked for; times in ms, arguments broadcast.
 
-        PD (1 - exp(-TR/T1)) exp(-TE/T2)                        spin echo
-        PD (1 - 2 exp(-TI/T1) + exp(-TR/T1)) exp(-TE/T2)        inversion recovery, negative before its null
-
-    (Bernstein, King, Zhou: Handbook of MRI Pulse Sequences, 2004, chapter 14). TI nulls the nominal fluid, as an
-    operator sets it: TI = T1 (ln 2 - ln(1 + exp(-TR/T1))).
+    Bernstein, King, Zhou: Handbook of MRI Pulse Sequences, 2004, chapter 14. The inversion time nulls the nominal
+    fluid, as an operator sets it; the signal of an inversion recovery is negative before its null.
     """
     recovery = 1 - np.exp(-tr / t1)
     if inversion:
@@ -61,9 +58,9 @@ def make_image(anatomy: Anatomy, subject: Subject, contrast: str) -> np.ndarray:
 
 
 def make_sensitivities(subject: Subject, *, size: int, coils: int, slices: int) -> np.ndarray:
-    """Make receive sensitivities, complex64 (slices, coils, size, size): circular loops around the head.
+    """Make receive sensitivities of loops around the head, complex64 (slices, coils, size, size); one coil is uniform.
 
-    The root-sum-of-squares is 1 on average over the head. A single coil is a volume coil: uniform.
+    The root-sum-of-squares is 1 on average over the head.
     """
     if coils == 1:
         return np.ones((slices, 1, size, size), np.complex64)
@@ -101,8 +98,7 @@ def draw_noise_level(rng: np.random.Generator) -> float:
 def acquire_kspace(image: np.ndarray, coils: np.ndarray, rng: np.random.Generator, *, noise: float) -> np.ndarray:
     """Acquire k-space, complex64 (slices, coils, size, size), of a noise-free image (slices, size, size).
 
-    `coils` are the sensitivities; `noise` is the standard deviation of the real and of the imaginary part, the same in
-    k-space and in the image since the transform is orthonormal.
+    `coils` are the sensitivities; `noise` is the standard deviation of the real and of the imaginary part.
     """
     from scipy import fft
 

@@ -76,11 +76,7 @@ class Anatomy(NamedTuple):
 
 @functools.cache
 def load_template() -> Template:
-    """Load the template head from nilearn's files; takes seconds, cached.
-
-    Raises:
-      UserError: nilearn is not installed.
-    """
+    """Load the template head from nilearn's files, which takes seconds; a `UserError` if it is not installed."""
     try:
         from nilearn import datasets
     except ImportError:
@@ -89,24 +85,17 @@ def load_template() -> Template:
     t1 = loaded.get_fdata(dtype=np.float32)
     grey = datasets.load_mni152_gm_template(resolution=1).get_fdata(dtype=np.float32)
     white = datasets.load_mni152_wm_template(resolution=1).get_fdata(dtype=np.float32)
-    grey, white, fluid = _sharpen_tissue(t1, grey, white)
+    # Bayes' rule: the tissue maps (the prior) are averages of many brains, the image (the likelihood) is sharper.
+    prior = np.stack([grey, white, np.clip(1 - grey - white, 0, 1) + 0.02])
+    deviations = np.stack([(t1 - mean) / sd for mean, sd in zip(_T1_MEANS, _T1_DEVIATIONS, strict=True)])
+    joint = prior * np.exp(-0.5 * deviations**2)
+    grey, white, fluid = joint / (joint.sum(0) + 1e-6)
     mask = t1 > 0.1
     mixture = _T1_MEANS[0] * grey + _T1_MEANS[1] * white + _T1_MEANS[2] * fluid
     texture = np.where(mask & (fluid < 0.3), t1 / np.maximum(mixture, 0.2) - 1, 0)
     origin = np.asarray(loaded.affine)[:3, 3].reshape(3, 1, 1, 1, 1)
     volumes = (grey, white, np.clip(texture, -0.3, 0.3), *_head_surfaces(mask[::2, ::2, ::2], origin), origin)
     return Template(*(volume.astype(np.float32) for volume in volumes))
-
-
-def _sharpen_tissue(t1: np.ndarray, grey: np.ndarray, white: np.ndarray) -> np.ndarray:
-    """Posterior fractions (3, ...) of grey matter, white matter and fluid by Bayes' rule.
-
-    The tissue maps (the prior) are averages of many brains; the T1-weighted image (the likelihood) is sharper.
-    """
-    prior = np.stack([grey, white, np.clip(1 - grey - white, 0, 1) + 0.02])
-    deviations = np.stack([(t1 - mean) / sd for mean, sd in zip(_T1_MEANS, _T1_DEVIATIONS, strict=True)])
-    joint = prior * np.exp(-0.5 * deviations**2)
-    return joint / (joint.sum(0) + 1e-6)
 
 
 def _head_surfaces(mask: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

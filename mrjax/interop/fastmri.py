@@ -21,41 +21,33 @@ _AXES = {"convolution": (2, 3, 1, 0), "transposed": (2, 3, 0, 1), "head": (2, 3,
 
 
 class Network(NamedTuple):
-    """A network of fastMRI's in this package's terms.
+    """A network of fastMRI's in this package's terms."""
 
-    Attributes:
-      name: in `models.MODELS`.
-      fields: its attributes that the shapes of its weights determine.
-      params: its parameters, float32.
-    """
-
-    name: str
-    fields: dict[str, int]
-    params: dict[str, Any]
+    name: str  # in `models.MODELS`
+    fields: dict[str, int]  # its attributes that the shapes of its weights determine
+    params: dict[str, Any]  # float32
 
 
 def from_fastmri(weights: StateDict) -> Network:
     """Convert a state_dict; its names may have a common prefix, as in checkpoints of Lightning.
 
-    Raises:
-      UserError: it is not of fastMRI's U-Net or VarNet, or not of images of one channel.
+    Raises `UserError` if it is not of fastMRI's U-Net or VarNet, or not of images of one channel.
     """
     prefix, name = _recognise(weights)
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     fields = _infer_fields(name, weights)
-    table = list(_parameters(name, fields))
-    expected = {row.theirs for row in table}
-    for verb, names in (("lacks", expected - weights.keys()), ("also holds", weights.keys() - expected)):
+    table = {row.theirs: row for row in _parameters(name, fields)}
+    for verb, names in (("lacks", table.keys() - weights.keys()), ("also holds", weights.keys() - table.keys())):
         if names:
             raise UserError(f"the state_dict {verb} {prefix}{min(names)}, expected that of fastMRI's {_LABELS[name]}")
     params = {}
-    for row in table:
-        if weights[row.theirs].shape != row.shape:
+    for theirs, row in table.items():
+        if weights[theirs].shape != row.shape:
             raise UserError(
-                f"{prefix}{row.theirs} of the state_dict has the shape {weights[row.theirs].shape}, expected "
+                f"{prefix}{theirs} of the state_dict has the shape {weights[theirs].shape}, expected "
                 f"{row.shape} in a {_LABELS[name]} of {fields['channels']} channels"
             )
-        value = weights[row.theirs].astype(np.float32).transpose(_AXES[row.kind])
+        value = weights[theirs].astype(np.float32).transpose(_AXES[row.kind])
         params[row.ours] = np.ascontiguousarray(value[0, 0] if row.kind == "head" else value)
     return Network(name, fields, unflatten_dict(params, sep="/"))
 
@@ -92,23 +84,19 @@ def _infer_fields(name: str, weights: StateDict) -> dict[str, int]:
             )
         return first.shape[0], levels
 
-    if name == "unet":
-        channels, levels = channels_and_levels("")
-        return {"channels": channels, "levels": levels}
-    sens_channels, sens_levels = channels_and_levels(_SENSITIVITIES)
-    channels, levels = channels_and_levels(_CASCADE.format(0))
-    cascades = sum(key.endswith(".dc_weight") for key in weights)
-    fields = {"channels": channels, "levels": levels, "cascades": cascades}
-    return fields | {"sens_channels": sens_channels, "sens_levels": sens_levels}
+    channels, levels = channels_and_levels("" if name == "unet" else _CASCADE.format(0))
+    fields = {"channels": channels, "levels": levels}
+    if name == "varnet":
+        fields["sens_channels"], fields["sens_levels"] = channels_and_levels(_SENSITIVITIES)
+        fields["cascades"] = sum(key.endswith(".dc_weight") for key in weights)
+    return fields
 
 
 class _Parameter(NamedTuple):
-    """One parameter: our name, theirs, its kind in `_AXES`, and its shape in the state_dict."""
-
     ours: str
     theirs: str
-    kind: str
-    shape: tuple[int, ...]
+    kind: str  # in `_AXES`
+    shape: tuple[int, ...]  # in the state_dict
 
 
 def _parameters(name: str, fields: Mapping[str, int]) -> Iterator[_Parameter]:

@@ -1,15 +1,14 @@
 """Files of named arrays: PyTorch's .pt, .pth and .ckpt, .safetensors and .npz. Nothing in a file is ever executed.
 
-A PyTorch file is a zip archive with the raw arrays and a pickle that names them. That pickle is read here by an
-unpickler that only knows how to rebuild a tensor: every other object in it, as checkpoints of Lightning hold, becomes
-an empty one. PyTorch is only needed to write such a file.
+A PyTorch file is a zip archive of raw arrays and a pickle that names them. The unpickler here only knows how to rebuild
+a tensor: other objects, as in checkpoints of Lightning, become empty ones. Only writing such a file needs PyTorch.
 """
 
 import collections
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import safetensors.numpy
 
 from mrjax.errors import UserError
 
+SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".npz")
 _PYTORCH_DTYPES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -34,25 +34,19 @@ _PYTORCH_DTYPES = {
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """Read the arrays of a file, or of the `state_dict` in it, by name.
-
-    Raises:
-      UserError: the file is missing, damaged, of another kind, or holds no named arrays.
-    """
+    """Read the arrays of a file, or of the `state_dict` in it, by name; raises `UserError` if there are none."""
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"{path}: no such file, expected a state_dict in one of {', '.join(_WRITERS)}")
-    readers: dict[str, Callable[[Path], Any]] = {".safetensors": safetensors.numpy.load_file, ".npz": _read_npz}
+        raise UserError(f"{path}: no such file, expected a state_dict in one of {', '.join(SUFFIXES)}")
     try:
-        values = readers.get(file.suffix, _read_pytorch)(file)
+        values = _load(file)
     except UserError:
         raise
     except Exception as error:  # a damaged file, or one made to do harm, may break its reader anywhere
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}), expected a state_dict") from error
-    if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
-        values = values["state_dict"]
-    named = values.items() if isinstance(values, dict) else ()
-    arrays = {name: x for name, x in named if isinstance(name, str) and isinstance(x, np.ndarray)}
+    values = values if isinstance(values, dict) else {}
+    values = values["state_dict"] if isinstance(values.get("state_dict"), dict) else values
+    arrays = {name: x for name, x in values.items() if isinstance(name, str) and isinstance(x, np.ndarray)}
     if not arrays:
         raise UserError(
             f"{path}: holds no named arrays, expected a state_dict as torch.save(model.state_dict()) writes"
@@ -63,52 +57,38 @@ def read(path: str) -> dict[str, np.ndarray]:
 def write(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name in the format of the path's ending; the file appears under its name once complete.
 
-    Raises:
-      UserError: the ending is unknown, or needs PyTorch, which is missing.
+    Raises `UserError` if the ending is unknown, or needs PyTorch, which is missing.
     """
     file = Path(path)
-    if file.suffix not in _WRITERS:
-        raise UserError(f"--output is {path}, expected a name that ends in one of {', '.join(_WRITERS)}")
+    if file.suffix not in SUFFIXES:
+        raise UserError(f"--output is {path}, expected a name that ends in one of {', '.join(SUFFIXES)}")
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.stem}.{os.getpid()}.part{file.suffix}")
     try:
-        _WRITERS[file.suffix](partial, {name: np.ascontiguousarray(x) for name, x in arrays.items()})
+        _save(partial, {name: np.ascontiguousarray(x) for name, x in arrays.items()})
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _write_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def _write_safetensors(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    safetensors.numpy.save_file(arrays, file)
-
-
-def _write_pytorch(file: Path, arrays: dict[str, np.ndarray]) -> None:
+def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    if file.suffix == ".npz":
+        return np.savez(file, **arrays)  # type: ignore[arg-type]
+    if file.suffix == ".safetensors":
+        return safetensors.numpy.save_file(arrays, file)
     try:
         import torch
     except ImportError as error:
         raise UserError(f"--output ends in {file.suffix}, which needs PyTorch: install torch, or use .npz") from error
-    torch.save(collections.OrderedDict((name, torch.from_numpy(x)) for name, x in arrays.items()), file)
+    return torch.save(collections.OrderedDict((name, torch.from_numpy(x)) for name, x in arrays.items()), file)
 
 
-_WRITERS: dict[str, Callable[[Path, dict[str, np.ndarray]], None]] = {
-    ".pt": _write_pytorch,
-    ".pth": _write_pytorch,
-    ".ckpt": _write_pytorch,
-    ".safetensors": _write_safetensors,
-    ".npz": _write_npz,
-}
-
-
-def _read_npz(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def _read_pytorch(file: Path) -> Any:
+def _load(file: Path) -> Any:
+    if file.suffix == ".npz":
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    if file.suffix == ".safetensors":
+        return safetensors.numpy.load_file(file)
     if not zipfile.is_zipfile(file):
         raise UserError(f"{file}: is no zip archive, expected a file that PyTorch 1.6 or newer has written")
     with zipfile.ZipFile(file) as archive:
@@ -132,7 +112,7 @@ class _TensorUnpickler(pickle.Unpickler):
         known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         }
         return known.get((module, name), _EmptyObject)
 
@@ -158,11 +138,7 @@ class _EmptyObject:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:
-    """View elements of a flat storage, from `offset` on; offset and strides count elements.
-
-    Raises:
-      ValueError: the arguments are not what PyTorch writes, or the view would leave the storage.
-    """
+    """View elements of a flat storage, never beyond it; offset and strides count elements."""
     flat = isinstance(storage, np.ndarray) and storage.ndim == 1 and storage.flags.c_contiguous
     if not (flat and all(type(number) is int and number >= 0 for number in (offset, *shape, *strides))):
         raise ValueError("a tensor is not a flat storage viewed by whole numbers")
@@ -171,7 +147,3 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
         raise ValueError("a tensor lies outside its storage")
     steps = [stride * storage.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
-
-
-def _rebuild_parameter(data: Any, *_: Any) -> Any:
-    return data

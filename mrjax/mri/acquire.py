@@ -13,60 +13,34 @@ from mrjax.mri.motion import Motion, draw_walk, move
 
 @dataclasses.dataclass(frozen=True)
 class Acquisition:
-    """The distribution that protocols are drawn from.
+    """The distribution that protocols are drawn from; `noise` and `snr` are (low, high), drawn uniformly."""
 
-    Attributes:
-      accelerations: one of these is drawn.
-      centre_fractions: of the sampled columns, one for each acceleration.
-      noise: (low, high), drawn uniformly: standard deviation of the real and of the imaginary part of the noise added
-        to every coil, as a fraction of the target's maximum.
-      mask: a name in `masks.MASKS`.
-      snr: (low, high), drawn uniformly: signal-to-noise ratio of the fully sampled image (`noise.sigma_from_snr`), used
-        instead of `noise`; empty: not used.
-      noise_covariance: between coils: 'white', or 'measured' in the corners of the example's own k-space.
-      motion_p: probability that the head moves.
-      motion_rotation: largest rotation from one pose to the next, in degrees.
-      motion_translation: largest translation from one pose to the next, as a fraction of height and width.
-    """
-
-    accelerations: tuple[float, ...]
-    centre_fractions: tuple[float, ...]
-    noise: tuple[float, ...]
-    mask: str = "random"
-    snr: tuple[float, ...] = ()
-    noise_covariance: str = "white"
-    motion_p: float = 0.0
-    motion_rotation: float = 0.0
-    motion_translation: float = 0.0
+    accelerations: tuple[float, ...]  # one of these is drawn
+    centre_fractions: tuple[float, ...]  # of the sampled columns, one for each acceleration
+    noise: tuple[float, ...]  # sigma in every coil (see `mri.noise`), as a fraction of the target's maximum
+    mask: str = "random"  # a name in `masks.MASKS`
+    snr: tuple[float, ...] = ()  # of the fully sampled image (`noise.sigma_from_snr`), used instead of `noise` if any
+    noise_covariance: str = "white"  # between coils; or 'measured' in the corners of the example's own k-space
+    motion_p: float = 0.0  # probability that the head moves
+    motion_rotation: float = 0.0  # largest from one pose to the next, in degrees
+    motion_translation: float = 0.0  # likewise, as a fraction of height and width
 
 
 class Protocol(NamedTuple):
-    """What a slice and its adjacent slices are measured with.
+    """What a slice and its adjacent slices are measured with."""
 
-    Attributes:
-      mask: (1 or height, width) bool, the samples kept.
-      sigma: scalar, standard deviation of the real and of the imaginary part of the noise; None: no noise is added.
-      motion: of the head; None: it never moves.
-      moves: scalar bool, whether the head moves.
-    """
-
-    mask: jax.Array
-    sigma: jax.Array | None
-    motion: Motion | None = None
-    moves: jax.Array | bool = False
+    mask: jax.Array  # (1 or height, width) bool, the samples kept
+    sigma: jax.Array | None  # scalar, of the noise (see `mri.noise`); None: no noise is added
+    motion: Motion | None = None  # None: the head never moves
+    moves: jax.Array | bool = False  # scalar, whether it moves this time
 
 
 def draw_protocol(
     key: jax.Array, kspace: jax.Array, sampled: jax.Array, target: jax.Array, acquisition: Acquisition
 ) -> Protocol:
-    """Draw the mask, the noise level and the motion for one slice.
+    """Draw the mask, the noise level and the motion for fully sampled `kspace` (coils, height, width) complex64.
 
-    Args:
-      key: PRNG key.
-      kspace: (coils, height, width) complex64, fully sampled.
-      sampled: (width,) bool, the columns the scanner measured.
-      target: (height, width) float32, which the noise level is relative to.
-      acquisition: what to draw from.
+    `sampled` (width,) bool are the columns the scanner measured; the noise is relative to `target` (height, width).
     """
     acceleration_key, mask_key, noise_key = jax.random.split(key, 3)
     choice = jax.random.randint(acceleration_key, (), 0, len(acquisition.accelerations))
@@ -75,7 +49,11 @@ def draw_protocol(
     height, width = kspace.shape[-2:]
     echo = find_echo(kspace)
     mask = masks.MASKS[acquisition.mask](mask_key, masks.Scan(sampled, height, acceleration, centre_fraction, echo))
-    sigma = _draw_sigma(noise_key, target, acquisition)
+    low, high = acquisition.snr or acquisition.noise
+    sigma = None
+    if high > 0:
+        drawn = jax.random.uniform(noise_key, (), minval=low, maxval=high)
+        sigma = noise.sigma_from_snr(drawn, target) if acquisition.snr else target.max() * drawn
     if acquisition.motion_p <= 0:
         return Protocol(mask, sigma)
     # `split` made the three keys above as fold_in of 0, 1 and 2 would.
@@ -85,25 +63,10 @@ def draw_protocol(
     return Protocol(mask, sigma, walk, jax.random.uniform(moves_key) < acquisition.motion_p)
 
 
-def _draw_sigma(key: jax.Array, target: jax.Array, acquisition: Acquisition) -> jax.Array | None:
-    low, high = acquisition.snr or acquisition.noise
-    if high <= 0:
-        return None
-    drawn = jax.random.uniform(key, (), minval=low, maxval=high)
-    return noise.sigma_from_snr(drawn, target) if acquisition.snr else target.max() * drawn
-
-
 def measure(key: jax.Array, kspace: jax.Array, protocol: Protocol, acquisition: Acquisition) -> jax.Array:
-    """Measure a slice: move the head, add complex Gaussian noise, apply the mask.
+    """Measure a slice: move the head, add complex Gaussian noise by `key`, apply the mask.
 
-    Args:
-      key: PRNG key of the noise, this slice's own.
-      kspace: (coils, height, width) complex64, fully sampled.
-      protocol: as `draw_protocol` makes it.
-      acquisition: says how noise is correlated between coils.
-
-    Returns:
-      (coils, height, width) complex64, zero where nothing was measured.
+    `kspace` (coils, height, width) complex64 is fully sampled; the result is zero where nothing was measured.
     """
     measured = kspace
     if protocol.motion is not None:
@@ -118,16 +81,10 @@ def measure(key: jax.Array, kspace: jax.Array, protocol: Protocol, acquisition: 
 
 
 def find_echo(kspace: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Find the echo: the row and column where the smoothed energy of k-space is greatest.
+    """Find the echo: the row and column, int32, where the smoothed energy of (coils, height, width) is greatest.
 
     The search covers an eighth of the size around the centre. The peak counts only if it is twice as strong as the
     centre: slices of noise, and echoes one sample away, give the centre, (height // 2, width // 2).
-
-    Args:
-      kspace: (coils, height, width) complex64 of at least five rows and columns.
-
-    Returns:
-      Two int32 scalars.
     """
     centre, reach = [n // 2 for n in kspace.shape[-2:]], [n // 8 for n in kspace.shape[-2:]]
     rows, columns = (slice(c - r - 2, c + r + 3) for c, r in zip(centre, reach, strict=True))

@@ -1,8 +1,6 @@
 """Augmentation: random rotation, scaling, flips and translation of image stacks, inside the jitted step.
 
-`draw_affine` draws the affine map of one example from its key; `warp` applies it alike to every coil, or to an input
-and its target stacked as channels. To imitate another patient rather than another scanner, warp the clean coil images
-and corrupt them afterwards.
+To imitate another patient rather than another scanner, warp the clean coil images and corrupt them afterwards.
 """
 
 import dataclasses
@@ -20,10 +18,7 @@ class Augment:
     """Ranges and probabilities (`_p`) of the transformations; by default none happens.
 
     Values are drawn uniformly and independently. An image is flipped, scaled along its own axes and rotated, both about
-    its centre, and translated.
-
-    Raises:
-        UserError: a probability outside [0, 1], a negative extent, or a range that is not 0 < low <= high.
+    its centre, and translated. An impossible value raises a `UserError`.
     """
 
     rotation: float = 180.0  # degrees, either way
@@ -53,16 +48,9 @@ class Augment:
 
 
 def draw_affine(key: Array, augment: Augment, height: int, width: int) -> Array:
-    """Draw the affine map of one example; vmap it over the keys of a batch.
+    """Draw the affine map of one example: float32 (2, 3), from (row, column, 1) in the output to those in the input.
 
-    Args:
-        key: PRNG key of the example.
-        augment: ranges and probabilities.
-        height, width: size of the images, in pixels.
-
-    Returns:
-        float32 (2, 3), the affine map from (row, column, 1) of an output pixel to (row, column) in the input image.
-        It is exactly the identity if nothing was drawn, and exact for flips alone.
+    It is exactly the identity if nothing was drawn, and exact for flips alone.
     """
     shift = augment.translation
     low, high, probability, neutral = jnp.array(
@@ -93,20 +81,11 @@ def draw_affine(key: Array, augment: Augment, height: int, width: int) -> Array:
 
 
 def warp(images: Array, affine: Array) -> Array:
-    """Resample images by bilinear interpolation; outside the pixel grid they are zero.
+    """Resample real or complex (channels, height, width) bilinearly by a map of `draw_affine`; zero outside the grid.
 
     Equals `scipy.ndimage.affine_transform(order=1, mode="grid-constant")` channel by channel. (SciPy's "constant" cuts
     to zero within the last pixel: a rounding error of 1e-6 pixels could blank a whole border.)
-
-    Args:
-        images: real or complex (channels, height, width), or a batch (batch, channels, height, width).
-        affine: float32 (2, 3) from output to input pixels as `draw_affine` makes it, or (batch, 2, 3).
-
-    Returns:
-        The shape and dtype of `images`.
     """
-    if images.ndim == 4:
-        return jax.vmap(warp)(images, affine)
     height, width = images.shape[1:]
     row, column = jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width, dtype=jnp.float32)
     y, x = (a * row + b * column + c for a, b, c in affine)

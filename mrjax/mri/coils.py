@@ -23,53 +23,32 @@ def magnitude(kspace: jax.Array) -> jax.Array:
 
 
 def combine(coil_images: jax.Array, maps: jax.Array) -> jax.Array:
-    """Combine coil images by their sensitivities, sum conj(S) x: optimal for white noise and sum |S|^2 = 1.
+    """Combine (..., coils, height, width) complex64 to (..., height, width) by sensitivities S.
 
-    Args:
-      coil_images: (..., coils, height, width) complex64.
-      maps: (..., coils, height, width) complex64 sensitivities.
-
-    Returns:
-      (..., height, width) complex64 (Roemer et al., Magn Reson Med 16 (1990) 192).
+    That is sum conj(S) x, optimal for white noise and sum |S|^2 = 1 (Roemer et al., Magn Reson Med 16 (1990) 192).
     """
     return (maps.conj() * coil_images).sum(-3)
 
 
 def adaptive_maps(coil_images: jax.Array, window: int = 5) -> jax.Array:
-    """Estimate sensitivities as the dominant eigenvectors of the local covariance between coils.
+    """Estimate sensitivities (coils, height, width): dominant eigenvectors of the coils' covariances.
 
     `combine(coil_images, adaptive_maps(coil_images))` is the adaptive combination of Walsh et al. (Magn Reson Med 43
-    (2000) 682) for coils whose noise is white, as `prewhiten` makes it.
-
-    Args:
-      coil_images: (coils, height, width) complex64.
-      window: side of the square, in pixels, over which the coils' covariance is taken.
-
-    Returns:
-      (coils, height, width) complex64 with sum |S|^2 = 1, 0 where the images are; phase of `dominant_eigenvector`.
+    (2000) 682) for coils whose noise is white, as `prewhiten` makes it. Covariances are of squares
+    of `window` pixels; sum |S|^2 = 1, 0 where the images are.
     """
     products = coil_images[:, None] * coil_images.conj()
-    size = (1, 1, window, window)
-    local = jax.lax.reduce_window(products, jnp.complex64(0), jax.lax.add, size, (1,) * 4, "SAME")
+    local = jax.lax.reduce_window(products, jnp.complex64(0), jax.lax.add, (1, 1, window, window), (1,) * 4, "SAME")
     return dominant_eigenvector(local, products.sum((-2, -1)))[1]
 
 
-def dominant_eigenvector(
-    matrices: jax.Array, reference: jax.Array, iterations: int = 100
-) -> tuple[jax.Array, jax.Array]:
-    """Find the largest eigenvalue of each pixel's matrix and its eigenvector, by power iteration.
+def dominant_eigenvector(matrices: jax.Array, reference: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Find the largest eigenvalue of each pixel's matrix and its unit eigenvector, by power iteration; 0 where it is 0.
 
-    The phase of an eigenvector is arbitrary. Here it is set so that its product with the dominant eigenvector of
-    `reference` is real: that is a virtual coil which sees all of the object, so that the phase varies smoothly.
-
-    Args:
-      matrices: (coils, coils, height, width) complex64, Hermitian and positive semi-definite.
-      reference: (coils, coils) complex64, such a matrix of the whole image.
-      iterations: of the power method.
-
-    Returns:
-      Eigenvalues (height, width) float32, and eigenvectors (coils, height, width) complex64 of unit length; both zero
-      where the matrix is.
+    Hermitian, positive semi-definite (coils, coils, height, width) complex64 give values (height, width) float32 and
+    vectors (coils, height, width). The phase of an eigenvector is arbitrary: here its product with the dominant
+    eigenvector of `reference` (coils, coils), the matrix of the whole image, is real. That is a virtual coil which sees
+    all of the object, so that the phase varies smoothly.
     """
 
     def iterate(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -78,7 +57,7 @@ def dominant_eigenvector(
         return length, product / jnp.where(length > 0, length, 1)
 
     start = jnp.zeros(matrices.shape[2:], jnp.float32), jnp.ones(matrices.shape[1:], jnp.complex64)
-    values, vectors = jax.lax.fori_loop(0, iterations, iterate, start)
+    values, vectors = jax.lax.fori_loop(0, 100, iterate, start)
     virtual_coil = jnp.linalg.eigh(reference)[1][:, -1, None, None]
     return values, vectors * jnp.exp(-1j * jnp.angle(combine(vectors, virtual_coil)))
 
@@ -86,13 +65,8 @@ def dominant_eigenvector(
 def prewhiten(kspace: jax.Array, covariance: jax.Array) -> jax.Array:
     """Mix the coils so that their noise is independent and of unit variance (Pruessmann et al., MRM 46 (2001) 638).
 
-    Args:
-      kspace: (coils, height, width) complex64, k-space or images.
-      covariance: (coils, coils) complex64, of the noise, E[n n^H]; zero for an empty coil, which stays empty.
-
-    Returns:
-      L^-1 kspace with covariance = L L^H (Cholesky), the shape of `kspace`. Not finite where the covariance is not
-      positive definite.
+    That is L^-1 x for k-space or images (coils, height, width) complex64 and E[n n^H] = L L^H (Cholesky), the noise's
+    `covariance` (coils, coils), zero for empty coils. Not finite where this is not positive definite.
     """
     empty = jnp.diagonal(covariance) == 0
     factor = jnp.linalg.cholesky(covariance + jnp.diag(empty).astype(covariance.dtype))
@@ -101,25 +75,14 @@ def prewhiten(kspace: jax.Array, covariance: jax.Array) -> jax.Array:
 
 
 def compress(kspace: jax.Array, coils: int) -> jax.Array:
-    """Compress to fewer, virtual coils of the greatest energy: the principal components.
+    """Compress (physical coils, ...) complex64 to virtual `coils` of the greatest energy: the principal components.
 
-    Buehrer et al., Magn Reson Med 57 (2007) 1131; Huang et al., Magn Reson Imaging 26 (2008) 133.
-
-    Args:
-      kspace: (physical coils, ...) complex64: one slice, or several that share their virtual coils.
-      coils: how many to keep.
-
-    Returns:
-      (coils, ...) complex64, by falling energy; each coil has an arbitrary constant phase.
-
-    Raises:
-      UserError: `coils` is not between 1 and the number of physical coils.
+    Energy falls with the number of the coil; phases are arbitrary constants. Raises a `UserError` if there are fewer
+    physical coils. Buehrer et al., MRM 57 (2007) 1131; Huang et al., Magn Reson Imaging 26 (2008) 133.
     """
     if not 1 <= coils <= len(kspace):
         raise UserError(f"Coils to compress to: found {coils}, expected 1 to {len(kspace)}, the number of coils.")
     flat = kspace.reshape(len(kspace), -1)
     # The left singular vectors are those of R^T. A covariance would square the condition number.
-    triangle = jnp.linalg.qr(flat.T, mode="r")
-    vectors = jnp.linalg.svd(triangle.T, full_matrices=False)[0][:, :coils]
-    virtual = jnp.matmul(vectors.conj().T, flat, precision="highest")
-    return virtual.reshape(coils, *kspace.shape[1:])
+    vectors = jnp.linalg.svd(jnp.linalg.qr(flat.T, mode="r").T, full_matrices=False)[0][:, :coils]
+    return jnp.matmul(vectors.conj().T, flat, precision="highest").reshape(coils, *kspace.shape[1:])

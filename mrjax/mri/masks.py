@@ -15,27 +15,15 @@ import jax.numpy as jnp
 
 from mrjax.mri import poisson_disc
 
-# The spacing of `equispaced_fraction` is computed exactly, in integers, for accelerations in multiples of 1/20:
-# float32 would round some lines to the neighbouring column.
-_ACCELERATION_UNITS = 20
-
 
 class Scan(NamedTuple):
-    """The scan that a mask is drawn for.
+    """The scan that a mask is drawn for."""
 
-    Attributes:
-      sampled: (width,) bool, the columns that hold data.
-      height: of k-space, in samples.
-      acceleration: scalar, at least 1; 'equispaced' and 'magic' round it to an integer.
-      centre_fraction: scalar from 0 to 1 / acceleration, the share of columns, or of samples, in the centre.
-      echo: row and column of the centre of k-space, integer scalars.
-    """
-
-    sampled: jax.Array
-    height: int
-    acceleration: jax.Array
-    centre_fraction: jax.Array
-    echo: tuple[jax.Array, jax.Array]
+    sampled: jax.Array  # (width,) bool, the columns that hold data
+    height: int  # of k-space, in samples
+    acceleration: jax.Array  # scalar, at least 1; 'equispaced' and 'magic' round it to an integer
+    centre_fraction: jax.Array  # scalar from 0 to 1 / acceleration, the share of columns, or of samples, in the centre
+    echo: tuple[jax.Array, jax.Array]  # row and column of the centre of k-space, integer scalars
 
 
 MaskFunction = Callable[[jax.Array, Scan], jax.Array]
@@ -54,19 +42,46 @@ def random_columns(key: jax.Array, scan: Scan) -> jax.Array:
 
 def equispaced(key: jax.Array, scan: Scan) -> jax.Array:
     """Draw equispaced lines, as fastMRI's `EquiSpacedMaskFunc`: one column in `acceleration`, and the centre on top."""
-    return _with_centre(equispaced_lines(jax.random.randint(key, (), 0, _spacing(scan)), scan), scan)
+    spacing = jnp.round(scan.acceleration).astype(jnp.int32)
+    position = jnp.arange(len(scan.sampled)) - jnp.argmax(scan.sampled) - jax.random.randint(key, (), 0, spacing)
+    return _with_centre((position >= 0) & (position % spacing == 0), scan)
 
 
 def equispaced_fraction(key: jax.Array, scan: Scan) -> jax.Array:
-    """Draw equispaced lines, as fastMRI's `EquispacedMaskFractionFunc`: one in `acceleration`, centre included."""
-    numerator, denominator = _adjusted_spacing(scan)
+    """Draw equispaced lines, as fastMRI's `EquispacedMaskFractionFunc`: one in `acceleration`, centre included.
+
+    As in fastMRI, the last column is left out. A line exactly half-way between two columns goes to the even one, where
+    NumPy's float64 may round to the other.
+    """
+    width, columns = len(scan.sampled), scan.sampled.sum()
+    centre = jnp.round(columns * scan.centre_fraction).astype(jnp.int32)
+    # The spacing is a fraction of integers, exact for accelerations in multiples of 1/20: float32 would round some
+    # lines to the neighbouring column. Its denominator is 0 where the centre is enough.
+    acceleration = jnp.round(20 * scan.acceleration).astype(jnp.int32)
+    numerator, denominator = acceleration * (columns - centre), jnp.maximum(20 * columns - centre * acceleration, 0)
     offsets = jnp.maximum(jnp.round(numerator / jnp.maximum(denominator, 1)).astype(jnp.int32), 1)
-    return _with_centre(fraction_lines(jax.random.randint(key, (), 0, offsets), scan), scan)
+    line = jnp.arange(width)
+    position = jax.random.randint(key, (), 0, offsets) * denominator + line * numerator
+    inside = (line < columns) & (position < (columns - 1) * denominator)
+    column, remainder = jnp.divmod(position, jnp.maximum(denominator, 1))
+    column += (2 * remainder > denominator) | ((2 * remainder == denominator) & (column % 2 == 1))
+    column = jnp.where(inside, column + jnp.argmax(scan.sampled), width)
+    return _with_centre(jnp.zeros(width, bool).at[column].set(True, mode="drop"), scan)
 
 
 def magic(key: jax.Array, scan: Scan) -> jax.Array:
-    """Draw a mask that exploits conjugate symmetry, as fastMRI's `MagicMaskFunc` (Defazio, arXiv:1912.01101)."""
-    return _with_centre(magic_lines(jax.random.randint(key, (), 0, _spacing(scan)), scan), scan)
+    """Draw equispaced lines, each half's between the mirrored ones of the other, as fastMRI's `MagicMaskFunc`.
+
+    Conjugate symmetry then tells most about the columns left out (Defazio, arXiv:1912.01101).
+    """
+    spacing = jnp.round(scan.acceleration).astype(jnp.int32)
+    offset = jax.random.randint(key, (), 0, spacing)
+    even = offset % 2 == 0
+    right = jnp.arange(len(scan.sampled)) - scan.echo[1]
+    from_right = right - jnp.where(even, offset + 1, offset + 2)
+    from_left = -1 - right - jnp.where(even, offset + 2, offset - 1)
+    position = jnp.where(right >= 0, from_right, from_left)
+    return _with_centre((position >= 0) & (position % spacing == 0), scan)
 
 
 def gaussian1d(key: jax.Array, scan: Scan) -> jax.Array:
@@ -95,23 +110,17 @@ def radial(key: jax.Array, scan: Scan) -> jax.Array:
     # A line through a square is on average 4 / pi * asinh(1) sides long; the centre is a square without spokes.
     length = 4 / math.pi * math.asinh(1) * (jnp.sqrt(plane.samples) - jnp.sqrt(plane.centre.sum()))
     spacing = math.pi / jnp.maximum(jnp.round(plane.outside_centre / length), 1)
-    angle = jnp.arctan2(plane.row, plane.column) + jax.random.uniform(key) * spacing
-    from_spoke = jnp.mod(angle, spacing) - spacing / 2
-    return _keep_highest(-jnp.hypot(plane.row, plane.column) * abs(jnp.sin(from_spoke)), plane.centre, scan)
+    from_spoke = jnp.mod(plane.angle + jax.random.uniform(key) * spacing, spacing) - spacing / 2
+    return _keep_highest(-plane.radius * abs(jnp.sin(from_spoke)), plane.centre, scan)
 
 
 def spiral(key: jax.Array, scan: Scan) -> jax.Array:
     """Draw an Archimedean spiral about the echo, at a random angle."""
     plane = _sample_plane(scan)
     pitch = (plane.samples - plane.centre.sum()) / plane.outside_centre
-    turns = jnp.hypot(plane.row, plane.column) / pitch - jnp.arctan2(plane.row, plane.column) / (2 * math.pi)
+    turns = plane.radius / pitch - plane.angle / (2 * math.pi)
     from_spiral = abs(jnp.mod(turns + jax.random.uniform(key), 1) - 0.5) * pitch
     return _keep_highest(-from_spiral, plane.centre, scan)
-
-
-def stored(key: jax.Array, scan: Scan) -> jax.Array:
-    """Keep every column that holds data: `scan.sampled` already is the mask stored in the file."""
-    return scan.sampled[None]
 
 
 MASKS: dict[str, MaskFunction] = {
@@ -125,53 +134,8 @@ MASKS: dict[str, MaskFunction] = {
     "poisson_uniform": functools.partial(poisson, growth=0.0),
     "radial": radial,
     "spiral": spiral,
-    "stored": stored,
+    "stored": lambda key, scan: scan.sampled[None],  # the mask stored in the file is in `sampled` already
 }
-
-
-def equispaced_lines(offset: jax.Array, scan: Scan) -> jax.Array:
-    """Select every acceleration-th column from the `offset`-th sampled one on: (width,) bool without the centre."""
-    position = jnp.arange(len(scan.sampled)) - jnp.argmax(scan.sampled) - offset
-    return (position >= 0) & (position % _spacing(scan) == 0)
-
-
-def fraction_lines(offset: jax.Array, scan: Scan) -> jax.Array:
-    """Select the lines of `equispaced_fraction`: (width,) bool without the centre.
-
-    As in fastMRI, the last column is left out. A line exactly half-way between two columns goes to the even one, where
-    NumPy's float64 may round to the other.
-    """
-    width, columns = len(scan.sampled), scan.sampled.sum()
-    numerator, denominator = _adjusted_spacing(scan)
-    line = jnp.arange(width)
-    position = offset * denominator + line * numerator
-    inside = (line < columns) & (position < (columns - 1) * denominator)
-    column, remainder = jnp.divmod(position, jnp.maximum(denominator, 1))
-    column += (2 * remainder > denominator) | ((2 * remainder == denominator) & (column % 2 == 1))
-    column = jnp.where(inside, column + jnp.argmax(scan.sampled), width)
-    return jnp.zeros(width, bool).at[column].set(True, mode="drop")
-
-
-def magic_lines(offset: jax.Array, scan: Scan) -> jax.Array:
-    """Select equispaced lines, each half's between the mirrored ones of the other: (width,) bool without the centre."""
-    even = offset % 2 == 0
-    right = jnp.arange(len(scan.sampled)) - scan.echo[1]
-    from_right = right - jnp.where(even, offset + 1, offset + 2)
-    from_left = -1 - right - jnp.where(even, offset + 2, offset - 1)
-    position = jnp.where(right >= 0, from_right, from_left)
-    return (position >= 0) & (position % _spacing(scan) == 0)
-
-
-def _spacing(scan: Scan) -> jax.Array:
-    return jnp.round(scan.acceleration).astype(jnp.int32)
-
-
-def _adjusted_spacing(scan: Scan) -> tuple[jax.Array, jax.Array]:
-    """Compute numerator and denominator, int32, of `equispaced_fraction`'s spacing; x / 0 if the centre is enough."""
-    columns = scan.sampled.sum()
-    centre = jnp.round(columns * scan.centre_fraction).astype(jnp.int32)
-    acceleration = jnp.round(scan.acceleration * _ACCELERATION_UNITS).astype(jnp.int32)
-    return acceleration * (columns - centre), jnp.maximum(columns * _ACCELERATION_UNITS - centre * acceleration, 0)
 
 
 def _central_block(size: int, length: jax.Array, centre: jax.Array) -> jax.Array:
@@ -192,8 +156,8 @@ def _with_centre(lines: jax.Array, scan: Scan) -> jax.Array:
 class _SamplePlane(NamedTuple):
     """K-space as the masks of single samples need it."""
 
-    row: jax.Array  # (height, 1), distance from the echo in samples
-    column: jax.Array  # (width,), likewise
+    radius: jax.Array  # (height, width), distance from the echo in samples
+    angle: jax.Array  # (height, width), about the echo
     distance: jax.Array  # (height, width), from the echo as a fraction of the size
     centre: jax.Array  # (height, width) bool, the fully sampled rectangle
     samples: jax.Array  # how many hold data
@@ -208,7 +172,8 @@ def _sample_plane(scan: Scan) -> _SamplePlane:
     centre = centre_rows & _central_block(width, jnp.round(columns * side), scan.echo[1]) & scan.sampled
     samples = height * columns
     outside_centre = jnp.maximum(samples / scan.acceleration - centre.sum(), 1)
-    return _SamplePlane(row, column, jnp.hypot(row / height, column / columns), centre, samples, outside_centre)
+    radius, distance = jnp.hypot(row, column), jnp.hypot(row / height, column / columns)
+    return _SamplePlane(radius, jnp.arctan2(row, column), distance, centre, samples, outside_centre)
 
 
 def _gaussian_scores(key: jax.Array, distance: jax.Array) -> jax.Array:

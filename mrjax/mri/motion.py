@@ -4,6 +4,7 @@ Readouts run along the height, one phase-encode column after the other from left
 time until the next: motion goes on between the readouts and within them.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,18 +14,11 @@ _SEGMENTS = 8  # of a scan, each with one rotation angle, which costs a rotation
 
 
 class Motion(NamedTuple):
-    """Pose of the head during a scan that lasts from time 0 to 1.
+    """Pose of the head from time 0 to 1 of a scan; it turns about pixel n // 2 as `scipy.ndimage.rotate` does."""
 
-    Attributes:
-      times: (segments + 1,) float32, where segments begin and end, from 0 to 1.
-      angles: (segments,) float32 in degrees, constant in a segment; from rows towards columns, as
-        `scipy.ndimage.rotate` turns, about pixel n // 2.
-      shifts: (segments + 1, 2) float32 in pixels along (height, width), at `times`, linear in between.
-    """
-
-    times: jax.Array
-    angles: jax.Array
-    shifts: jax.Array
+    times: jax.Array  # (segments + 1,) float32, where segments begin and end
+    angles: jax.Array  # (segments,) float32 in degrees, constant in a segment
+    shifts: jax.Array  # (segments + 1, 2) float32 in pixels along (height, width), at `times`, linear in between
 
     def interpolate_shifts(self, time: jax.Array) -> jax.Array:
         """Interpolate the shifts (2, ...) in pixels at times (...)."""
@@ -38,12 +32,8 @@ class Motion(NamedTuple):
 def draw_walk(key: jax.Array, degrees: float, pixels: tuple[float, float], rest_time: jax.Array) -> Motion:
     """Draw a random walk of the head, in segments of random length.
 
-    Args:
-      key: PRNG key.
-      degrees: the largest rotation from one segment to the next, either way.
-      pixels: the largest shift along (height, width) from one segment to the next, either way.
-      rest_time: scalar in 0..1, when the head lies as in the target: the time of the echo, which carries most of the
-        image.
+    `degrees` and `pixels` (height, width) are the largest steps between segments, either way. At `rest_time`, a scalar
+    in 0..1, the head lies as in the target: the time of the echo, which carries most of the image.
     """
     times_key, steps_key = jax.random.split(key)
     times = jnp.sort(jnp.concatenate([jnp.asarray([0.0, 1.0]), jax.random.uniform(times_key, (_SEGMENTS - 1,))]))
@@ -55,15 +45,7 @@ def draw_walk(key: jax.Array, degrees: float, pixels: tuple[float, float], rest_
 
 
 def move(kspace: jax.Array, motion: Motion) -> jax.Array:
-    """Simulate k-space of a head that moves during the scan; the coil sensitivities move with it.
-
-    Args:
-      kspace: (coils, height, width) complex64, centred, of the head at rest.
-      motion: of the head.
-
-    Returns:
-      (coils, height, width) complex64.
-    """
+    """Move the head at rest of centred k-space (coils, height, width) complex64; sensitivities move with it."""
     height, width = kspace.shape[-2:]
     time = (jnp.arange(width) + jnp.arange(height)[:, None] / height) / width
     segments = motion.find_segments(time)
@@ -86,9 +68,9 @@ def rotate(kspace: jax.Array, angle: jax.Array) -> jax.Array:
     y, x = (jnp.arange(n) - n // 2 for n in (height, width))
     row_shear = _phase(jnp.tan(radians / 2) * y[:, None] * _frequencies(width))
     column_shear = _phase(-jnp.sin(radians) * x * _frequencies(height)[:, None])
-    once = _ifft(kspace, -2) * row_shear
-    twice = _ifft(_fft(once, -2), -1) * column_shear
-    return _fft(_ifft(_fft(twice, -1), -2) * row_shear, -2)
+    once = _centred(jnp.fft.ifft, kspace, -2) * row_shear
+    twice = _centred(jnp.fft.ifft, _centred(jnp.fft.fft, once, -2), -1) * column_shear
+    return _centred(jnp.fft.fft, _centred(jnp.fft.ifft, _centred(jnp.fft.fft, twice, -1), -2) * row_shear, -2)
 
 
 def _frequencies(size: int) -> jax.Array:
@@ -100,9 +82,5 @@ def _phase(cycles: jax.Array) -> jax.Array:
     return jnp.exp(-2j * jnp.pi * cycles)
 
 
-def _fft(x: jax.Array, axis: int) -> jax.Array:
-    return jnp.fft.fftshift(jnp.fft.fft(jnp.fft.ifftshift(x, axis), axis=axis), axis)
-
-
-def _ifft(x: jax.Array, axis: int) -> jax.Array:
-    return jnp.fft.fftshift(jnp.fft.ifft(jnp.fft.ifftshift(x, axis), axis=axis), axis)
+def _centred(transform: Callable[..., jax.Array], x: jax.Array, axis: int) -> jax.Array:
+    return jnp.fft.fftshift(transform(jnp.fft.ifftshift(x, axis), axis=axis), axis)

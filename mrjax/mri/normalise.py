@@ -1,7 +1,6 @@
 """Normalise images by statistics of the corrupted input.
 
-A normalisation is a function `(corrupted, maximum) -> Scaling` with an entry in `NORMALISATIONS`. `corrupted` is
-(batch, height, width) float32; `maximum` is (batch,) float32, that of each slice's volume, stored in its file.
+`corrupted` is (batch, height, width) float32; `maximum` is (batch,) float32, that of each slice's volume.
 """
 
 from collections.abc import Callable

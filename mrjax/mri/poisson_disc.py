@@ -7,24 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 _LARGEST_SPACING = 12  # in samples
-_SHRINK = 0.9  # factor by which the spacing shrinks when nothing more fits
 
 
 def draw_points(key: jax.Array, spacing: jax.Array, allowed: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Draw points whose distance from one another is proportional to a spacing.
+    """Draw at least `wanted` points, if so many are `allowed`: (height, width) float32 ranks from 1 on, 0 elsewhere.
 
-    Dart throwing at a radius that shrinks as space fills up (McCool and Fiume, 1992), in parallel: each free position
-    of higher random rank than all others within its radius takes a dart (Luby, 1986).
-
-    Args:
-      key: PRNG key.
-      spacing: (height, width), at least 1: two points are at least s times the mean of their spacings apart, with the
-        largest s found at which enough of them fit.
-      allowed: bool, broadcast to (height, width), where points may lie.
-      wanted: the least number of points.
-
-    Returns:
-      (height, width) float32 scores: a random rank from 1 on where there is a point, 0 elsewhere.
+    Two are at least s times the mean of their `spacing` (height, width), at least 1, apart, with the largest s found at
+    which enough fit. Dart throwing at a radius that shrinks as space fills up (McCool and Fiume, 1992), in parallel:
+    each free position of higher random rank than all others within its radius takes a dart (Luby, 1986).
     """
     # Integer ranks: float ones could be equal, and of two equal ranks neither would ever win.
     rank = 1 + jax.random.permutation(key, spacing.size).reshape(spacing.shape).astype(jnp.float32)
@@ -32,13 +22,10 @@ def draw_points(key: jax.Array, spacing: jax.Array, allowed: jax.Array, wanted: 
     wanted = jnp.minimum(wanted, allowed.sum())
 
     # state: infinite where a dart lies, 0 where one would be too close, the rank where the position is free
-    def too_few(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jnp.isinf(carry[0]).sum() < wanted
-
     def throw(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         state, scale = carry
         full = ~jnp.any((state > 0) & jnp.isfinite(state))
-        scale = jnp.where(full, _SHRINK * scale, scale)
+        scale = jnp.where(full, 0.9 * scale, scale)
         state = jnp.where(full & allowed & (state == 0), rank, state)
         highest = _highest_within(state, spacing, scale)
         dart = jnp.isinf(state) | (state > highest)
@@ -47,7 +34,8 @@ def draw_points(key: jax.Array, spacing: jax.Array, allowed: jax.Array, wanted: 
     # At this scale even the densest packing, the hexagonal one, holds no more than `wanted` points.
     densest = 2 / math.sqrt(3) * jnp.sum(allowed / spacing**2)
     scale = jnp.minimum(jnp.sqrt(densest / wanted), _LARGEST_SPACING / spacing.max())
-    state, _ = jax.lax.while_loop(too_few, throw, (jnp.where(allowed, rank, 0), scale))
+    start = jnp.where(allowed, rank, 0), scale
+    state, _ = jax.lax.while_loop(lambda carry: jnp.isinf(carry[0]).sum() < wanted, throw, start)
     return jnp.where(jnp.isinf(state), rank, 0)
 
 

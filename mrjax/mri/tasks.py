@@ -5,7 +5,7 @@ leading batch axis; a slice may come as one of a stack, (1 + adjacent, ...), the
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,6 @@ from mrjax.mri.fourier import fft2c, ifft2c
 
 Batch = dict[str, jax.Array]
 
-# Adjacent slices take their noise keys from numbers above those of the slice's coils.
-_ADJACENT_KEYS = 2**30
-
 
 class Keys(NamedTuple):
     """PRNG keys of the examples of a batch, each (batch,); `augment` is None in evaluation."""
@@ -30,33 +27,22 @@ class Keys(NamedTuple):
 
 
 class Example(NamedTuple):
-    """Examples of a batch, in the file's units.
+    """Examples of a batch, in the file's units; `kspace` and `mask` are None for tasks on images."""
 
-    Attributes:
-      corrupted: (batch, height, width) float32, the image to be improved.
-      target: (batch, height, width) float32.
-      kspace: (batch, coils, height, width) complex64, as measured, zero elsewhere; None for tasks on images.
-      mask: (batch, 1 or height, width) bool, where k-space was measured; None for tasks on images.
-      adjacent: (batch, height, width, adjacent) float32, the corrupted images of adjacent slices; None without any.
-    """
-
-    corrupted: jax.Array
-    target: jax.Array
-    kspace: jax.Array | None = None
-    mask: jax.Array | None = None
-    adjacent: jax.Array | None = None
+    corrupted: jax.Array  # (batch, height, width) float32, the image to be improved
+    target: jax.Array  # (batch, height, width) float32
+    kspace: jax.Array | None = None  # (batch, coils, height, width) complex64, as measured, zero elsewhere
+    mask: jax.Array | None = None  # (batch, 1 or height, width) bool, where k-space was measured
+    adjacent: jax.Array | None = None  # (batch, height, width, adjacent) float32, corrupted images; None without any
 
 
 Task = Callable[[Batch, Keys], Example]
 
 
 def training_keys(seed: int, index: jax.Array) -> Keys:
-    """Derive keys from the seed and each example's index in the endless training stream, and from nothing else.
-
-    An example is corrupted alike in any batch, on any device or process, and after any restart.
-    """
+    """Derive keys from the seed and each example's index in the endless stream alone: alike after any restart."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
-    return Keys(*_split(keys, 3))
+    return Keys(*jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys))
 
 
 def evaluation_keys(volume: jax.Array, slice_number: jax.Array) -> Keys:
@@ -64,15 +50,16 @@ def evaluation_keys(volume: jax.Array, slice_number: jax.Array) -> Keys:
 
     All slices of a volume share one mask, and every evaluation of every model sees the same one.
     """
-    protocol, noise = _split(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), volume), 2)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), volume)
+    protocol, noise = jax.vmap(jax.random.split, out_axes=1)(keys)
     return Keys(None, protocol, jax.vmap(jax.random.fold_in)(noise, slice_number))
 
 
 def kspace(acquisition: Acquisition, augment: Augment) -> Task:
     """Make a task that undersamples multi-coil k-space; the target is the fully sampled root-sum-of-squares image.
 
-    The batch holds `kspace` (batch, coils, height, width) complex64, or (batch, 1 + adjacent, coils, height, width);
-    and `mask` (batch, width), the columns to keep, if files store it.
+    The batch holds `kspace` (batch, [1 + adjacent,] coils, height, width) complex64, and `mask` (batch, width), the
+    columns to keep, if files store it.
     """
 
     def make_example(kspace: jax.Array, stored_mask: jax.Array | None, keys: Keys) -> Example:
@@ -86,23 +73,22 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Task:
         else:
             images = warp(ifft2c(kspace), affine)
             kspace, target = fft2c(images), root_sum_of_squares(images)
-        return _acquire(kspace, warp_kspace(adjacent, affine), sampled, target, keys, acquisition)
+            adjacent = None if adjacent is None else warp_kspace(adjacent, affine)
+        return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
     return lambda batch, keys: jax.vmap(make_example)(batch["kspace"], batch.get("mask"), keys)
 
 
-def denoise(acquisition: Acquisition, augment: Augment) -> Task:
+def denoise(acquisition: Acquisition, augment: Augment, one_repetition: bool = False) -> Task:
     """Make a task whose input is one repetition of a scan; the target is the mean of the other repetitions.
 
     The batch holds `kspace` as for the task 'kspace', and `repetitions` (batch, repetitions, coils, height, width)
     complex64, the others; empty ones do not count. Acceleration 1 and noise 0 take `kspace` as measured.
 
-    The mean is one of root-sum-of-squares magnitudes, as M4Raw's (Lyu et al., doi:10.1038/s41597-023-02181-4), not of
-    complex images: between repetitions the phase drifts with the field of a 0.3 T magnet, by different amounts across
-    the head, and the mean of two complex images out of phase by p loses a share 1 - cos(p/2) of their signal. The price
-    is the noise floor of a magnitude (Rice's; for n coils about the root of signal^2 + 2 n sigma^2, 15 % more than the
-    signal at 5 sigma in 4 coils), which no averaging removes. It is the same in the target, in the input and in every
-    file's own image: what is learnt is the expected image of one scan.
+    The mean is one of root-sum-of-squares magnitudes, as M4Raw's (Lyu et al., doi:10.1038/s41597-023-02181-4): between
+    repetitions the phase drifts with the field of a 0.3 T magnet, and the mean of two complex images out of phase by p
+    loses a share 1 - cos(p/2) of their signal. The price is the noise floor of a magnitude, which no averaging removes
+    (about the root of signal^2 + 2 n sigma^2 for n coils); it is the same in the input and in every file's own image.
 
     Augmentation by anything but flips interpolates, which smooths the noise that is to be removed: prefer flips alone.
     """
@@ -110,8 +96,15 @@ def denoise(acquisition: Acquisition, augment: Augment) -> Task:
     def make_example(kspace: jax.Array, repetitions: jax.Array, keys: Keys) -> Example:
         kspace, adjacent = split_adjacent(kspace, 3)
         sampled = _sampled_columns(kspace)
+        if one_repetition and keys.augment is not None:
+            choice, augmentation = jax.random.split(keys.augment)
+            keys = keys._replace(augment=augmentation)
+            score = jnp.where(_present(repetitions), jax.random.uniform(choice, (len(repetitions),)), -1)
+            repetitions = repetitions[jnp.argmax(score)][None]
         affine = _draw_affine(keys, augment, kspace)
-        kspace, repetitions, adjacent = (warp_kspace(x, affine) for x in (kspace, repetitions, adjacent))
+        if affine is not None:
+            kspace, repetitions = warp_kspace(kspace, affine), warp_kspace(repetitions, affine)
+            adjacent = None if adjacent is None else warp_kspace(adjacent, affine)
         target = magnitude(repetitions).sum(0) / jnp.maximum(_present(repetitions).sum(), 1)
         return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
@@ -124,23 +117,13 @@ def noise2noise(acquisition: Acquisition, augment: Augment) -> Task:
     Its noise is independent of the input's, so that the squared error tends to the same network as the mean would give.
     Batches are those of the task 'denoise', which also is how it is evaluated.
     """
-    denoise_task = denoise(acquisition, augment)
-
-    def task(batch: Batch, keys: Keys) -> Example:
-        if keys.augment is None:
-            return denoise_task(batch, keys)
-        choice, augmentation = _split(keys.augment, 2)
-        repetition = jax.vmap(_draw_repetition)(choice, batch["repetitions"])
-        return denoise_task(batch | {"repetitions": repetition}, keys._replace(augment=augmentation))
-
-    return task
+    return denoise(acquisition, augment, one_repetition=True)
 
 
 def paired(acquisition: Acquisition, augment: Augment) -> Task:
     """Make a task of corrupted and clean images from the file; nothing is simulated.
 
-    The batch holds `input` (batch, height, width) float32, or (batch, 1 + adjacent, height, width), and `target`
-    (batch, height, width) float32.
+    The batch holds `input` (batch, [1 + adjacent,] height, width) and `target` (batch, height, width) float32.
     """
 
     def make_example(corrupted: jax.Array, target: jax.Array, keys: Keys) -> Example:
@@ -156,18 +139,16 @@ def paired(acquisition: Acquisition, augment: Augment) -> Task:
 
 def as_measured(batch: Batch, keys: Keys) -> Example:
     """Take undersampled `kspace`, or an `input` image, as it is, for the target as well, which nobody knows."""
-    return jax.vmap(_kspace_as_measured)(batch["kspace"]) if "kspace" in batch else jax.vmap(_image)(batch["input"])
 
+    def make_example(data: jax.Array) -> Example:
+        if "kspace" not in batch:
+            image, adjacent = split_adjacent(data, 2)
+            return Example(image, image, adjacent=_channels_last(adjacent))
+        kspace, adjacent = split_adjacent(data, 3)
+        image, mask = magnitude(kspace), _sampled_columns(kspace)[None]
+        return Example(image, image, kspace, mask, _channels_last(None if adjacent is None else magnitude(adjacent)))
 
-def _kspace_as_measured(kspace: jax.Array) -> Example:
-    kspace, adjacent = split_adjacent(kspace, 3)
-    image, mask = magnitude(kspace), _sampled_columns(kspace)[None]
-    return Example(image, image, kspace, mask, _channels_last(None if adjacent is None else magnitude(adjacent)))
-
-
-def _image(corrupted: jax.Array) -> Example:
-    corrupted, adjacent = split_adjacent(corrupted, 2)
-    return Example(corrupted, corrupted, adjacent=_channels_last(adjacent))
+    return jax.vmap(make_example)(batch["kspace"] if "kspace" in batch else batch["input"])
 
 
 def split_adjacent(data: jax.Array, axes: int) -> tuple[jax.Array, jax.Array | None]:
@@ -175,24 +156,17 @@ def split_adjacent(data: jax.Array, axes: int) -> tuple[jax.Array, jax.Array | N
     return (data, None) if data.ndim == axes else (data[0], data[1:])
 
 
-def warp_kspace(kspace: Any, affine: jax.Array | None) -> Any:
-    """Apply `warp` to the images of k-space (..., coils, height, width); either may be None, for nothing to do."""
-    if kspace is None or affine is None:
-        return kspace
+def warp_kspace(kspace: jax.Array, affine: jax.Array) -> jax.Array:
+    """Apply `warp` to the images of k-space (..., coils, height, width)."""
     images = ifft2c(kspace)
     return fft2c(warp(images.reshape(-1, *images.shape[-2:]), affine).reshape(images.shape))
 
 
-def _split(keys: jax.Array, count: int) -> jax.Array:
-    """Split keys (batch,) into (count, batch)."""
-    return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, count))(keys), 1, 0)
-
-
 def _draw_affine(keys: Keys, augment: Augment, image: jax.Array) -> jax.Array | None:
     """Draw the augmentation of an example; None in evaluation, and where none is configured."""
-    return (
-        draw_affine(keys.augment, augment, *image.shape[-2:]) if keys.augment is not None and augment.active else None
-    )
+    if keys.augment is None or not augment.active:
+        return None
+    return draw_affine(keys.augment, augment, *image.shape[-2:])
 
 
 def _sampled_columns(kspace: jax.Array) -> jax.Array:
@@ -202,12 +176,6 @@ def _sampled_columns(kspace: jax.Array) -> jax.Array:
 def _present(repetitions: jax.Array) -> jax.Array:
     """Find which repetitions (repetitions, coils, height, width) were measured: (repetitions,) bool."""
     return jnp.any(repetitions != 0, axis=(1, 2, 3))
-
-
-def _draw_repetition(key: jax.Array, repetitions: jax.Array) -> jax.Array:
-    """Draw one of the measured repetitions, (1, coils, height, width)."""
-    score = jnp.where(_present(repetitions), jax.random.uniform(key, (len(repetitions),)), -1)
-    return repetitions[jnp.argmax(score)][None]
 
 
 def _channels_last(images: jax.Array | None) -> jax.Array | None:
@@ -227,7 +195,8 @@ def _acquire(
     measured = measure(keys.noise, kspace, protocol, acquisition)
     images = None
     if adjacent is not None:
-        noise_keys = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, _ADJACENT_KEYS + jnp.arange(len(adjacent)))
+        # Numbers above those of the slice's coils, which `white_noise` folds into the same key.
+        noise_keys = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, 2**30 + jnp.arange(len(adjacent)))
         images = magnitude(jax.vmap(lambda key, x: measure(key, x, protocol, acquisition))(noise_keys, adjacent))
     return Example(magnitude(measured), target, measured, protocol.mask, _channels_last(images))
 

@@ -61,16 +61,14 @@ def explain_out_of_memory(make_error: Callable[[], UserError]) -> Iterator[None]
 
 
 def largest_batch(compile_for: Callable[[int], Compiled], batch_size: int, unit: int, limit: int) -> int:
-    """Return the largest multiple of `unit` below `batch_size` whose step needs at most `limit` bytes; 0 if none does.
-
-    The need grows linearly with the batch size: two compilations give the line, and a third confirms the answer.
-    """
+    """Return the largest multiple of `unit` below `batch_size` whose step needs at most `limit` bytes; 0 if none."""
     if batch_size <= unit:
         return 0
-    small, large = unit, max(2 * unit, batch_size // 2 // unit * unit)
-    small_need, large_need = (needed_bytes(compile_for(size)) for size in (small, large))
-    slope = max(large_need - small_need, 1) / (large - small)
-    size = min(int(small + (limit - small_need) / slope) // unit * unit, batch_size - unit)
+    large = max(2 * unit, batch_size // 2 // unit * unit)
+    small_need, large_need = (needed_bytes(compile_for(size)) for size in (unit, large))
+    # The need grows linearly with the batch size: two compilations give the line, and a third confirms the answer.
+    slope = max(large_need - small_need, 1) / (large - unit)
+    size = min(int(unit + (limit - small_need) / slope) // unit * unit, batch_size - unit)
     while size > 0 and needed_bytes(compile_for(size)) > limit:
         size -= unit
     return max(size, 0)

@@ -1,8 +1,7 @@
 """Run several processes as one: connect them, stop them after the same step, end all if one is lost.
 
-The processes of a run are those of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (launch/processes.sh,
-launch/kubernetes.yaml), the tasks of a SLURM step (launch/slurm.sbatch), or the hosts of a Cloud TPU slice
-(launch/tpu_pod.sh). Elsewhere a process runs alone, and everything here does nothing.
+The processes of a run are those of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, the tasks of a SLURM
+step, or the hosts of a Cloud TPU slice (launch/). Elsewhere a process runs alone, and everything here does nothing.
 """
 
 import contextlib
@@ -32,18 +31,15 @@ def process_group() -> Iterator[None]:
     """Connect this process to the others of its run, if any, before it uses a device; disconnect at the end.
 
     An error inside the block ends this process: with status 2 if it is the user's, otherwise with 1. If a process ends
-    early or is killed, JAX's coordination service aborts the others within a minute, and its message names the lost
-    one ("task") by its number. Processes other than the first log warnings and errors only, with their number.
-
-    Raises:
-      UserError: the environment describes the processes incompletely.
+    early, JAX's coordination service aborts the others within a minute, and its message names the lost one ("task") by
+    its number. Processes other than the first log warnings and errors only, with their number.
     """
     if not _connect():
         yield
         return
-    process_id = runtime.global_state.process_id
-    name = f"process {process_id} of {runtime.global_state.num_processes}: " if process_id else ""
+    process_id, name = runtime.global_state.process_id, ""
     if process_id:
+        name = f"process {process_id} of {runtime.global_state.num_processes}: "
         logger = logging.getLogger("mrjax")
         logger.setLevel(logging.WARNING)
         for handler in logger.handlers:
@@ -114,12 +110,11 @@ def require_one_process(command: str) -> None:
 def find_processes() -> tuple[int, int]:
     """Return this process's number and the number of processes, as the launcher's environment variables say.
 
-    Raises:
-      UserError: the variables are incomplete, or contradict each other.
+    Raises `UserError` if the variables are incomplete, or contradict each other.
     """
-    values = [os.environ.get(name) for name in VARIABLES]
-    if None not in values:
-        _, num_processes, process_id = (str(value) for value in values)
+    values = [os.environ.get(name, "") for name in VARIABLES]
+    if all(name in os.environ for name in VARIABLES):
+        _, num_processes, process_id = values
         if process_id.isdigit() and num_processes.isdigit() and int(process_id) < int(num_processes):
             return int(process_id), int(num_processes)
         raise UserError(
@@ -135,21 +130,21 @@ def find_processes() -> tuple[int, int]:
 def _connect() -> bool:
     """Connect to the coordination service, which process 0 runs; return False if this process is alone."""
     process_id, num_processes = find_processes()
+    several = num_processes > 1
     platforms: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
-    if num_processes == 1 and "tpu" not in (platforms or ""):  # JAX sets it on a TPU host that has libtpu
+    if not several and "tpu" not in (platforms or ""):  # JAX sets it on a TPU host that has libtpu
         return False
     try:
         jax.distributed.initialize(
-            num_processes=num_processes if num_processes > 1 else None,  # None: JAX asks the TPU's metadata
-            process_id=process_id if num_processes > 1 else None,
+            num_processes=num_processes if several else None,  # None: JAX asks the TPU's metadata
+            process_id=process_id if several else None,
             cluster_detection_method="deactivate" if VARIABLES[2] in os.environ else None,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
         )
     except ValueError:
-        if num_processes > 1:
+        if several:
             raise
-        return False  # a TPU host that belongs to no pod, such as a notebook's
-    return True
+    return jax.distributed.is_initialized()  # False on a TPU host that belongs to no pod, such as a notebook's
 
 
 def _exit(status: int, timeout: int) -> NoReturn:

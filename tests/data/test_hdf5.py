@@ -120,7 +120,7 @@ def test_threads_read_through_at_most_max_open_files_which_are_not_pickled(tmp_p
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         read = list(pool.map(lambda i: reader.read_slice(paths[i % 6], "kspace", i % 5), range(60)))
     assert all(np.array_equal(x, i % 6 * KSPACE[i % 5]) for i, x in enumerate(read))
-    assert len(reader._open) == 2
+    assert reader._open_file.cache_info().currsize == 2
     copy = pickle.loads(pickle.dumps(reader))
     assert np.array_equal(copy.read_slice(paths[1], "kspace", 0), KSPACE[0])
 

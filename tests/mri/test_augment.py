@@ -31,7 +31,7 @@ def by_scipy(image, affine):
 @pytest.mark.parametrize("shape", [(1, 33, 64), (16, 40, 24), (4, 31, 31)])
 def test_warp_is_scipys_bilinear_interpolation_in_every_coil(shape):
     affines, images = draw_many(EVERYTHING, *shape[1:], number=6), noise(6, *shape)
-    warped = jax.jit(warp)(images, affines)
+    warped = jax.jit(jax.vmap(warp))(images, affines)
     assert (warped.shape, warped.dtype) == (images.shape, images.dtype)
     expected = [[by_scipy(coil, affine) for coil in coils] for coils, affine in zip(images, affines, strict=True)]
     np.testing.assert_allclose(warped, expected, atol=1e-4)  # coordinates of float32 in noise of 1
@@ -136,7 +136,7 @@ def test_an_example_depends_on_its_key_alone():
 
     @jax.jit
     def augmented(keys, images):
-        return warp(images, jax.vmap(lambda key: draw_affine(key, EVERYTHING, 24, 17))(keys))
+        return jax.vmap(warp)(images, jax.vmap(lambda key: draw_affine(key, EVERYTHING, 24, 17))(keys))
 
     batch = np.asarray(augmented(keys, images))
     np.testing.assert_array_equal(np.asarray(augmented(keys[::-1], images[::-1]))[::-1], batch)

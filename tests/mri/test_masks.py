@@ -20,9 +20,9 @@ from mrjax.mri.coils import magnitude
 
 M4RAW = (np.arange(256) >= 30) & (np.arange(256) <= 225)
 FASTMRIS = {
-    "equispaced": ("EquiSpacedMaskFunc", masks.equispaced_lines),
-    "equispaced_fraction": ("EquispacedMaskFractionFunc", masks.fraction_lines),
-    "magic": ("MagicMaskFunc", masks.magic_lines),
+    "equispaced": "EquiSpacedMaskFunc",
+    "equispaced_fraction": "EquispacedMaskFractionFunc",
+    "magic": "MagicMaskFunc",
 }
 SAMPLES = ("gaussian2d", "poisson", "poisson_uniform", "radial", "spiral")
 STANDARD = ((4, 0.08), (8, 0.04), (2, 30 / 256), (3, 30 / 256), (6, 0.06))
@@ -35,38 +35,19 @@ def draw_many(kind: str, count: int, sampled, height: int, acceleration, centre,
     return jax.vmap(lambda key: masks.MASKS[kind](key, scan))(jax.random.split(jax.random.key(0), count))
 
 
-def full_scan(width: int, acceleration: float, centre: float) -> masks.Scan:
-    middle = (jnp.asarray(0), jnp.asarray(width // 2))
-    return masks.Scan(jnp.ones(width, bool), 1, jnp.asarray(acceleration), jnp.asarray(centre), middle)
-
-
 @pytest.mark.peer
 @pytest.mark.parametrize("kind", FASTMRIS)
-@pytest.mark.parametrize("width", [65, 256, 368])
-def test_lines_equal_fastmris_for_every_offset(kind, width) -> None:
+@pytest.mark.parametrize("width", [65, 256, 322, 368])
+def test_drawn_masks_are_those_that_fastmri_draws(kind, width) -> None:
     from fastmri.data import subsample
 
-    name, select_lines = FASTMRIS[kind]
-    lines = jax.jit(jax.vmap(select_lines, (0, None)))
-    offsets = np.arange(24)
-    for acceleration, centre in STANDARD:
-        func = getattr(subsample, name)([centre], [acceleration])
-        low = round(width * centre)
-        theirs = [func.calculate_acceleration_mask(width, acceleration, offset, low) for offset in offsets]
-        assert np.array_equal(lines(offsets, full_scan(width, acceleration, centre)), np.asarray(theirs) > 0)
-
-
-@pytest.mark.peer
-@pytest.mark.parametrize("kind", FASTMRIS)
-@pytest.mark.parametrize(("acceleration", "centre"), [(4, 0.08), (8, 0.04)])
-def test_drawn_masks_are_those_that_fastmri_draw_many(kind, acceleration, centre) -> None:
-    from fastmri.data import subsample
-
-    func = getattr(subsample, FASTMRIS[kind][0])([centre], [acceleration])
-    theirs = {tuple(func((1, 322, 2), seed=seed)[0].numpy().ravel() > 0) for seed in range(200)}
-    ours = draw_many(kind, 200, jnp.ones(322, bool), 1, acceleration, centre)
-    assert {tuple(mask.ravel()) for mask in np.asarray(ours)} == theirs
-    assert len(theirs) >= acceleration / 2
+    # At 322 columns the lines of acceleration 3 lie half-way between two, which NumPy rounds up or down.
+    for acceleration, centre in STANDARD[:2] if width == 322 else STANDARD:
+        func = getattr(subsample, FASTMRIS[kind])([centre], [acceleration])
+        theirs = {tuple(func((1, width, 2), seed=seed)[0].numpy().ravel() > 0) for seed in range(200)}
+        ours = draw_many(kind, 200, jnp.ones(width, bool), 1, acceleration, centre)
+        assert {tuple(mask.ravel()) for mask in np.asarray(ours)} == theirs
+        assert len(theirs) >= acceleration / 2
 
 
 @pytest.mark.peer

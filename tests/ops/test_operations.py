@@ -11,6 +11,7 @@ import pytest
 from mrjax import ops
 from mrjax.ops import features, platform, reference
 from mrjax.ops.features import FeatureMap
+from mrjax.parallel import sharding
 
 BATCH, HEIGHT, WIDTH = 2, 8, 16
 
@@ -133,6 +134,16 @@ def test_packing_fills_the_lanes_where_every_level_divides(
     assert x.lane_pack == lane_pack
     assert x.channels == 1
     np.testing.assert_array_equal(unpack(x), image)
+
+
+@pytest.mark.parametrize(("on", "lane_pack"), [("tpu", 4), ("cuda", 1), ("cpu", 1)])
+def test_packing_follows_the_mesh_that_is_traced_for(on: str, lane_pack: int) -> None:
+    mesh = sharding.make_mesh(devices=jax.devices()[:1]).abstract_mesh
+    target = mesh.update(abstract_device=jax.sharding.AbstractDevice(on, None, on))
+    with jax.sharding.use_abstract_mesh(target):
+        x = jax.eval_shape(lambda image: features.feature_map(image, jnp.bfloat16, 32, 4), jnp.zeros((1, 64, 64, 1)))
+    assert x.lane_pack == lane_pack
+    assert x.data.shape == (1, 64, 64 // lane_pack, lane_pack)
 
 
 def test_channels_that_do_not_divide_the_lanes_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,7 @@ def test_the_verdict_says_by_how_much_and_what_to_change() -> None:
     too_much = fit.verdict(6 * 10**9, 4 * 10**9, 2 * 10**9, 4, cfg, mesh)
     assert "2.00 GB too much" in too_much
     assert "--batch=2, about the largest that fits" in too_much
-    for change in ("config.precision=bfloat16", "config.accumulate=2", "config.remat=True", "config.mesh"):
+    for change in ("config.precision=bfloat16", "config.grad_accumulation_steps=2", "config.remat=True", "config.mesh"):
         assert change in too_much
 
 

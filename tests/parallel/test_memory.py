@@ -1,20 +1,32 @@
-"""A step that does not fit: the error names the largest batch size that would, and the fields that help."""
+"""When a step does not fit, the answer names the largest batch that would and the fields to turn."""
 
 import jax
 import numpy as np
 import pytest
 
-from mrjax import experiment
 from mrjax.config import defaults
+from mrjax.data.dataset import ExampleIndices
 from mrjax.errors import UserError
+from mrjax.experiment import Experiment, TrainStep, make_recipe
 from mrjax.parallel import memory, sharding
 
 
-def compile_step(config, mesh):
-    state = experiment.abstract_state(experiment.initial_state(config), mesh)
-    spec = {"kspace": ((2, 32, 32), np.dtype(np.complex64)), "maximum": ((), np.dtype(np.float32))}
-    fixed = {"model": experiment.model(config), "task": experiment.task(config), "normalise_by": "slice"}
-    return experiment.train_step(config, mesh, state, spec, 0, optimizer=experiment.optimizer(config), **fixed)
+class NoSlices(ExampleIndices):
+    """A dataset of which only the spec is looked at."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.spec = {"kspace": ((2, 32, 32), np.dtype(np.complex64)), "maximum": ((), np.dtype(np.float32))}
+
+
+def train_step_of(config):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    return TrainStep(Experiment(config, make_recipe(config, mesh), [], [], [NoSlices()], []))
+
+
+def needed_bytes(config) -> int:
+    (compiled,) = train_step_of(config)._compiled.values()
+    return memory.needed_bytes(compiled)
 
 
 def small(**fields):
@@ -24,29 +36,27 @@ def small(**fields):
     return config
 
 
-def test_a_step_that_cannot_fit_is_refused_with_the_largest_batch_size_that_fits(monkeypatch) -> None:
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    _, fitting = compile_step(small(batch_size=12), mesh)
-    limit = memory.needed_bytes(fitting)
+def test_a_step_that_cannot_fit_is_refused_before_it_runs_with_a_batch_that_does_fit(monkeypatch) -> None:
+    limit = needed_bytes(small(batch_size=12))
     monkeypatch.setattr(memory, "available_bytes", lambda mesh: limit)
     with pytest.raises(
         UserError,
         match=r"config.batch_size is 24, for which a step needs .* set config.batch_size = 12, "
-        r"the largest that fits, or config.accumulate = 2, or config.remat = True",
+        r"the largest that fits, or config.grad_accumulation_steps = 2, or config.remat = True",
     ):
-        compile_step(small(batch_size=24), mesh)
+        train_step_of(small(batch_size=24))
 
 
-def test_gradient_accumulation_needs_less_memory() -> None:
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    whole, parts = (memory.needed_bytes(compile_step(small(batch_size=16, accumulate=n), mesh)[1]) for n in (1, 4))
+def test_accumulation_needs_less_memory() -> None:
+    whole, parts = (needed_bytes(small(batch_size=16, grad_accumulation_steps=n)) for n in (1, 4))
     assert parts < 0.5 * whole
 
 
-def test_the_out_of_memory_error_of_xla_is_replaced_and_no_other_error() -> None:
-    make_array = jax.jit(lambda: jax.numpy.zeros((1 << 50,), jax.numpy.int8))  # larger than any address space
-    error = UserError("too large")
-    with pytest.raises(UserError, match="too large"), memory.explain_out_of_memory(lambda: error):
-        jax.block_until_ready(make_array())
-    with pytest.raises(jax.errors.JaxRuntimeError), memory.explain_out_of_memory(lambda: error):
+def test_running_out_of_memory_is_answered_and_other_errors_are_not() -> None:
+    # The real thing: an array larger than any address space.
+    huge = jax.jit(lambda: jax.numpy.zeros((1 << 50,), jax.numpy.int8))
+    answer = UserError("the answer")
+    with pytest.raises(UserError, match="the answer"), memory.explain_out_of_memory(lambda: answer):
+        jax.block_until_ready(huge())
+    with pytest.raises(jax.errors.JaxRuntimeError), memory.explain_out_of_memory(lambda: answer):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
