@@ -60,7 +60,7 @@ def slice_values(target: ArrayLike, prediction: ArrayLike, data_range: ArrayLike
 
 
 def volume_values(values: Mapping[str, ArrayLike], data_range: float) -> dict[str, float]:
-    """Combine the `slice_values` of one volume to its metrics, in float64 on the host; its maximum is the data range."""
+    """Combine the `slice_values` of one volume to its metrics, in float64 on the host; the range is its maximum."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
             name: float(metric.volume_value(np.asarray(values[name], np.float64), np.float64(data_range)))
