@@ -10,11 +10,12 @@ import pytest
 from conftest import coil_images, to_kspace, write_pair, write_scan
 from test_loader import describe, draw
 
-from mrjax import experiment, reconstruct, train, train_step
+from mrjax import experiment, train, train_step
 from mrjax.config import defaults
 from mrjax.data import buckets, hdf5, loader
 from mrjax.data.buckets import bucket_of_batch
 from mrjax.errors import UserError
+from mrjax.inference import Inference, score
 from mrjax.parallel import sharding
 
 SHAPES = ((1, 24, 20), (2, 32, 32), (4, 28, 36), (2, 24, 20))
@@ -113,10 +114,9 @@ def test_zero_padded_coils_change_no_models_result(model: str) -> None:
     config.model.update(fields)
     config.data.image_size, config.acquisition.noise = (26, 22), (0.05, 0.1)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    predict = train_step.compile_predict(
-        mesh, model=experiment.model(config), task=experiment.task(config), normalise_by="slice"
-    )
-    params = jax.jit(experiment.initial_state(config))().params
+    recipe = experiment.make_recipe(config, mesh)
+    predict = train_step.jit_predict(recipe)
+    params = jax.jit(lambda: experiment.initial_state(config, recipe))().params
     kspace = to_kspace(coil_images(2, 2, 26, 22))
     labels = {"name": np.arange(2, dtype=np.uint32), "slice": np.arange(2, dtype=np.int32)}
     results = []
@@ -149,47 +149,31 @@ def logged(workdir: Path, name: str) -> float:
     return next(row[name] for row in lines if row["step"] == 4 and name in row)
 
 
-@pytest.fixture(scope="module")
-def cached_on_devices(two_sizes: Path, tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workdir of a run whose slices are cached on the devices."""
-    workdir = tmp_path_factory.mktemp("cached") / "run"
-    train.train(tiny(two_sizes, **RUN), str(workdir))
-    return workdir
-
-
-def test_a_run_cached_on_the_devices_evaluates_every_file_at_its_own_size(
-    two_sizes: Path, cached_on_devices: Path
-) -> None:
-    inference = experiment.restore(str(cached_on_devices), sharding.make_mesh())
-    assert inference.config.data.image_size == ()
-    (volume,) = describe(two_sizes / "val")
-    images = reconstruct.reconstruct(inference, volume)
-    assert images["reconstruction"].shape == (volume.slices, *volume.data_shape)
-    found = reconstruct.scores(images, volume)["reconstruction"]["psnr"]
-    assert found == pytest.approx(logged(cached_on_devices, "val/psnr"), abs=1e-3)
-
-
 @pytest.mark.slow
-def test_a_run_on_two_sizes_is_the_same_bit_for_bit_from_any_cache_and_resumed(
-    two_sizes: Path, cached_on_devices: Path, tiny, tmp_path: Path, caplog, monkeypatch
+def test_a_run_on_two_sizes_is_the_same_from_any_cache_and_evaluates_files_at_their_own_size(
+    two_sizes: Path, tiny, tmp_path: Path, caplog
 ) -> None:
-    compiled = []
-    compile_one = experiment.train_step
-    monkeypatch.setattr(experiment, "train_step", lambda *a, **k: compiled.append(a[3]) or compile_one(*a, **k))
     with caplog.at_level("INFO", "mrjax"):
-        train.train(tiny(two_sizes, **RUN | {"data__cache": "none"}), str(tmp_path / "none"))
+        train.train(tiny(two_sizes, **RUN), str(tmp_path / "device"))
     assert "training: 2 shapes: 1x16x12 (3 slices), 2x32x32 (4 slices)" in caplog.text
-    assert len(compiled) == 2
+    train.train(tiny(two_sizes, **RUN | {"data__cache": "none"}), str(tmp_path / "none"))
     for steps in (2, 4):
         train.train(tiny(two_sizes, **RUN | {"data__cache": "host", "steps": steps}), str(tmp_path / "host"))
-    losses = [logged(workdir, "loss") for workdir in (cached_on_devices, tmp_path / "none", tmp_path / "host")]
+    losses = [logged(tmp_path / cache, "loss") for cache in ("device", "none", "host")]
     assert losses[0] == losses[1] == losses[2]
+    inference = Inference.restore(str(tmp_path / "device"))
+    assert inference.config.data.image_size == ()
+    (volume,) = describe(two_sizes / "val")
+    images = inference.reconstruct(volume)
+    assert images["reconstruction"].shape == (volume.slices, *volume.data_shape)
+    found = score(images, volume)["reconstruction"]["psnr"]
+    assert found == pytest.approx(logged(tmp_path / "device", "val/psnr"), abs=1e-3)
 
 
 def test_sizes_that_cannot_be_trained_on_are_refused(mixed: Path, tiny, tmp_path: Path) -> None:
     for fields, words in (
-        ({"model__levels": 4}, r"expected at least 32 pixels a side"),
-        ({"mesh": (1, 1, 8)}, r"config\.mesh splits rows over 8 devices and the files differ in size \(24x20, 28x20"),
+        ({"model__levels": 4}, r"the files hold slices of 24x20, expected at least 32 a side"),
+        ({"mesh": (1, 1, 8)}, r"slices of 28x\d+, expected a height that is a multiple of 8"),
         ({"data__max_shapes": 0}, r"config\.data\.max_shapes is 0, expected more than 0"),
     ):
         with pytest.raises(UserError, match=words):

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from conftest import coil_images, rss, to_kspace
 
-from mrjax import experiment, export_fastmri
+from mrjax import export_fastmri
 from mrjax.checkpoint import claim
 from mrjax.errors import UserError
 from mrjax.import_fastmri import import_weights, make_config
+from mrjax.inference import Inference
 from mrjax.interop import weight_files
 from mrjax.interop.fastmri import from_fastmri, to_fastmri
 from mrjax.models import build as build_model
 from mrjax.mri.fourier import centred_ifft2_host
-from mrjax.parallel import sharding
 
 UNET = {"channels": 3, "levels": 3}
 VARNET = {"channels": 3, "levels": 2, "sens_channels": 2, "sens_levels": 1, "cascades": 2}
@@ -124,7 +124,7 @@ def test_a_file_becomes_a_workdir(tmp_path: Path) -> None:
     weights, workdir = _state_dict("unet", UNET), str(tmp_path / "run")
     weight_files.write(str(tmp_path / "weights.npz"), weights)
     import_weights(str(tmp_path / "weights.npz"), workdir, (40, 48))
-    inference = experiment.restore(workdir, sharding.make_mesh())
+    inference = Inference.restore(workdir)
     assert (inference.config.model.pool, inference.config.normalise) == ("avg", "standard")
     assert tuple(inference.config.data.image_size) == (40, 48)
     for key, value in to_fastmri("unet", UNET, jax.device_get(inference.params)).items():
@@ -148,11 +148,12 @@ def test_a_workdir_reconstructs_as_pytorch_does(name: str, fields: dict[str, int
     peer = _peer(name, fields)
     torch.save(peer.state_dict(), tmp_path / "weights.pt")
     import_weights(str(tmp_path / "weights.pt"), str(tmp_path / "run"), (33, 38))
-    inference = experiment.restore(str(tmp_path / "run"), sharding.make_mesh())
+    inference = Inference.restore(str(tmp_path / "run"))
     kspace = 1e-3 * to_kspace(coil_images(8, 2, 33, 38))
     kspace[..., 1:14:2] = kspace[..., 25::2] = 0
     numbers = np.arange(8, dtype=np.uint32)
-    images, _ = inference.reconstruct(inference.params, {"kspace": kspace, "name": numbers, "slice": numbers})
+    batch = {"kspace": kspace, "name": numbers, "slice": numbers, "maximum": np.ones(8, np.float32)}
+    images, _ = inference.predict_measured(inference.params, batch)
 
     if name == "varnet":
         mask = torch.from_numpy((kspace != 0).any((0, 1, 2))).expand(8, -1)[:, None, None, :, None]
