@@ -91,7 +91,7 @@ def test_a_missing_package_is_one_sentence_with_the_command_that_installs_it(mon
 
 SMALL_UNET = ["--size=32", "--channels=4", "--levels=2"]
 SMALL = {
-    "step_time": [*SMALL_UNET, "--batch=2", "--rounds=2", "--precision=float32,bfloat16"],
+    "step_time": [*SMALL_UNET, "--batch=2", "--rounds=2", "--precision=float32"],
     "start_up": [*SMALL_UNET, "--rounds=1"],
     "end_to_end": ["--case=small", "--steps=6", "--rounds=1"],
     "peers": [*SMALL_UNET, "--batch=2", "--rounds=1", "--forms=eager", "--precision=float32,bfloat16"],

@@ -75,7 +75,6 @@ def test_a_cache_changes_no_bit_of_the_run(trained: Path, trained_on, tmp_path: 
     [
         ("varnet", {"data__cache": "device", "model__cascades": 1, "model__sens_channels": 4, "model__sens_levels": 2}),
         pytest.param("unet_dc", {"data__cache": "host"}, marks=pytest.mark.slow),
-        pytest.param("unet", {"data__adjacent_slices": 1, "remat": True}, marks=pytest.mark.slow),
     ],
 )
 def test_files_of_mixed_sizes_train_every_network(model: str, fields, tiny, tmp_path: Path, caplog) -> None:
