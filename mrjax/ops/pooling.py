@@ -4,6 +4,8 @@ Pixels packed into lanes stay where they are: the result stands where the first 
 in place of the second means nothing (`FeatureMap.spaced`).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,33 +20,27 @@ def max_pool(x: FeatureMap) -> FeatureMap:
     Not `reduce_window`, whose gradient takes 5 to 12 times as long on a CPU and moves more memory on a GPU. Stored for
     the gradient are the places of the maxima, a byte each.
     """
-    return _pooled(x, _maximum(*_corners(x)))
+    if x.lane_pack == 1:
+        return x.replace(_maximum(*_corners(x.data)).astype(x.data.dtype))
+    return FeatureMap(_packed_max_pool(x.lane_pack, x.data), x.lane_pack // 2, spaced=True)
 
 
 def avg_pool(x: FeatureMap) -> FeatureMap:
     """Take the mean of each 2x2 block."""
-    a, b, c, d = (corner.astype(jnp.float32) for corner in _corners(x))
-    return _pooled(x, (a + b + c + d) / 4)
+    corners = _corners(x.data) if x.lane_pack == 1 else _packed_corners(x.lane_pack, x.data)
+    a, b, c, d = (corner.astype(jnp.float32) for corner in corners)
+    mean = ((a + b + c + d) / 4).astype(x.data.dtype)
+    return x.replace(mean) if x.lane_pack == 1 else FeatureMap(mean, x.lane_pack // 2, spaced=True)
 
 
-def _pooled(x: FeatureMap, data: Array) -> FeatureMap:
-    data = data.astype(x.data.dtype)
-    return x.replace(data) if x.lane_pack == 1 else FeatureMap(data, x.lane_pack // 2, spaced=True)
+def _corners(x: Array) -> tuple[Array, ...]:
+    """Split (b, h, w, c) into the four pixels of each 2x2 block, (b, h // 2, w // 2, c) float32.
 
-
-def _corners(x: FeatureMap) -> tuple[Array, ...]:
-    """Find the four pixels of each 2x2 block, (b, h // 2, w // 2, c); of packed pixels, at the first column's lanes."""
-    b, h, w, lanes = x.data.shape
-    if x.lane_pack > 1:
-        above, below = (x.data.reshape(b, h // 2, 2, w, lanes)[:, :, row] for row in range(2))
-        # A product with ones and zeros, exact: a TPU moves lanes much faster by that.
-        shift = np.eye(lanes, k=-lanes // x.lane_pack, dtype=x.data.dtype)
-        right_above, right_below = (jnp.dot(row, shift, precision="highest") for row in (above, below))
-        return above, right_above, below, right_below
-    # Float32 for bfloat16 too: a CPU rounds at each step of the gradient, which joins the four, and takes 10 times as
-    # long.
-    even = x.data.astype(jnp.float32)[:, : h // 2 * 2, : w // 2 * 2]
-    blocks = even.reshape(b, h // 2, 2, w // 2, 2, lanes)
+    Float32 for bfloat16 too: a CPU rounds at each step of the gradient, which joins the four, and takes 10 times as
+    long.
+    """
+    b, h, w, c = x.shape
+    blocks = x.astype(jnp.float32)[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
     return tuple(blocks[:, :, row, :, column] for row in range(2) for column in range(2))
 
 
@@ -64,3 +60,38 @@ def _maximum_bwd(place: Array, gradient: Array) -> tuple[Array, ...]:
 
 
 _maximum.defvjp(_maximum_and_place, _maximum_bwd)
+
+
+def _packed_corners(lane_pack: int, x: Array) -> tuple[Array, ...]:
+    """Find the four pixels of each block where its first column is; elsewhere the result means nothing."""
+    b, h, w, lanes = x.shape
+    rows = x.reshape(b, h // 2, 2, w, lanes)
+    next_pixel = np.roll(np.arange(lanes), -lanes // lane_pack)
+    return tuple(pixel for row in range(2) for pixel in (rows[:, :, row], _take_lanes(rows[:, :, row], next_pixel)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _packed_max_pool(lane_pack: int, x: Array) -> Array:
+    return _packed_max_pool_fwd(lane_pack, x)[0]
+
+
+def _packed_max_pool_fwd(lane_pack: int, x: Array) -> tuple[Array, Array]:
+    return _maximum_and_place(*_packed_corners(lane_pack, x))
+
+
+def _packed_max_pool_bwd(lane_pack: int, place: Array, gradient: Array) -> tuple[Array]:
+    b, h, w, lanes = gradient.shape
+    column = np.arange(lanes) // (lanes // lane_pack) % 2
+    first_column = np.arange(lanes) - lanes // lane_pack * column
+    place, gradient = (_take_lanes(x, first_column)[:, :, None] for x in (place.astype(gradient.dtype), gradient))
+    here = place == 2 * np.arange(2)[:, None, None] + column
+    return (jnp.where(here, gradient, 0).reshape(b, 2 * h, w, lanes),)
+
+
+_packed_max_pool.defvjp(_packed_max_pool_fwd, _packed_max_pool_bwd)
+
+
+def _take_lanes(x: Array, order: np.ndarray) -> Array:
+    """Compute `x[..., order]` as a product with ones and zeros, exact: a TPU moves lanes much faster by that."""
+    matrix = np.arange(x.shape[-1])[:, None] == order
+    return jnp.dot(x, matrix.astype(x.dtype), precision="highest")
