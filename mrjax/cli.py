@@ -12,7 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from mrjax.errors import UserError
-from mrjax.ops.cpu.library import private_folder
+from mrjax.ops.cpu.native import private_folder
 
 
 class _TqdmHandler(logging.Handler):

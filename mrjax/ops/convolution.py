@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 
 from mrjax.ops import reference
-from mrjax.ops.cpu import library
+from mrjax.ops.cpu import native
 from mrjax.ops.features import FeatureMap
 from mrjax.ops.platform import by_platform, gradient_barrier
 
@@ -79,7 +79,7 @@ def _in_cpp(x: Array, kernel: Array) -> bool:
     # XLA cannot split a foreign call among several devices.
     one_device = jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
     on_cpu = jax.default_backend() == "cpu" and one_device
-    return bool(known and x.size and kernel.size and on_cpu and library.available())
+    return bool(known and x.size and kernel.size and on_cpu and native.available())
 
 
 @jax.custom_vjp

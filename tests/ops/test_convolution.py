@@ -142,9 +142,9 @@ def test_results_are_bit_identical_for_any_number_of_threads() -> None:
 import os
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(os.environ["CORES"])])
 import hashlib, jax, numpy as np
-from mrjax.ops.cpu import library
+from mrjax.ops.cpu import native
 from mrjax.ops.convolution import convolve_array
-assert library.available()
+assert native.available()
 shapes = (3, 64, 50, 24), (3, 3, 24, 40), (3, 64, 50, 40)
 for dtype in ("float32", "bfloat16"):
     x, kernel, gradient = (jax.numpy.asarray(np.random.default_rng(0).normal(size=shape), dtype) for shape in shapes)

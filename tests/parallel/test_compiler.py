@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mrjax.ops.cpu import library
+from mrjax.ops.cpu import native
 from mrjax.parallel import compiler
 
 
@@ -29,9 +29,9 @@ def test_an_option_set_in_the_environment_is_not_overridden(monkeypatch, platfor
 
 def test_compiled_programs_are_cached_only_where_nobody_else_may_write(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = library.private_folder("compiled")
+    folder = native.private_folder("compiled")
     assert folder.is_relative_to(tmp_path)
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o777)
     with pytest.raises(OSError, match="others may write"):
-        library.private_folder("compiled")
+        native.private_folder("compiled")
