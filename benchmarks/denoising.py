@@ -26,6 +26,7 @@ from mrjax.config import defaults
 from mrjax.data import hdf5
 from mrjax.demo import acquisition, anatomy
 from mrjax.inference import Inference
+from mrjax.mri.fourier import magnitude_host
 from mrjax.parallel import sharding
 from mrjax.train import train
 
@@ -72,7 +73,7 @@ def simulate_expected_scan(noise_free: np.ndarray, coils: np.ndarray, subject: a
     for scan in range(SCANS):
         rng = subject.generator(9, scan)
         noise = acquisition.draw_noise_level(rng)
-        total += acquisition.root_sum_of_squares(acquisition.acquire_kspace(noise_free, coils, rng, noise=noise))
+        total += magnitude_host(acquisition.acquire_kspace(noise_free, coils, rng, noise=noise))
     return (total / SCANS).astype(np.float32)
 
 

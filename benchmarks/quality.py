@@ -35,9 +35,9 @@ from benchmarks.programs import disable_augmentation
 from benchmarks.report import Table, page_section, publish, replace_section, require_packages
 from mrjax import cli, demo, experiment
 from mrjax.baselines.compressed_sensing import CompressedSensing
-from mrjax.checkpoint import write_json
 from mrjax.config import defaults
 from mrjax.data import hdf5, resize
+from mrjax.data.files import write_json
 from mrjax.data.volume import Volume
 from mrjax.inference import Inference
 from mrjax.mri.fourier import centred_fft2_host

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mrjax.checkpoint import write_json
+from mrjax.data.files import replacing, write_json
 from mrjax.errors import UserError
 
 PYTORCH_FORMS = ["eager", "channels_last", "compiled", "compiled, channels_last"]
@@ -123,9 +123,8 @@ def replace_section(page: Path, name: str, section: str) -> None:
 
 def write_text(text: str, file: Path) -> None:
     """Write a temporary file beside `file`, then rename it, so that `file` is never half written."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text)
-    os.replace(part, file)
+    with replacing(file) as part:
+        part.write_text(text)
 
 
 def _text(value: Any) -> str:

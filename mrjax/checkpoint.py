@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from mrjax import config as configs
+from mrjax.data.files import write_json
 from mrjax.errors import UserError
 from mrjax.train_step import TrainState
 
@@ -187,14 +188,6 @@ def restore_params(manager: ocp.CheckpointManager, abstract: TrainState) -> Any:
     """Restore the parameters to reconstruct with, alone, laid out as in `abstract` (ShapeDtypeStructs)."""
     name = "params" if abstract.ema is None else "ema"
     return _restore(manager, **{name: ocp.args.StandardRestore(abstract.eval_params)})[name]
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON beside its place, then rename it into it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(part, path)
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from pathlib import Path
 import tqdm
 from absl import flags
 
-from mrjax import checkpoint, cli
+from mrjax import cli
 from mrjax.data import readers, splits
+from mrjax.data.files import write_json
 from mrjax.experiment import load_volumes
 from mrjax.inference import Inference, score
 from mrjax.measures import evaluator
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
     suffix = f"-{Path(data).stem}" if data else "" if split == "test" else f"-{split}"
     file = Path(workdir) / f"metrics{suffix}.json"
     result = {"split": split, "data": data, "step": step, "data_range": "maximum of the volume"}
-    checkpoint.write_json(file, result | {"summary": evaluator.summarise(rows), "volumes": rows})
+    write_json(file, result | {"summary": evaluator.summarise(rows), "volumes": rows})
     logger.info("written: %s", file)
 
 

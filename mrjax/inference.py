@@ -17,7 +17,7 @@ from mrjax.data.volume import Volume
 from mrjax.experiment import abstract_state, make_recipe
 from mrjax.measures import metrics
 from mrjax.measures.evaluator import METHODS
-from mrjax.mri.fourier import centred_ifft2_host
+from mrjax.mri.fourier import magnitude_host
 from mrjax.mri.tasks import as_measured
 from mrjax.parallel import sharding
 
@@ -108,7 +108,7 @@ class Inference:
         """Return the file's own target at its own size, not what is left of it at the network's; None if unknown."""
         if simulated:
             scans = [
-                _root_sum_of_squares(readers.read_slices(path, "kspace", volume.slices))
+                magnitude_host(readers.read_slices(path, "kspace", volume.slices).reshape(volume.shape))
                 for path in volume.repetitions or [volume.path]
             ]
             return resize.crop_or_pad(np.mean(scans, 0), volume.image_shape)
@@ -132,8 +132,3 @@ def score(images: dict[str, np.ndarray], volume: Volume) -> dict[str, dict[str, 
         method: metrics.volume_values(jax.device_get(_slice_values(target, images[method][kept], peak)), peak)
         for method in METHODS
     }
-
-
-def _root_sum_of_squares(kspace: np.ndarray) -> np.ndarray:
-    coils = centred_ifft2_host(kspace.reshape(kspace.shape[0], -1, *kspace.shape[-2:]))
-    return np.sqrt((coils.real**2 + coils.imag**2).sum(1)).astype(np.float32)

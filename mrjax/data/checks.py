@@ -8,7 +8,7 @@ from mrjax.data.readers import reader_for
 from mrjax.data.resize import crop_or_pad
 from mrjax.data.volume import Volume
 from mrjax.errors import UserError
-from mrjax.mri.fourier import centred_ifft2_host
+from mrjax.mri.fourier import magnitude_host
 
 
 def check(volume: Volume) -> tuple[Volume, list[str]]:
@@ -85,8 +85,7 @@ def _compare(kspace: np.ndarray, image: np.ndarray) -> tuple[float, float]:
     Returns their Pearson correlation, which survives the scaling, cropping and filtering of real pipelines, but not an
     image of something else; and the ratio of their norms.
     """
-    coils = centred_ifft2_host(kspace.reshape(-1, *kspace.shape[-2:]))
-    rss = np.sqrt((np.abs(coils) ** 2).sum(0))
+    rss = magnitude_host(kspace.reshape(-1, *kspace.shape[-2:]))
     height, width = (min(pair) for pair in zip(rss.shape, image.shape, strict=True))
     rss, image = (crop_or_pad(x, (height, width)).ravel() for x in (rss, np.abs(image)))
     spread = float(rss.std() * image.std())

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from mrjax.data.buffers import transfer
+from mrjax.data.files import replacing
 from mrjax.data.volume import Volume, describe_arrays
 from mrjax.errors import UserError
 
@@ -146,15 +147,8 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], attributes: M
 
     The folder is made if need be; a failure leaves no file, or the old one.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with h5py.File(part, "w") as file:
-            for name, data in arrays.items():
-                by_slice = isinstance(data, np.ndarray) and data.ndim >= 3
-                file.create_dataset(name, data=data, chunks=(1, *data.shape[1:]) if by_slice else None)
-            file.attrs.update(attributes or {})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, h5py.File(part, "w") as file:
+        for name, data in arrays.items():
+            by_slice = isinstance(data, np.ndarray) and data.ndim >= 3
+            file.create_dataset(name, data=data, chunks=(1, *data.shape[1:]) if by_slice else None)
+        file.attrs.update(attributes or {})

@@ -15,6 +15,7 @@ from mrjax.data import hdf5, ismrmrd
 from mrjax.demo import acquisition, anatomy
 from mrjax.demo.anatomy import Subject, Template
 from mrjax.errors import UserError
+from mrjax.mri.fourier import magnitude_host
 
 SPLITS = ("train", "val", "test")
 
@@ -91,7 +92,7 @@ def _write_subject(folder: Path, template: Template, subject: Subject, settings:
         for repetition in range(1, settings.repetitions + 1):
             rng = subject.generator(3, i, repetition)
             kspace = acquisition.acquire_kspace(image, coils, rng, noise=acquisition.draw_noise_level(rng))
-            rss = acquisition.root_sum_of_squares(kspace)
+            rss = magnitude_host(kspace)
             path = folder / SPLITS[subject.split] / f"{study}_{contrast}{repetition:02d}.t5"
             arrays = {"kspace": kspace, "reconstruction_rss": rss, "ismrmrd_header": header}
             numbers = {"max": float(rss.max()), "norm": float(np.linalg.norm(rss))}

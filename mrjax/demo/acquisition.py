@@ -106,11 +106,3 @@ def acquire_kspace(image: np.ndarray, coils: np.ndarray, rng: np.random.Generato
     kspace = np.fft.fftshift(fft.fft2(shifted, norm="ortho"), axes=(-2, -1))
     draws = rng.standard_normal((*kspace.shape, 2), np.float32)
     return kspace + np.float32(noise) * draws.view(np.complex64)[..., 0]
-
-
-def root_sum_of_squares(kspace: np.ndarray) -> np.ndarray:
-    """Reconstruct (slices, height, width) float32 from k-space complex64 (slices, coils, height, width)."""
-    from scipy import fft
-
-    coils = np.fft.fftshift(fft.ifft2(np.fft.ifftshift(kspace, axes=(-2, -1)), norm="ortho"), axes=(-2, -1))
-    return np.sqrt((np.abs(coils) ** 2).sum(1)).astype(np.float32)

@@ -5,7 +5,6 @@ a tensor: other objects, as in checkpoints of Lightning, become empty ones. Only
 """
 
 import collections
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from mrjax.data.files import replacing
 from mrjax.errors import UserError
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".npz")
@@ -62,13 +62,8 @@ def write(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     file = Path(path)
     if file.suffix not in SUFFIXES:
         raise UserError(f"--output is {path}, expected a name that ends in one of {', '.join(SUFFIXES)}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.stem}.{os.getpid()}.part{file.suffix}")
-    try:
-        _save(partial, {name: np.ascontiguousarray(x) for name, x in arrays.items()})
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file) as part:
+        _save(part, {name: np.ascontiguousarray(x) for name, x in arrays.items()})
 
 
 def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -32,6 +32,12 @@ def centred_fft2_host(image: np.ndarray) -> np.ndarray:
     return np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image, _AXES), norm="ortho"), _AXES)
 
 
+def magnitude_host(kspace: np.ndarray) -> np.ndarray:
+    """Compute `coils.magnitude`, root-sum-of-squares (..., height, width) float32, on the host, in NumPy."""
+    images = np.fft.ifft2(kspace, norm="ortho")
+    return np.fft.fftshift(np.sqrt((images.real**2 + images.imag**2).sum(-3)), _AXES).astype(np.float32)
+
+
 def centred_ifft2_host(kspace: np.ndarray) -> np.ndarray:
     """Compute `ifft2c` on the host, in NumPy."""
     return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, _AXES), norm="ortho"), _AXES)

@@ -2,9 +2,7 @@
 
 import math
 import os
-import uuid
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from mrjax.data.files import replacing
 from mrjax.measures.metrics import METRICS
 
 # A reading room is dark: images lie on near-black, and text does not glare.
@@ -199,10 +198,5 @@ def _caption(name: str, value: float) -> str:
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        figure.savefig(partial, format="png")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as part:
+        figure.savefig(part, format="png")

@@ -5,7 +5,6 @@ import functools
 import json
 import logging
 import math
-import os
 import statistics
 import sys
 import time
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 import tqdm
 
+from mrjax.data.files import replacing
 from mrjax.errors import UserError
 
 logger = logging.getLogger("mrjax.train")
@@ -36,9 +36,8 @@ class RunLog:
         self._active = jax.process_index() == 0
         if self._active:
             rows = [row for row in read_rows(workdir) if row["step"] <= start]
-            part = self._file.with_name(".metrics.jsonl.part")
-            part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            os.replace(part, self._file)
+            with replacing(self._file) as part:
+                part.write_text("".join(json.dumps(row) + "\n" for row in rows))
         # A bar needs a terminal; elsewhere the log's lines say the same.
         visible = self._active and sys.stderr.isatty()
         self.bar = tqdm.tqdm(total=steps, initial=start, unit="step", disable=not visible, dynamic_ncols=True)
