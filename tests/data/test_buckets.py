@@ -107,11 +107,10 @@ def test_pairs_are_bucketed_by_size_too(tmp_path: Path) -> None:
     assert [int(example["volume"]) for example in (datasets[0][0], datasets[1][0])] == [1, 0]
 
 
-@pytest.mark.parametrize("model", ["unet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("unet_dc", "varnet"))])
-def test_zero_padded_coils_change_no_models_result(model: str) -> None:
-    fields = {"name": model, "channels": 4, "levels": 2, "cascades": 1, "sens_channels": 2, "sens_levels": 2}
+def test_zero_padded_coils_change_neither_acquisition_nor_reconstruction() -> None:
+    """Of one network: `models/test_registry.py` holds all of them to this, gradients included."""
     config = defaults()
-    config.model.update(fields)
+    config.model.update(name="unet_dc", channels=4, levels=2)
     config.data.image_size, config.acquisition.noise = (26, 22), (0.05, 0.1)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     recipe = experiment.make_recipe(config, mesh)
@@ -144,9 +143,9 @@ def two_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 RUN = {"schedule": "constant", "steps": 4, "log_every": 2, "eval_every": 4, "data__cache": "device"}
 
 
-def logged(workdir: Path, name: str) -> float:
+def logged(workdir: Path, name: str, step: int = 4) -> float:
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return next(row[name] for row in lines if row["step"] == 4 and name in row)
+    return next(row[name] for row in lines if row["step"] == step and name in row)
 
 
 @pytest.mark.slow
@@ -156,11 +155,10 @@ def test_a_run_on_two_sizes_is_the_same_from_any_cache_and_evaluates_files_at_th
     with caplog.at_level("INFO", "mrjax"):
         train.train(tiny(two_sizes, **RUN), str(tmp_path / "device"))
     assert "training: 2 shapes: 1x16x12 (3 slices), 2x32x32 (4 slices)" in caplog.text
-    train.train(tiny(two_sizes, **RUN | {"data__cache": "none"}), str(tmp_path / "none"))
-    for steps in (2, 4):
-        train.train(tiny(two_sizes, **RUN | {"data__cache": "host", "steps": steps}), str(tmp_path / "host"))
-    losses = [logged(tmp_path / cache, "loss") for cache in ("device", "none", "host")]
-    assert losses[0] == losses[1] == losses[2]
+    for steps, cache in ((2, "none"), (4, "host")):
+        train.train(tiny(two_sizes, **RUN | {"data__cache": cache, "steps": steps}), str(tmp_path / "parts"))
+    for step in (2, 4):
+        assert logged(tmp_path / "device", "loss", step) == logged(tmp_path / "parts", "loss", step)
     inference = Inference.restore(str(tmp_path / "device"))
     assert inference.config.data.image_size == ()
     (volume,) = describe(two_sizes / "val")
