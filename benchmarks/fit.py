@@ -324,7 +324,7 @@ def main(argv: list[str]) -> None:
         "verdict": conclusion,
     }
     shown = {"target": values.target, "mesh": dict(mesh.shape), "images_on_each_device": images}
-    shown |= {name: value for name, value in configs.flat(config) if name in SHOWN}
+    shown |= {name: value for name, value in configs.flat(config).items() if name in SHOWN}
     publish("fit (compiled ahead of time)", shown, tables, raw, values.json)
 
 

@@ -128,7 +128,7 @@ def claim(workdir: str, config: ConfigDict) -> None:
     if trained:
         return
     if jax.process_index() == 0:
-        write_json(file, configs.dump(config))
+        write_json(file, config.to_dict())
     elif not started:
         raise UserError(f"{workdir} is not the folder that process 0 wrote to, expected one that all processes share")
 
@@ -163,7 +163,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, 
     for newer in (step for step in manager.all_steps() if step >= progress["step"]):
         manager.delete(newer)
     items = {name: ocp.args.StandardSave(values) for name, values in _arrays(state).items()}
-    items |= {"progress": ocp.args.JsonSave(progress), "config": ocp.args.JsonSave(configs.dump(config))}
+    items |= {"progress": ocp.args.JsonSave(progress), "config": ocp.args.JsonSave(config.to_dict())}
     manager.save(progress["step"], args=ocp.args.Composite(**items))
 
 

@@ -68,8 +68,8 @@ def main(argv: list[str]) -> None:
     if len(size) != 2 or not all(side.isdigit() for side in size):
         raise UserError(f"--image_size is {','.join(size)!r}, expected height,width as in 320,320")
     config = import_weights(argv[1], workdir, (int(size[0]), int(size[1])))
-    values = {name: value for name, value in configs.flat(config) if name.startswith(configs.PARAMETER_FIELDS)}
-    fields = [f"--config.{name}={value}" for name, value in values.items()]
+    values = configs.flat(config).items()
+    fields = [f"--config.{name}={value}" for name, value in values if name.startswith(configs.PARAMETER_FIELDS)]
     logger.info("written: %s, %s", workdir, ", ".join(f"{name} {value}" for name, value in config.model.items()))
     logger.info("reconstruct: python -m mrjax.reconstruct --workdir=%s --input=scan.h5 --output=out", workdir)
     logger.info("train on: python -m mrjax.main --config=configs/unet.py --workdir=%s %s", workdir, " ".join(fields))
