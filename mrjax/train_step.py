@@ -53,22 +53,6 @@ class Recipe:
     ema: float = 0.0  # decay of the average of the parameters a step; 0: no average
 
 
-def init_state(recipe: Recipe, size: tuple[int, int], channels: int = 1) -> TrainState:
-    """Draw parameters and set up the optimizer; the parameters are a function of the seed alone.
-
-    `size` is any (height, width) that the network accepts; `channels` are the image's: the slice and its adjacent ones.
-    """
-    blank = NetworkInputs(
-        image=jnp.zeros((1, *size, channels)),
-        kspace=jnp.zeros((1, 1, *size), jnp.complex64),
-        mask=jnp.ones((1, 1, size[1]), bool),
-        offset=jnp.zeros((1, 1, 1)),
-    )
-    params = recipe.model.init(jax.random.key(recipe.seed), *select_inputs(recipe.model, blank))["params"]
-    ema = jax.tree.map(jnp.copy, params) if recipe.ema else None
-    return TrainState(step=jnp.int32(0), params=params, opt_state=recipe.optimizer.init(params), ema=ema)
-
-
 def make_example(recipe: Recipe, batch: Batch, keys: Keys) -> tuple[Example, Scaling]:
     """Augment and corrupt the slices of a batch, and find how they are normalised."""
     example = recipe.task(batch, keys)

@@ -37,7 +37,7 @@ def batch(count: int = 8) -> dict[str, np.ndarray]:
 
 def run(recipe: train_step.Recipe, steps: int) -> tuple[train_step.TrainState, list[float]]:
     step = train_step.jit_train_step(recipe)
-    state = jax.device_put(train_step.init_state(recipe, (32, 32)), sharding.replicated(recipe.mesh))
+    state = jax.device_put(experiment.initial_state(config(), recipe), sharding.replicated(recipe.mesh))
     losses = []
     for _ in range(steps):
         state, values = step(state, jax.device_put(batch(), sharding.by_example(recipe.mesh)))
@@ -77,7 +77,7 @@ def test_the_average_of_the_parameters_follows_them_and_is_what_is_evaluated() -
     recipe = dataclasses.replace(
         experiment.make_recipe(config(ema=0.5), sharding.make_mesh()), optimizer=optax.sgd(1.0)
     )
-    initial = train_step.init_state(recipe, (32, 32))
+    initial = experiment.initial_state(config(), recipe)
     state, _ = run(recipe, steps=1)
     decay = min(0.5, 2 / 11)
     expected = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, initial.params, state.params)
@@ -106,7 +106,7 @@ def test_the_reconstruction_is_in_the_files_units() -> None:
 def test_evaluation_in_batches_gives_the_metrics_of_whole_volumes(scans) -> None:
     recipe = experiment.make_recipe(config(), sharding.make_mesh())
     volumes = splits.describe_split(readers.find(str(scans)), "kspace", on_bad_file="error", read_samples=True)
-    params = train_step.init_state(recipe, (32, 32)).params
+    params = experiment.initial_state(config(), recipe).params
     predict = train_step.jit_predict(recipe)
     dataset = SliceDataset(volumes, (32, 32))
     with loader.evaluation_batches([dataset], loader.LoaderOptions(8)) as batches:
