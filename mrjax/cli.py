@@ -7,38 +7,30 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import jax
-import tqdm
 from absl import app, flags
 from absl import logging as absl_logging
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mrjax.errors import UserError
 from mrjax.ops.cpu.native import private_folder
 
 
-class _TqdmHandler(logging.Handler):
-    """Prints messages above a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.tqdm.write(self.format(record), file=sys.stderr)
-
-
 def run(main: Callable[[list[str]], int | None], check_flags: Callable[[list[str]], None] | None = None) -> None:
     """Run `main(argv)` under absl; a `UserError` or a wrong flag ends it with one sentence and exit status 2.
 
-    Args:
-      main: the command, which returns the exit status.
-      check_flags: checks the raw flags first, to say more than absl would.
+    `main` returns the exit status. `check_flags` checks the raw flags first, to say more than absl would.
     """
 
     def guarded_main(argv: list[str]) -> int | None:
         absl_logging.set_verbosity(absl_logging.ERROR)
         logger = logging.getLogger("mrjax")
-        logger.addHandler(_TqdmHandler())
+        logger.addHandler(logging.StreamHandler())
         logger.setLevel(logging.INFO)
         logger.propagate = False
         try:
             enable_compilation_cache()
-            return main(argv)
+            with logging_redirect_tqdm([logger]):
+                return main(argv)
         except (UserError, OSError) as error:
             _exit_with(error)
 

@@ -242,15 +242,11 @@ def check_sizes(config: ConfigDict, sizes: Iterable[tuple[int, int]], spatial: i
         found = f"config.data.image_size is {size}" if size else f"the files hold slices of {height}x{width}"
         way_out = "" if size else ", or config.data.image_size for all"
         if min(height, width) < least:
-            raise UserError(
-                f"{found}, expected at least {least} a side for config.model.{field} = {config.model[field]}; "
-                f"lower the levels or enlarge the images{way_out}"
-            )
+            expected = f"at least {least} a side for config.model.{field} = {config.model[field]}; lower the levels or "
+            raise UserError(f"{found}, expected {expected}enlarge the images{way_out}")
         if height % spatial:
-            raise UserError(
-                f"{found}, expected a height that is a multiple of {spatial}, over which config.mesh splits the rows"
-                f"{way_out}"
-            )
+            expected = f"a height that is a multiple of {spatial}, over which config.mesh splits the rows"
+            raise UserError(f"{found}, expected {expected}{way_out}")
 
 
 def load_volumes(config: ConfigDict, paths: list[str]) -> list[Volume]:

@@ -52,10 +52,9 @@ def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> Conf
         raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
     config = make_config(network, image_size)
     checkpoint.claim(workdir, config)
-    manager = checkpoint.open_checkpoints(workdir, "initial")
     state = TrainState(step=jnp.int32(0), params=jax.device_put(network.params), opt_state=None)
-    checkpoint.save(manager, state, {"step": 0}, config)
-    manager.close()
+    with checkpoint.open_checkpoints(workdir, "initial") as manager:
+        checkpoint.save(manager, state, {"step": 0}, config)
     return config
 
 
