@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,13 +19,12 @@ from ml_collections import ConfigDict
 
 from mrjax import config as configs
 from mrjax import demo, models, optimizers
-from mrjax import train_step as steps
-from mrjax.data import device_cache, loader, splits
+from mrjax.data import loader, splits
 from mrjax.data.buckets import bucket_by_size, describe_buckets
 from mrjax.data.buffers import Spec
 from mrjax.data.cache import HostCache
 from mrjax.data.dataset import Dataset, ExampleIndices, SliceDataset
-from mrjax.data.device_cache import DeviceCache
+from mrjax.data.device_cache import DeviceCache, cached_batches
 from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 from mrjax.measures import evaluator, losses, metrics
@@ -33,11 +32,10 @@ from mrjax.mri.acquire import Acquisition
 from mrjax.mri.augment import Augment
 from mrjax.mri.tasks import TASKS
 from mrjax.parallel import memory, processes, sharding
-from mrjax.train_step import Batch, Recipe, TrainState
+from mrjax.train_step import Batch, Metrics, Recipe, TrainState, jit_predict, jit_score, jit_train_step
 
 logger = logging.getLogger(__name__)
 DEMO = "data/demo"
-INDEX: Spec = {"index": ((), np.dtype(np.uint32))}  # which training batches hold beside a dataset's arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +71,48 @@ class Experiment:
         val_datasets = make_datasets(config, "validation", val_set)
         return cls(config, make_recipe(config, mesh), train_set, val_set, train_datasets, val_datasets)
 
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes and shardings of the state."""
+        return abstract_state(self.config, self.recipe)
+
     def init_state(self) -> TrainState:
         """Draw the state that training starts from, laid out over the mesh."""
-        layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(self.config, self.recipe))
+        layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         return jax.jit(functools.partial(initial_state, self.config, self.recipe), out_shardings=layout)()
+
+    def compile_train_step(self, reserved: int = 0) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        """Compile the training step for each shape of a batch: it is known then that it fits.
+
+        `reserved` bytes on each device are taken by cached slices. Raises `UserError` if a step needs more than the
+        rest.
+        """
+        compiled = {}  # by the shapes of an example, which differ between datasets
+        for dataset in self.train_datasets:
+            shapes = frozenset(shape for shape, _ in dataset.spec.values())
+            compiled[shapes] = self._compile(dataset.spec, self.config.batch_size)
+        need = reserved + max(map(memory.needed_bytes, compiled.values()))
+        limit = memory.available_bytes(self.recipe.mesh)
+        if limit and need > limit:
+            raise self.explain_out_of_memory(need)
+
+        def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            return compiled[frozenset(x.shape[1:] for x in batch.values())](state, batch)
+
+        return step
+
+    def explain_out_of_memory(self, need: int | None = None) -> UserError:
+        """Return the error for a training step that is too large, with the largest batch that fits."""
+        specs = [dataset.spec for dataset in self.train_datasets]
+        largest = max(specs, key=lambda spec: sum(math.prod(shape) for shape, _ in spec.values()))
+        compile_for = functools.partial(self._compile, largest)
+        return memory.out_of_memory_error(self.config, self.recipe.mesh, compile_for, need)
+
+    def _compile(self, spec: Spec, batch_size: int) -> Compiled:
+        split, batch = sharding.by_example(self.recipe.mesh), {}
+        for name, (shape, dtype) in (spec | {"index": ((), np.dtype(np.uint32))}).items():
+            batch[name] = jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
+        return jit_train_step(self.recipe).lower(self.abstract_state, batch).compile()
 
     def load_caches(self) -> list[DeviceCache]:
         """Read the training slices onto the devices if config.data.cache is 'device': a cache for each dataset."""
@@ -100,7 +136,7 @@ class Experiment:
             datasets = [ExampleIndices(len(dataset), bucket) for bucket, dataset in enumerate(datasets)]
         examples, seed = start * self.config.batch_size, self.config.seed
         with loader.training_batches(datasets, self._reading, seed=seed, start=examples) as read:
-            batches = device_cache.cached_batches(read, caches, mesh) if caches else sharding.to_devices(read, mesh)
+            batches = cached_batches(read, caches, mesh) if caches else sharding.to_devices(read, mesh)
             with contextlib.closing(batches):
                 yield batches
 
@@ -113,7 +149,7 @@ class Experiment:
 
     @functools.cached_property
     def _evaluation_functions(self) -> tuple[Wrapped, Wrapped]:
-        return steps.jit_predict(self.recipe), steps.jit_score(self.recipe.mesh)
+        return jit_predict(self.recipe), jit_score(self.recipe.mesh)
 
     @property
     def _reading(self) -> loader.LoaderOptions:
@@ -122,52 +158,10 @@ class Experiment:
         return loader.LoaderOptions(batch_size, data.workers, data.prefetch, rows)
 
 
-class TrainStep:
-    """The training step, compiled for each shape of a batch before the first step: it is known then that it fits.
-
-    `reserved` bytes on each device are taken by cached slices. Raises `UserError` if a step needs more than the rest.
-    """
-
-    def __init__(self, experiment: Experiment, reserved: int = 0):
-        self._experiment = experiment
-        self._jitted = steps.jit_train_step(experiment.recipe)
-        self._state = abstract_state(experiment.config, experiment.recipe)
-        specs = [dataset.spec for dataset in experiment.train_datasets]
-        self._largest = max(specs, key=lambda spec: sum(math.prod(shape) for shape, _ in spec.values()))
-        with memory.explain_out_of_memory(self.explain):
-            self._compiled = {_shapes(spec): self._compile(spec, experiment.config.batch_size) for spec in specs}
-        need = reserved + max(map(memory.needed_bytes, self._compiled.values()))
-        limit = memory.available_bytes(experiment.recipe.mesh)
-        if limit and need > limit:
-            raise self.explain(need)
-
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Run `train_step.train_step`."""
-        return self._compiled[_shapes({name: (x.shape[1:], x.dtype) for name, x in batch.items()})](state, batch)
-
-    def explain(self, need: int | None = None) -> UserError:
-        """Return the error for a step that is too large, with the largest batch that fits."""
-        compile_for = functools.partial(self._compile, self._largest)
-        return memory.out_of_memory_error(self._experiment.config, self._experiment.recipe.mesh, compile_for, need)
-
-    def _compile(self, spec: Spec, batch_size: int) -> Compiled:
-        split = sharding.by_example(self._experiment.recipe.mesh)
-        batch = {
-            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
-            for name, (shape, dtype) in (spec | INDEX).items()
-        }
-        return self._jitted.lower(self._state, batch).compile()
-
-
-def _shapes(spec: Spec) -> tuple[tuple[int, ...], ...]:
-    """Tell batches of different shapes apart, whose step is compiled once for each."""
-    return tuple(spec[name][0] for name in sorted(spec) if name not in INDEX)
-
-
 def make_recipe(config: ConfigDict, mesh: Mesh) -> Recipe:
     """Build the network, task, loss and optimizer of a config."""
-    known = models.attribute_names(config.model.name)
-    attributes = {name: value for name, value in config.model.items() if name in known and name != "name"}
+    names = set(models.attribute_names(config.model.name)) & set(config.model)
+    attributes = {name: config.model[name] for name in names}
     return Recipe(
         mesh=mesh,
         model=models.build(config.model.name, dtype=jnp.dtype(config.precision), remat=config.remat, **attributes),

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mrjax import checkpoint
 from mrjax.data import splits
-from mrjax.experiment import Experiment, TrainStep, abstract_state
+from mrjax.experiment import Experiment
 from mrjax.measures import evaluator
 from mrjax.parallel import memory, processes
 from mrjax.report.run_log import Meter, RunLog, read_rows
@@ -29,14 +29,15 @@ def train(config: ConfigDict, workdir: str) -> None:
     with processes.first_process_first():
         checkpoint.claim(workdir, config)
     caches = experiment.load_caches()
-    train_step = TrainStep(experiment, reserved=sum(cache.device_bytes for cache in caches))
+    with memory.explain_out_of_memory(experiment.explain_out_of_memory):
+        train_step = experiment.compile_train_step(reserved=sum(cache.device_bytes for cache in caches))
     train_files, val_files = map(splits.fingerprint, (experiment.train_set, experiment.val_set))
     with (
-        memory.explain_out_of_memory(train_step.explain),
+        memory.explain_out_of_memory(experiment.explain_out_of_memory),
         checkpoint.Run(workdir, config, train_files, val_files) as run,
         processes.stop_on_signal() as stop_after,
     ):
-        state = run.restore_or_init(abstract_state(config, experiment.recipe), experiment.init_state)
+        state = run.restore_or_init(experiment.abstract_state, experiment.init_state)
         start = step = int(state.step)
         log_header(experiment, workdir, state.params, start)
         with RunLog(workdir, start, config.steps) as log, experiment.training_batches(caches, start) as batches:

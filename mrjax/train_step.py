@@ -21,6 +21,7 @@ from mrjax.mri.tasks import Example, Keys, Task, evaluation_keys, training_keys
 from mrjax.parallel import compiler, sharding
 
 Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
 
 
 class TrainState(struct.PyTreeNode):
@@ -142,7 +143,7 @@ def update(recipe: Recipe, state: TrainState, gradients: Any) -> TrainState:
     return sharding.constrain_state(TrainState(step=step, params=params, opt_state=opt_state, ema=ema), recipe.mesh)
 
 
-def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """Augment, acquire, normalise, predict, compare, update.
 
     The batch holds the task's arrays, `index` (batch,) uint32, and `maximum` (batch,) float32. Returns the next state,
@@ -182,7 +183,7 @@ def predict(recipe: Recipe, params: Any, batch: Batch) -> tuple[Batch, jax.Array
     return images | {"reconstruction": scaling.invert(prediction)}, peak
 
 
-def score(images: Batch, data_range: jax.Array) -> dict[str, dict[str, jax.Array]]:
+def score(images: Batch, data_range: jax.Array) -> dict[str, Metrics]:
     """Compute each slice's share of its volume's metrics, for the corrupted input and the reconstruction of `predict`.
 
     `data_range` is the maximum of the volume that each slice belongs to, (batch,).
