@@ -59,10 +59,6 @@ def _are_integers(values: Any, least: int) -> bool:
     return all(isinstance(n, int) and n >= least for n in values)
 
 
-def _are_ascending(values: Any) -> bool:
-    return len(values) == 2 and values[0] <= values[1]
-
-
 def _is_paths(value: Any) -> bool:
     paths = [value] if isinstance(value, str) else value or []
     return isinstance(paths, (list, tuple)) and all(isinstance(path, str) for path in paths)
@@ -74,8 +70,10 @@ PROBABILITY = between(0, 1)
 ROTATION = Rule(lambda value: 0 <= value <= 45, lambda: "0 to 45 degrees")
 DECAY = Rule(lambda value: 0 <= value < 1, lambda: "0, or less than 1 as in 0.999")
 ACCELERATIONS = Rule(lambda value: len(value) > 0 and min(value) >= 1, lambda: "one or more values of at least 1")
-INTERVAL = Rule(lambda value: _are_ascending(value) and value[0] >= 0, lambda: "(low, high), both 0 or more")
-POSITIVE_INTERVAL = Rule(lambda value: _are_ascending(value) and value[0] > 0, lambda: "(low, high), both more than 0")
+INTERVAL = Rule(lambda value: len(value) == 2 and 0 <= value[0] <= value[1], lambda: "(low, high), both 0 or more")
+POSITIVE_INTERVAL = Rule(
+    lambda value: len(value) == 2 and 0 < value[0] <= value[1], lambda: "(low, high), both more than 0"
+)
 OPTIONAL_INTERVAL = Rule(
     lambda value: len(value) == 0 or POSITIVE_INTERVAL.holds(value),
     lambda: f"{POSITIVE_INTERVAL.expected()}, or () for none",

@@ -30,6 +30,7 @@ from mrjax.errors import UserError
 from mrjax.measures import evaluator, losses, metrics
 from mrjax.mri.acquire import Acquisition
 from mrjax.mri.augment import Augment
+from mrjax.mri.normalise import NORMALISATIONS
 from mrjax.mri.tasks import TASKS
 from mrjax.parallel import memory, processes, sharding
 from mrjax.train_step import Batch, Metrics, Recipe, TrainState, jit_predict, jit_score, jit_train_step
@@ -81,17 +82,15 @@ class Experiment:
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         return jax.jit(functools.partial(initial_state, self.config, self.recipe), out_shardings=layout)()
 
-    def compile_train_step(self, reserved: int = 0) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-        """Compile the training step for each shape of a batch: it is known then that it fits.
-
-        `reserved` bytes on each device are taken by cached slices. Raises `UserError` if a step needs more than the
-        rest.
-        """
+    def compile_train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        """Compile the training step for each shape of a batch; `UserError` if it does not fit beside the caches."""
         compiled = {}  # by the shapes of an example, which differ between datasets
-        for dataset in self.train_datasets:
-            shapes = frozenset(shape for shape, _ in dataset.spec.values())
-            compiled[shapes] = self._compile(dataset.spec, self.config.batch_size)
-        need = reserved + max(map(memory.needed_bytes, compiled.values()))
+        cached = sum(cache.device_bytes for cache in self.caches)
+        with memory.explain_out_of_memory(self.explain_out_of_memory):
+            for dataset in self.train_datasets:
+                shapes = frozenset(shape for shape, _ in dataset.spec.values())
+                compiled[shapes] = self._compile(dataset.spec, self.config.batch_size)
+        need = cached + max(map(memory.needed_bytes, compiled.values()))
         limit = memory.available_bytes(self.recipe.mesh)
         if limit and need > limit:
             raise self.explain_out_of_memory(need)
@@ -114,24 +113,22 @@ class Experiment:
             batch[name] = jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
         return jit_train_step(self.recipe).lower(self.abstract_state, batch).compile()
 
-    def load_caches(self) -> list[DeviceCache]:
-        """Read the training slices onto the devices if config.data.cache is 'device': a cache for each dataset."""
+    @functools.cached_property
+    def caches(self) -> list[DeviceCache]:
+        """The training slices on the devices, a cache for each dataset, if config.data.cache is 'device'."""
         if self.config.data.cache != "device":
             return []
         started, mesh, half = time.perf_counter(), self.recipe.mesh, self.config.data.cache_half
         caches = [DeviceCache.load(dataset, mesh, half) for dataset in self.train_datasets]
-        logger.info(
-            "%d slices, %.2f GB on each device, are cached after %.1f s",
-            sum(map(len, self.train_datasets)),
-            sum(cache.device_bytes for cache in caches) / 1e9,
-            time.perf_counter() - started,
-        )
+        slices, size = sum(map(len, self.train_datasets)), sum(cache.device_bytes for cache in caches) / 1e9
+        seconds = time.perf_counter() - started
+        logger.info("%d slices, %.2f GB on each device, are cached after %.1f s", slices, size, seconds)
         return caches
 
     @contextlib.contextmanager
-    def training_batches(self, caches: Sequence[DeviceCache], start: int) -> Iterator[Iterator[Batch]]:
+    def training_batches(self, start: int) -> Iterator[Iterator[Batch]]:
         """Open the endless stream of training batches, on the devices, from the batch of step `start` on."""
-        datasets, mesh = self.train_datasets, self.recipe.mesh
+        datasets, mesh, caches = self.train_datasets, self.recipe.mesh, self.caches
         if caches:
             datasets = [ExampleIndices(len(dataset), bucket) for bucket, dataset in enumerate(datasets)]
         examples, seed = start * self.config.batch_size, self.config.seed
@@ -166,7 +163,7 @@ def make_recipe(config: ConfigDict, mesh: Mesh) -> Recipe:
         mesh=mesh,
         model=models.build(config.model.name, dtype=jnp.dtype(config.precision), remat=config.remat, **attributes),
         task=TASKS[config.task](Acquisition(**config.acquisition), Augment(**config.augment)),
-        normalisation=config.normalise,
+        normalise=NORMALISATIONS[config.normalise],
         loss=losses.weighted_sum(config.loss),
         optimizer=optimizers.make_optimizer(config),
         learning_rate=optimizers.make_schedule(config),
@@ -201,13 +198,11 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
 
     Raises `UserError` if it does not multiply to the number of devices, or a batch does not split evenly.
     """
-    mesh = list(config.mesh)
-    rest = math.prod(n for n in mesh if n)
-    if 0 in mesh and devices % rest == 0:
-        mesh[mesh.index(0)] = devices // rest
-    if math.prod(mesh) != devices:
-        raise UserError(f"config.mesh is {tuple(config.mesh)}, expected numbers that multiply to the {devices} devices")
-    data, model, spatial = mesh
+    mesh = tuple(config.mesh)
+    try:
+        data, model, spatial = np.empty(devices).reshape([n or -1 for n in mesh]).shape
+    except ValueError:
+        raise UserError(f"config.mesh is {mesh}, expected numbers that multiply to the {devices} devices") from None
     shards, accumulation = data * model, config.grad_accumulation_steps
     if config.batch_size % (shards * accumulation):
         factors = [f"the {shards} devices it is split over"] if shards > 1 else []

@@ -28,10 +28,9 @@ def train(config: ConfigDict, workdir: str) -> None:
     config = experiment.config
     with processes.first_process_first():
         checkpoint.claim(workdir, config)
-    caches = experiment.load_caches()
-    with memory.explain_out_of_memory(experiment.explain_out_of_memory):
-        train_step = experiment.compile_train_step(reserved=sum(cache.device_bytes for cache in caches))
+    train_step = experiment.compile_train_step()
     train_files, val_files = map(splits.fingerprint, (experiment.train_set, experiment.val_set))
+    logger.info("training on %s; validating on %s", train_files, val_files)
     with (
         memory.explain_out_of_memory(experiment.explain_out_of_memory),
         checkpoint.Run(workdir, config, train_files, val_files) as run,
@@ -40,7 +39,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         state = run.restore_or_init(experiment.abstract_state, experiment.init_state)
         start = step = int(state.step)
         log_header(experiment, workdir, state.params, start)
-        with RunLog(workdir, start, config.steps) as log, experiment.training_batches(caches, start) as batches:
+        with RunLog(workdir, start, config.steps) as log, experiment.training_batches(start) as batches:
             meter = Meter(
                 log, start=start, steps=config.steps, batch_size=config.batch_size, log_every=config.log_every
             )
@@ -85,8 +84,6 @@ def log_header(experiment: Experiment, workdir: str, params: Any, start: int) ->
     """Log what is about to run, and on what."""
     config, mesh, device = experiment.config, experiment.recipe.mesh, jax.devices()[0]
     logger.info("%d x %s (%s), mesh %s", mesh.size, device.device_kind, device.platform, dict(mesh.shape))
-    train_files, val_files = map(splits.fingerprint, (experiment.train_set, experiment.val_set))
-    logger.info("training on %s; validating on %s", train_files, val_files)
     if start == 0:
         logger.info(parameter_overview.get_parameter_overview(params, include_stats=False))
     elif start < config.steps:

@@ -16,8 +16,8 @@ from jax.stages import Wrapped
 from mrjax.measures import metrics
 from mrjax.measures.losses import Loss
 from mrjax.models import NetworkInputs, select_inputs
-from mrjax.mri.normalise import NORMALISATIONS, Scaling
-from mrjax.mri.tasks import Example, Keys, Task, evaluation_keys, training_keys
+from mrjax.mri.normalise import Scaling
+from mrjax.mri.tasks import Example, Task, evaluation_keys, training_keys
 from mrjax.parallel import compiler, sharding
 
 Batch = dict[str, jax.Array]
@@ -45,19 +45,13 @@ class Recipe:
     mesh: Mesh
     model: nn.Module
     task: Task
-    normalisation: str  # name in `normalise.NORMALISATIONS`
+    normalise: Callable[[jax.Array, jax.Array], Scaling]  # of `normalise.NORMALISATIONS`
     loss: Loss
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule  # that the optimizer follows, for the log
     seed: int  # of the parameters and of everything random
     grad_accumulation_steps: int = 1  # parts of a batch that are worked through one after the other
     ema: float = 0.0  # decay of the average of the parameters a step; 0: no average
-
-
-def make_example(recipe: Recipe, batch: Batch, keys: Keys) -> tuple[Example, Scaling]:
-    """Augment and corrupt the slices of a batch, and find how they are normalised."""
-    example = recipe.task(batch, keys)
-    return example, NORMALISATIONS[recipe.normalisation](example.corrupted, batch["maximum"])
 
 
 def network_inputs(recipe: Recipe, example: Example, scaling: Scaling) -> NetworkInputs:
@@ -86,7 +80,8 @@ def run_network_by_row(recipe: Recipe, params: Any, inputs: NetworkInputs) -> ja
 
 def training_pairs(recipe: Recipe, batch: Batch) -> tuple[NetworkInputs, jax.Array]:
     """Make the network's inputs and the normalised targets (batch, height, width) of a training batch."""
-    example, scaling = make_example(recipe, batch, training_keys(recipe.seed, batch["index"]))
+    example = recipe.task(batch, training_keys(recipe.seed, batch["index"]))
+    scaling = recipe.normalise(example.corrupted, batch["maximum"])
     return network_inputs(recipe, example, scaling), scaling.apply(example.target)
 
 
@@ -161,7 +156,8 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
 
 def evaluation_inputs(recipe: Recipe, batch: Batch) -> tuple[NetworkInputs, Scaling, Batch, jax.Array]:
     """Corrupt a batch as its volumes' names say: network inputs, scaling, images in the file's units, target peaks."""
-    example, scaling = make_example(recipe, batch, evaluation_keys(batch["name"], batch["slice"]))
+    example = recipe.task(batch, evaluation_keys(batch["name"], batch["slice"]))
+    scaling = recipe.normalise(example.corrupted, batch["maximum"])
     images = {"corrupted": example.corrupted, "target": example.target}
     return network_inputs(recipe, example, scaling), scaling, images, example.target.max((-2, -1))
 
