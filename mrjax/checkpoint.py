@@ -65,11 +65,10 @@ class Run(contextlib.AbstractContextManager["Run"]):
             return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
         items = {name: ocp.args.StandardRestore(shapes) for name, shapes in _arrays(abstract).items()}
         restored = _restore(self._newest, **items, progress=ocp.args.JsonRestore())
-        if restored.progress["files"] != self._train_files:
-            raise UserError(
-                f"{self._workdir} was trained on {restored.progress['files']}, found {self._train_files}; "
-                "expected the same files"
-            )
+        files = restored.progress["files"]
+        if files != self._train_files:
+            found = f"{self._workdir} was trained on {files}, found {self._train_files}"
+            raise UserError(f"{found}; expected the same files")
         step = jax.device_put(jnp.int32(restored.progress["step"]), abstract.step.sharding)
         return TrainState(step, restored.params, restored.optimizer, restored.get("ema"))
 

@@ -36,10 +36,8 @@ def main(argv: list[str]) -> None:
     config, step = inference.config, inference.progress["step"]
     volumes = load_volumes(config, readers.find(data) if data else splits.find_split(config.data, split))
     logger.info("%s: step %d, %s", workdir, step, splits.fingerprint(volumes))
-    rows = [
-        evaluator.describe(volume) | score(inference.reconstruct(volume), volume)
-        for volume in tqdm.tqdm(volumes, unit="volume", disable=None)
-    ]
+    bar = tqdm.tqdm(volumes, unit="volume", disable=None)
+    rows = [evaluator.describe(volume) | score(inference.reconstruct(volume), volume) for volume in bar]
     labels = (_INPUTS.get(config.task, "corrupted"), _NETWORKS.get(config.model.name, config.model.name))
     print(evaluator.table(rows, labels))
     suffix = f"-{Path(data).stem}" if data else "" if split == "test" else f"-{split}"

@@ -36,7 +36,6 @@ from mrjax.parallel import memory, processes, sharding
 from mrjax.train_step import Batch, Metrics, Recipe, TrainState, jit_predict, jit_score, jit_train_step
 
 logger = logging.getLogger(__name__)
-DEMO = "data/demo"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +156,8 @@ class Experiment:
 
 def make_recipe(config: ConfigDict, mesh: Mesh) -> Recipe:
     """Build the network, task, loss and optimizer of a config."""
-    names = set(models.attribute_names(config.model.name)) & set(config.model)
-    attributes = {name: config.model[name] for name in names}
+    known = models.attribute_names(config.model.name)
+    attributes = {name: value for name, value in config.model.items() if name in known}
     return Recipe(
         mesh=mesh,
         model=models.build(config.model.name, dtype=jnp.dtype(config.precision), remat=config.remat, **attributes),
@@ -255,7 +254,7 @@ def load_volumes(config: ConfigDict, paths: list[str]) -> list[Volume]:
 def make_demo_data(task: str) -> str:
     """Make the demo data for a task unless they are there, and return their folder."""
     repeated = task in splits.REPETITION_TASKS
-    folder = f"{DEMO}-repeated" if repeated else DEMO
+    folder = "data/demo-repeated" if repeated else "data/demo"
     with processes.first_process_first():
         if jax.process_index() == 0 and not os.path.isdir(folder):
             logger.info("config.data.dir is not set: making the demo data in %s", folder)

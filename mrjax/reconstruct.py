@@ -79,13 +79,10 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
     attributes |= {f"mrjax_{name.lower()}": value for name, value in after.items()}
     readers.reader_for(path).write_like(path, file, {"reconstruction": result}, attributes)
     middle = volume.slices // 2
+    panel = {name: image[middle] for name, image in images.items()}
     title = f"{volume.name}, {volume.contrast}, slice {middle + 1} of {volume.slices}"
-    figures.draw_panel(
-        file.with_suffix(".png"),
-        {name: image[middle] for name, image in images.items()},
-        title=f"{title}, metrics of the volume" if scores else title,
-        metrics=scores,
-    )
+    title += ", metrics of the volume" if scores else ""
+    figures.draw_panel(file.with_suffix(".png"), panel, title=title, metrics=scores)
     values = [f"  {name.upper()} {value:.4g} ({scores['corrupted'][name]:.4g} before)" for name, value in after.items()]
     return f"{file} and .png{''.join(values)}"
 
