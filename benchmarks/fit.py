@@ -293,9 +293,8 @@ def make_tables(found: Analysis, device: Device, images: float, speed: float) ->
     ]
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Compile for the target and publish the analysis."""
-    cli.expect_no_arguments(argv)
     values = flags.FLAGS
     jax.config.update("jax_platforms", "cpu")  # ignore accelerators of this machine
     jax.config.update("jax_enable_compilation_cache", False)  # cached programs cannot be loaded without the device

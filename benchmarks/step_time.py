@@ -209,9 +209,8 @@ def parts_table(cases: list[Case], results: list[dict[str, Any]]) -> Table:
     return Table("Its parts, each compiled by itself: ms (share of the step)", columns, rows)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Measure every combination of the flags."""
-    cli.expect_no_arguments(argv)
     values = flags.FLAGS
     sizes = itertools.product(values.precision, *(map(int, x) for x in (values.size, values.channels, values.batch)))
     cases = [Case(*combination) for combination in sizes]

@@ -20,7 +20,6 @@ from mrjax.errors import UserError
 from mrjax.experiment import check_sizes
 from mrjax.interop import weight_files
 from mrjax.interop.fastmri import Network, from_fastmri
-from mrjax.parallel import processes
 from mrjax.train_step import TrainState
 
 logger = logging.getLogger("mrjax.import_fastmri")
@@ -62,7 +61,6 @@ def main(argv: list[str]) -> None:
     """Import one file, and log the commands that use it."""
     if len(argv) != 2:
         raise UserError(f"{len(argv) - 1} files given, expected one: python -m mrjax.import_fastmri unet.pt --output=W")
-    processes.require_one_process("mrjax.import_fastmri")
     size, workdir = flags.FLAGS.image_size, flags.FLAGS.output
     if len(size) != 2 or not all(side.isdigit() for side in size):
         raise UserError(f"--image_size is {','.join(size)!r}, expected height,width as in 320,320")
@@ -77,4 +75,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("output", None, "workdir to make: an empty or new folder", required=True)
     flags.DEFINE_list("image_size", ["320", "320"], "height,width of the images the network sees")
-    cli.run(main)
+    cli.run(main, arguments=True, one_process=True)

@@ -19,16 +19,13 @@ from mrjax import cli
 from mrjax.data import checks, readers, repetitions, splits
 from mrjax.errors import UserError
 from mrjax.inference import Inference, score
-from mrjax.parallel import processes
 from mrjax.report import figures
 
 logger = logging.getLogger("mrjax.reconstruct")
 
 
-def main(argv: list[str]) -> int:
+def main(_: list[str]) -> int:
     """Reconstruct every file of --input; the exit status is 1 if one could not be."""
-    cli.expect_no_arguments(argv)
-    processes.require_one_process("mrjax.reconstruct")
     inference = Inference.restore(flags.FLAGS.workdir)
     paths, output = readers.find(flags.FLAGS.input), Path(flags.FLAGS.output)
     size = "x".join(map(str, inference.config.data.image_size)) or "each file's own number of"
@@ -91,4 +88,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "of a run of mrjax.main", required=True)
     flags.DEFINE_string("input", None, "a .t5, .h5 or .hdf5 file, a folder or a glob of them", required=True)
     flags.DEFINE_string("output", None, "folder for the results", required=True)
-    cli.run(main)
+    cli.run(main, one_process=True)
