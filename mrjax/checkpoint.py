@@ -40,7 +40,8 @@ class Run(contextlib.AbstractContextManager["Run"]):
     def __init__(self, workdir: str, config: ConfigDict, train_files: str, val_files: str):
         self._workdir, self._config, self._train_files, self._val_files = workdir, config, train_files, val_files
         self._newest, self._best = (open_checkpoints(workdir, kind) for kind in ("newest", "best"))
-        self._best_value = -1.0  # asked of the checkpoint: a kill may have come before the newest was saved, too
+        # The best checkpoint itself says how good it is: a kill may come between its save and that of the newest.
+        self._best_value = -1.0
         if self._best.latest_step() is not None:
             progress = _restore(self._best, progress=ocp.args.JsonRestore()).progress
             if progress["validated_on"] == val_files:
