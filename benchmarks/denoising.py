@@ -111,9 +111,8 @@ def measure(folder: Path, seeds: int) -> dict[str, list[Any]]:
     return scores
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Make the data, train, score and publish."""
-    cli.expect_no_arguments(argv)
     logging.getLogger("mrjax").setLevel(logging.WARNING)
     values = flags.FLAGS
     folder = Path(values.folder)

@@ -115,9 +115,8 @@ def measure(case: Case, threads: dict[str, int], rounds: int) -> dict[str, list[
     return speeds
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Measure case by case."""
-    cli.expect_no_arguments(argv)
     require_packages("torch", "fastmri")
     from benchmarks import pytorch
 

@@ -293,9 +293,8 @@ def make_tables(found: Analysis, device: Device, images: float, speed: float) ->
     ]
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Compile for the target and publish the analysis."""
-    cli.expect_no_arguments(argv)
     values = flags.FLAGS
     jax.config.update("jax_platforms", "cpu")  # ignore accelerators of this machine
     jax.config.update("jax_enable_compilation_cache", False)  # cached programs cannot be loaded without the device
@@ -324,7 +323,7 @@ def main(argv: list[str]) -> None:
         "verdict": conclusion,
     }
     shown = {"target": values.target, "mesh": dict(mesh.shape), "images_on_each_device": images}
-    shown |= {name: value for name, value in configs.flat(config) if name in SHOWN}
+    shown |= {name: value for name, value in configs.flat(config).items() if name in SHOWN}
     publish("fit (compiled ahead of time)", shown, tables, raw, values.json)
 
 

@@ -80,9 +80,8 @@ def measure_throughput(predict: Predict, mesh: Mesh, batch_sizes: list[int]) -> 
     return Table(title, columns, rows), raw
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Time inference with an untrained network."""
-    cli.expect_no_arguments(argv)
     require_packages("torch", "fastmri")
     values = flags.FLAGS
     batch_sizes, mesh = [int(size) for size in values.batches], sharding.make_mesh()

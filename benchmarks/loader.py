@@ -240,9 +240,8 @@ def small_rows(loaders: list[Loader], batch: int, rounds: int, raw: dict[str, An
     return rows
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Make the files, measure and publish."""
-    cli.expect_no_arguments(argv)
     values = flags.FLAGS
     batch, rounds = values.batch, values.rounds
     raw: dict[str, Any] = {}

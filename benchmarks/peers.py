@@ -88,9 +88,8 @@ def measure(precision: str) -> tuple[Table, dict[str, Any]]:
     return Table(title, columns, rows), times
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Time every form in every precision."""
-    cli.expect_no_arguments(argv)
     require_packages("torch", "fastmri")
     values = flags.FLAGS
     measured = {precision: measure(precision) for precision in values.precision}

@@ -250,9 +250,8 @@ def measure(sets: dict[str, list[Volume]], seeds: int) -> tuple[Scores, dict[str
     return scores, methods, shown
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Make the data, train, score, draw and publish."""
-    cli.expect_no_arguments(argv)
     require_packages("torch", "fastmri", "dipy")
     logging.getLogger("mrjax").setLevel(logging.WARNING)
     values = flags.FLAGS

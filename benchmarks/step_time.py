@@ -25,7 +25,6 @@ from benchmarks.report import Table, interleaved, publish, spread
 from mrjax import cli, experiment
 from mrjax import train_step as step
 from mrjax.errors import UserError
-from mrjax.mri.normalise import NORMALISATIONS
 from mrjax.mri.tasks import Example, Task, training_keys
 from mrjax.parallel import memory, sharding
 
@@ -77,7 +76,7 @@ def make_parts(config: ConfigDict, compiled: Compiled, state: step.TrainState, b
     programs.disable_augmentation(unaugmented)
 
     def loss(params: Any, example: Example) -> jax.Array:
-        scaling = NORMALISATIONS[recipe.normalisation](example.corrupted, batch["maximum"])
+        scaling = recipe.normalise(example.corrupted, batch["maximum"])
         inputs = step.network_inputs(recipe, example, scaling)
         prediction = step.run_network(recipe.model, params, inputs)
         return recipe.loss(prediction, scaling.apply(example.target), inputs.offset)
@@ -210,9 +209,8 @@ def parts_table(cases: list[Case], results: list[dict[str, Any]]) -> Table:
     return Table("Its parts, each compiled by itself: ms (share of the step)", columns, rows)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Measure every combination of the flags."""
-    cli.expect_no_arguments(argv)
     values = flags.FLAGS
     sizes = itertools.product(values.precision, *(map(int, x) for x in (values.size, values.channels, values.batch)))
     cases = [Case(*combination) for combination in sizes]

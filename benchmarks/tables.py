@@ -301,9 +301,8 @@ def section(outcome: Outcome) -> str:
     return "\n".join([heading, f"{where}\n", f"{config}\n", *(f"{table}\n" for table in tables)])
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Run one script after the other; write the page after each, so that an early stop loses no measurement."""
-    cli.expect_no_arguments(argv)
     values = flags.FLAGS
     # In another process: this one must not hold the device's memory.
     print_backend = [sys.executable, "-c", "import jax; print(jax.default_backend())"]

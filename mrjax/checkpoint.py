@@ -30,23 +30,22 @@ BEST_METRIC = "ssim"  # on the validation split, by which the best checkpoint is
 _ITEMS = ("params", "ema", "optimizer", "progress", "config")
 
 
-class Run:
+class Run(contextlib.AbstractContextManager["Run"]):
     """The checkpoints of a training run in its workdir; a context manager, at whose end everything is written.
 
-    Args:
-      workdir: the folder.
-      config: of the run, image size included.
-      train_files: fingerprint of the training files, which must stay the same.
-      val_files: fingerprint of the validation files: the best checkpoint is the best on these.
+    The config is that of the run, image size included. `train_files` is a fingerprint of the training files, which must
+    stay the same; `val_files` one of the validation files: the best checkpoint is the best on these.
     """
 
     def __init__(self, workdir: str, config: ConfigDict, train_files: str, val_files: str):
         self._workdir, self._config, self._train_files, self._val_files = workdir, config, train_files, val_files
         self._newest, self._best = (open_checkpoints(workdir, kind) for kind in ("newest", "best"))
-        self._best_value = self._restore_best_value()
-
-    def __enter__(self) -> "Run":
-        return self
+        # The best checkpoint itself says how good it is: a kill may come between its save and that of the newest.
+        self._best_value = -1.0
+        if self._best.latest_step() is not None:
+            progress = _restore(self._best, progress=ocp.args.JsonRestore()).progress
+            if progress["validated_on"] == val_files:
+                self._best_value = progress[BEST_METRIC]
 
     def __exit__(self, *exception: Any) -> None:
         self._newest.close()
@@ -55,22 +54,22 @@ class Run:
     def restore_or_init(self, abstract: TrainState, init: Callable[[], TrainState]) -> TrainState:
         """Restore the newest state; without one, draw a fresh state, with the imported parameters if there are any.
 
-        Args:
-          abstract: ShapeDtypeStructs with shardings.
-          init: draws a fresh state of these.
-
-        Raises:
-          UserError: the checkpoint is damaged, of another network or trained on other files.
+        `abstract` holds ShapeDtypeStructs with shardings, and `init` draws a state of these. Raises `UserError` if the
+        checkpoint is damaged, of another network or trained on other files.
         """
         if self._newest.latest_step() is None:
-            return self._with_imported_params(init(), abstract)
+            state = init()
+            if not _has_checkpoint(self._workdir, "initial"):
+                return state
+            with open_checkpoints(self._workdir, "initial", read_only=True) as manager:
+                params = _restore(manager, params=ocp.args.StandardRestore(abstract.params)).params
+            return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
         items = {name: ocp.args.StandardRestore(shapes) for name, shapes in _arrays(abstract).items()}
         restored = _restore(self._newest, **items, progress=ocp.args.JsonRestore())
-        if restored.progress["files"] != self._train_files:
-            raise UserError(
-                f"{self._workdir} was trained on {restored.progress['files']}, found {self._train_files}; "
-                "expected the same files"
-            )
+        files = restored.progress["files"]
+        if files != self._train_files:
+            found = f"{self._workdir} was trained on {files}, found {self._train_files}"
+            raise UserError(f"{found}; expected the same files")
         step = jax.device_put(jnp.int32(restored.progress["step"]), abstract.step.sharding)
         return TrainState(step, restored.params, restored.optimizer, restored.get("ema"))
 
@@ -85,32 +84,17 @@ class Run:
             progress = {"step": step, "files": self._train_files, BEST_METRIC: value, "validated_on": self._val_files}
             save(self._best, state, progress, self._config)
 
-    def _restore_best_value(self) -> float:
-        """Ask the checkpoint itself: a kill may have come after it was saved and before the newest was."""
-        if self._best.latest_step() is None:
-            return -1.0
-        progress = _restore(self._best, progress=ocp.args.JsonRestore()).progress
-        return progress[BEST_METRIC] if progress["validated_on"] == self._val_files else -1.0
-
-    def _with_imported_params(self, state: TrainState, abstract: TrainState) -> TrainState:
-        if not _has_checkpoint(self._workdir, "initial"):
-            return state
-        with contextlib.closing(open_checkpoints(self._workdir, "initial", read_only=True)) as manager:
-            params = _restore(manager, params=ocp.args.StandardRestore(abstract.params)).params
-        return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
-
 
 def claim(workdir: str, config: ConfigDict) -> None:
     """Make the workdir this run's, or check that it is. A run that saved nothing yet may be started anew.
 
     Imported parameters only share the fields that parameters belong with. Process 0 goes first: the others find what it
-    wrote.
-
-    Raises:
-      UserError: it holds something else, or a run whose config differs where a resumed run must not.
+    wrote. Raises `UserError` if the workdir holds something else, or a run whose config differs where a resumed run
+    must not.
     """
     file = Path(workdir) / "config.json"
     started = os.path.isdir(workdir) and any(not name.startswith(".") for name in os.listdir(workdir))
+    trained = _has_checkpoint(workdir, "newest") or _has_checkpoint(workdir, "best")
     if started:
         try:
             before = configs.load(json.loads(file.read_text()))
@@ -118,17 +102,15 @@ def claim(workdir: str, config: ConfigDict) -> None:
             raise UserError(
                 f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir"
             ) from error
-    trained = _has_checkpoint(workdir, "newest") or _has_checkpoint(workdir, "best")
-    if started and (trained or _has_checkpoint(workdir, "initial")):
         changed = configs.differences(before, config, parameters_only=not trained)
-        if changed:
+        if changed and (trained or _has_checkpoint(workdir, "initial")):
             raise UserError(
                 f"{workdir} holds another run: {'; '.join(changed)}; set them back, or give another --workdir"
             )
     if trained:
         return
     if jax.process_index() == 0:
-        write_json(file, configs.dump(config))
+        write_json(file, config.to_dict())
     elif not started:
         raise UserError(f"{workdir} is not the folder that process 0 wrote to, expected one that all processes share")
 
@@ -138,43 +120,34 @@ def open_checkpoints(workdir: str, kind: str, *, read_only: bool = False) -> ocp
 
     A reader must be `read_only`: a writer clears away what is half written, which may be the save of a live run.
     """
-    if read_only:
-        options = ocp.CheckpointManagerOptions(read_only=True)
-    else:
+    options = ocp.CheckpointManagerOptions(
+        read_only=read_only,
+        max_to_keep=None if read_only else 1,
+        cleanup_tmp_directories=not read_only,
         # Processes meet by name and step: the two kinds may be saving the same step at the same time.
-        by_kind = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=1, cleanup_tmp_directories=True, multiprocessing_options=by_kind
-        )
+        multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind),
+    )
     folder = os.path.abspath(os.path.join(workdir, "checkpoints", kind))
     return ocp.CheckpointManager(folder, options=options, item_names=_ITEMS)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, Any], config: ConfigDict) -> None:
-    """Start to write a checkpoint; the state is copied before this returns, so it may be donated.
+    """Start to write a checkpoint after `progress['step']` steps, with all that `progress` tells in JSON values.
 
-    Args:
-      manager: from `open_checkpoints`.
-      state: after `progress['step']` steps.
-      progress: JSON values that describe the checkpoint.
-      config: of the run, image size included.
+    The state is copied before this returns, so it may be donated.
     """
     # Orbax passes over a step that is not newer than its newest, as after going back to an older checkpoint.
     for newer in (step for step in manager.all_steps() if step >= progress["step"]):
         manager.delete(newer)
     items = {name: ocp.args.StandardSave(values) for name, values in _arrays(state).items()}
-    items |= {"progress": ocp.args.JsonSave(progress), "config": ocp.args.JsonSave(configs.dump(config))}
+    items |= {"progress": ocp.args.JsonSave(progress), "config": ocp.args.JsonSave(config.to_dict())}
     manager.save(progress["step"], args=ocp.args.Composite(**items))
 
 
 def open_best(workdir: str) -> tuple[ocp.CheckpointManager, ConfigDict, dict[str, Any]]:
-    """Open the best checkpoint of a run, or the newest, or what it imported.
+    """Open the best checkpoint of a run, or the newest, or what it imported: a manager to close, config and progress.
 
-    Returns:
-      Its manager, to be closed by the caller, its config and its progress.
-
-    Raises:
-      UserError: no checkpoint there.
+    Raises `UserError` for no checkpoint.
     """
     kind = next((kind for kind in ("best", "newest", "initial") if _has_checkpoint(workdir, kind)), None)
     if kind is None:

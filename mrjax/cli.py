@@ -4,41 +4,46 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import jax
-import tqdm
 from absl import app, flags
 from absl import logging as absl_logging
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mrjax.errors import UserError
 from mrjax.ops.cpu.native import private_folder
+from mrjax.parallel import processes
 
 
-class _TqdmHandler(logging.Handler):
-    """Prints messages above a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.tqdm.write(self.format(record), file=sys.stderr)
-
-
-def run(main: Callable[[list[str]], int | None], check_flags: Callable[[list[str]], None] | None = None) -> None:
+def run(
+    main: Callable[[list[str]], int | None],
+    check_flags: Callable[[list[str]], None] | None = None,
+    *,
+    arguments: bool = False,
+    one_process: bool = False,
+) -> None:
     """Run `main(argv)` under absl; a `UserError` or a wrong flag ends it with one sentence and exit status 2.
 
-    Args:
-      main: the command, which returns the exit status.
-      check_flags: checks the raw flags first, to say more than absl would.
+    `main` returns the exit status. `check_flags` checks the raw flags first, to say more than absl would. A command may
+    take `arguments` beside its flags, and may have to be `one_process`.
     """
 
     def guarded_main(argv: list[str]) -> int | None:
         absl_logging.set_verbosity(absl_logging.ERROR)
         logger = logging.getLogger("mrjax")
-        logger.addHandler(_TqdmHandler())
+        logger.addHandler(logging.StreamHandler())
         logger.setLevel(logging.INFO)
         logger.propagate = False
         try:
+            if argv[1:] and not arguments:
+                raise UserError(f"{argv[1]!r} belongs to no flag, expected --NAME=VALUE")
+            if one_process:
+                processes.require_one_process(f"mrjax.{Path(argv[0]).stem}")
             enable_compilation_cache()
-            return main(argv)
+            with logging_redirect_tqdm([logger]):
+                return main(argv)
         except (UserError, OSError) as error:
             _exit_with(error)
 
@@ -54,12 +59,6 @@ def run(main: Callable[[list[str]], int | None], check_flags: Callable[[list[str
             _exit_with(UserError(f"{config}: {type(error).__name__}: {error.args[0] if error.args else error}"))
 
     app.run(guarded_main, flags_parser=parse)
-
-
-def expect_no_arguments(argv: list[str]) -> None:
-    """Raise a `UserError` for a word on the command line that belongs to no flag."""
-    if len(argv) > 1:
-        raise UserError(f"{argv[1]!r} belongs to no flag, expected --NAME=VALUE")
 
 
 def enable_compilation_cache() -> None:

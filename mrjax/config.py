@@ -5,11 +5,11 @@
 
 import dataclasses
 import difflib
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_dict
 
 from mrjax.errors import UserError
@@ -30,16 +30,9 @@ class Rule(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A config field.
+    """A config field."""
 
-    Attributes:
-      name: dotted, as in `model.channels`.
-      default: its value unless an experiment or the command line sets another.
-      help: one line of explanation.
-      rule: what a value must satisfy.
-    """
-
-    name: str
+    name: str  # dotted, as in `model.channels`
     default: Any
     help: str
     rule: Rule | None = None
@@ -57,35 +50,13 @@ def one_of(names: Collection[str]) -> Rule:
     return Rule(lambda value: value in names, lambda: " or ".join(map(repr, names)))
 
 
-def more_than(bound: float) -> Rule:
-    """Require a number above the bound."""
-    return Rule(lambda value: value > bound, lambda: f"more than {bound}")
-
-
-def at_least(bound: float) -> Rule:
-    """Require the bound or a number above it."""
-    return Rule(lambda value: value >= bound, lambda: f"{bound} or more")
-
-
-def between(low: float, high: float, unit: str = "") -> Rule:
+def between(low: float, high: float) -> Rule:
     """Require a number from `low` to `high`, both included."""
-    return Rule(lambda value: low <= value <= high, lambda: f"{low} to {high} {unit}".strip())
+    return Rule(lambda value: low <= value <= high, lambda: f"{low} to {high}")
 
 
-def interval(above: float | None = None, *, optional: bool = False) -> Rule:
-    """Require (low, high) with low <= high, both 0 or more, or both more than `above`; or () where optional."""
-
-    def holds(value: Any) -> bool:
-        if len(value) != 2:
-            return optional and len(value) == 0
-        return (value[0] >= 0 if above is None else above < value[0]) and value[0] <= value[1]
-
-    bound = "0 or more" if above is None else f"more than {above}"
-    return Rule(holds, lambda: f"(low, high), both {bound}" + (", or () for none" if optional else ""))
-
-
-def _is_mesh(value: Any) -> bool:
-    return len(value) == 3 and all(isinstance(n, int) and n >= 0 for n in value) and sum(n == 0 for n in value) <= 1
+def _are_integers(values: Any, least: int) -> bool:
+    return all(isinstance(n, int) and n >= least for n in values)
 
 
 def _is_paths(value: Any) -> bool:
@@ -93,94 +64,96 @@ def _is_paths(value: Any) -> bool:
     return isinstance(paths, (list, tuple)) and all(isinstance(path, str) for path in paths)
 
 
-def _is_size(value: Any) -> bool:
-    return len(value) in (0, 2) and all(isinstance(n, int) and n > 0 for n in value)
-
-
-MESH = Rule(_is_mesh, lambda: "three numbers of devices (data, model, spatial), at most one of them 0 for all the rest")
-PATHS = Rule(_is_paths, lambda: "a folder, a glob or a list of these")
-SIZE = Rule(_is_size, lambda: "height,width as in 320,320")
+POSITIVE = Rule(lambda value: value > 0, lambda: "more than 0")
+NOT_NEGATIVE = Rule(lambda value: value >= 0, lambda: "0 or more")
+PROBABILITY = between(0, 1)
+ROTATION = Rule(lambda value: 0 <= value <= 45, lambda: "0 to 45 degrees")
 DECAY = Rule(lambda value: 0 <= value < 1, lambda: "0, or less than 1 as in 0.999")
 ACCELERATIONS = Rule(lambda value: len(value) > 0 and min(value) >= 1, lambda: "one or more values of at least 1")
-PROBABILITY = between(0, 1)
-PRECISIONS = ("float32", "bfloat16")
-COVARIANCES = ("white", "measured")
+INTERVAL = Rule(lambda value: len(value) == 2 and 0 <= value[0] <= value[1], lambda: "(low, high), both 0 or more")
+POSITIVE_INTERVAL = Rule(
+    lambda value: len(value) == 2 and 0 < value[0] <= value[1], lambda: "(low, high), both more than 0"
+)
+OPTIONAL_INTERVAL = Rule(
+    lambda value: len(value) == 0 or POSITIVE_INTERVAL.holds(value),
+    lambda: f"{POSITIVE_INTERVAL.expected()}, or () for none",
+)
+MESH = Rule(
+    lambda value: len(value) == 3 and _are_integers(value, 0) and value.count(0) <= 1,
+    lambda: "three numbers of devices (data, model, spatial), at most one of them 0 for all the rest",
+)
+PATHS = Rule(_is_paths, lambda: "a folder, a glob or a list of these")
+SIZE = Rule(lambda value: len(value) in (0, 2) and _are_integers(value, 1), lambda: "height,width as in 320,320")
+PRECISION = one_of(("float32", "bfloat16"))
+COVARIANCE = one_of(("white", "measured"))
 
 FIELDS = (
     # 'kspace': k-space undersampled on the fly; 'paired': `input` and `target` images; 'denoise': one repetition of a
     # scan towards the mean of the others; 'noise2noise': towards one of the others
     Field("task", "kspace", "what is trained: see the table of tasks", one_of(TASKS)),
     Field("seed", 0, "of parameters, order of the examples, corruption and augmentation", between(0, 2**32 - 1)),
-    Resumable("steps", 1000, "optimizer steps in all", more_than(0)),
-    Field("batch_size", 8, "slices in a step, over all devices", more_than(0)),
-    Field("precision", "float32", "of the network's arithmetic; parameters stay float32", one_of(PRECISIONS)),
+    Resumable("steps", 1000, "optimizer steps in all", POSITIVE),
+    Field("batch_size", 8, "slices in a step, over all devices", POSITIVE),
+    Field("precision", "float32", "of the network's arithmetic; parameters stay float32", PRECISION),
     Resumable("mesh", (0, 1, 1), "devices along the axes data, model and spatial; 0: all that are left", MESH),
-    Resumable(
-        "grad_accumulation_steps", 1, "parts a batch is worked through in: less memory, same result", more_than(0)
-    ),
+    Resumable("grad_accumulation_steps", 1, "parts a batch is worked through in: less memory, same result", POSITIVE),
     Resumable("remat", False, "recompute activations for the gradient instead of storing them: less memory, slower"),
     # to 0..1 by the corrupted slice; by the file's attribute `max`; or to mean 0 and standard deviation 1, as fastMRI
     Field("normalise", "slice", "scale by 'slice', 'volume' or 'standard' deviation", one_of(NORMALISATIONS)),
     Field("optimizer", "adam", "of the parameters", one_of(OPTIMIZERS)),
-    Field("learning_rate", 1e-3, "its peak", more_than(0)),
+    Field("learning_rate", 1e-3, "its peak", POSITIVE),
     Field("schedule", "cosine", "of the learning rate; 'cosine' ends at zero at the last step", one_of(SCHEDULES)),
     Field("warmup", 0.05, "share of the steps in which the learning rate rises from zero", between(0, 1)),
-    Field("decay_every", 0.4, "share of the steps between two drops of the schedule 'step'", more_than(0)),
-    Field("decay_factor", 0.1, "of each such drop", more_than(0)),
-    Field("weight_decay", 1e-4, "of 'adamw' and 'nadamw'", at_least(0)),
-    Field("clip_norm", 0.0, "largest norm of the gradients, greater ones are scaled down; 0: none", at_least(0)),
+    Field("decay_every", 0.4, "share of the steps between two drops of the schedule 'step'", POSITIVE),
+    Field("decay_factor", 0.1, "of each such drop", POSITIVE),
+    Field("weight_decay", 1e-4, "of 'adamw' and 'nadamw'", NOT_NEGATIVE),
+    Field("clip_norm", 0.0, "largest norm of the gradients, greater ones are scaled down; 0: none", NOT_NEGATIVE),
     Field("ema", 0.0, "decay of the moving average of the parameters that is evaluated; 0: none", DECAY),
     Field("model.name", "unet", "of the network", one_of(MODELS)),
-    Field("model.channels", 32, "of the first level; each level below has twice as many", more_than(0)),
-    Field("model.levels", 4, "number of poolings", more_than(0)),
+    Field("model.channels", 32, "of the first level; each level below has twice as many", POSITIVE),
+    Field("model.levels", 4, "number of poolings", POSITIVE),
     Field("model.pool", "max", "how a level is halved", one_of(("max", "avg"))),
     Field("model.residual", False, "whether the network's output is added to its input"),
-    Field("model.cascades", 12, "of a VarNet, whose channels and levels are those of the U-Net in each", more_than(0)),
-    Field("model.sens_channels", 8, "of the U-Net that estimates a VarNet's sensitivity maps", more_than(0)),
-    Field("model.sens_levels", 4, "of the U-Net that estimates a VarNet's sensitivity maps", more_than(0)),
+    Field("model.cascades", 12, "of a VarNet, whose channels and levels are those of the U-Net in each", POSITIVE),
+    Field("model.sens_channels", 8, "of the U-Net that estimates a VarNet's sensitivity maps", POSITIVE),
+    Field("model.sens_levels", 4, "of the U-Net that estimates a VarNet's sensitivity maps", POSITIVE),
     Resumable("data.dir", "", "folder with train/, val/ and test/ (or fastMRI's names); empty: the demo data"),
     Resumable("data.train", None, "instead of data.dir: a folder, a glob or a list of these", PATHS),
     Resumable("data.val", None, "instead of data.dir: a folder, a glob or a list of these", PATHS),
     Resumable("data.test", None, "instead of data.dir: a folder, a glob or a list of these", PATHS),
-    Field("data.adjacent_slices", 0, "on either side, as channels beside the slice's own (2.5-D)", at_least(0)),
+    Field("data.adjacent_slices", 0, "on either side, as channels beside the slice's own (2.5-D)", NOT_NEGATIVE),
     Field("data.image_size", (), "(height, width) to bring every slice to; empty: the size of each file", SIZE),
-    Field("data.max_shapes", 16, "of batches, where files differ in size: a compilation for each", more_than(0)),
+    Field("data.max_shapes", 16, "of batches, where files differ in size: a compilation for each", POSITIVE),
     # crop or zero-pad k-space (another resolution) or the image (another field of view)
     Field("data.resize", "kspace", "what is cropped or zero-padded to image_size", one_of(("kspace", "image"))),
     Resumable("data.check", "samples", "what is read before training, of every file", one_of(("samples", "headers"))),
     Resumable("data.on_bad_file", "error", "stop, or leave faulty files out and list them", one_of(("error", "skip"))),
     Resumable("data.cache", "none", "where slices stay once they are read", one_of(("none", "host", "device"))),
     Field("data.cache_half", False, "whether a cache on the device keeps k-space in half precision"),
-    Resumable("data.workers", 0, "processes that read; 0: threads of this one", at_least(0)),
-    Resumable("data.prefetch", 2, "batches kept ready (by each worker)", more_than(0)),
+    Resumable("data.workers", 0, "processes that read; 0: threads of this one", NOT_NEGATIVE),
+    Resumable("data.prefetch", 2, "batches kept ready (by each worker)", POSITIVE),
     Field("acquisition.accelerations", (4.0,), "one is drawn for each example at each step", ACCELERATIONS),
     Field("acquisition.centre_fractions", (0.08,), "fully sampled centre, one for each acceleration"),
-    Field("acquisition.noise", (0.0, 0.01), "standard deviation per coil over the image's maximum", interval()),
+    Field("acquisition.noise", (0.0, 0.01), "standard deviation per coil over the image's maximum", INTERVAL),
     Field("acquisition.mask", "random", "which samples are measured; 'stored': by each file's own", one_of(MASKS)),
-    Field(
-        "acquisition.snr", (), "mean signal over the noise's deviation, instead of `noise`", interval(0, optional=True)
-    ),
-    Field(
-        "acquisition.noise_covariance", "white", "between coils; or measured in k-space's corners", one_of(COVARIANCES)
-    ),
+    Field("acquisition.snr", (), "mean signal over the noise's deviation, instead of `noise`", OPTIONAL_INTERVAL),
+    Field("acquisition.noise_covariance", "white", "between coils; or measured in k-space's corners", COVARIANCE),
     Field("acquisition.motion_p", 0.0, "probability that the head moves during the scan", PROBABILITY),
-    Field(
-        "acquisition.motion_rotation", 2.0, "largest between two of eight poses, either way", between(0, 45, "degrees")
-    ),
+    Field("acquisition.motion_rotation", 2.0, "largest between two of eight poses, either way", ROTATION),
     Field("acquisition.motion_translation", 0.01, "likewise, over height and width", between(0, 0.5)),
-    Field("augment.rotation", 15.0, "degrees, either way", at_least(0)),
+    Field("augment.rotation", 15.0, "degrees, either way", NOT_NEGATIVE),
     Field("augment.rotation_p", 0.5, "probability of a rotation", PROBABILITY),
-    Field("augment.scale", (0.9, 1.1), "of height and width alike", interval(0)),
+    Field("augment.scale", (0.9, 1.1), "of height and width alike", POSITIVE_INTERVAL),
     Field("augment.scale_p", 0.5, "probability of a scaling", PROBABILITY),
-    Field("augment.anisotropy", (0.95, 1.05), "height against width", interval(0)),
+    Field("augment.anisotropy", (0.95, 1.05), "height against width", POSITIVE_INTERVAL),
     Field("augment.anisotropy_p", 0.5, "probability of an anisotropic scaling", PROBABILITY),
-    Field("augment.translation", 0.05, "fraction of height and width, either way", at_least(0)),
+    Field("augment.translation", 0.05, "fraction of height and width, either way", NOT_NEGATIVE),
     Field("augment.translation_p", 0.5, "probability of a translation", PROBABILITY),
     Field("augment.flip_p", 0.5, "probability of a left-right flip", PROBABILITY),
     Field("augment.flip_vertical_p", 0.0, "probability of an up-down flip", PROBABILITY),
-    Resumable("log_every", 20, "steps between lines of the log", more_than(0)),
-    Resumable("eval_every", 500, "steps between evaluations of the validation split", more_than(0)),
-    Resumable("checkpoint_every", 200, "steps between checkpoints", more_than(0)),
+    Resumable("log_every", 20, "steps between lines of the log", POSITIVE),
+    Resumable("eval_every", 500, "steps between evaluations of the validation split", POSITIVE),
+    Resumable("checkpoint_every", 200, "steps between checkpoints", POSITIVE),
 )
 
 # Attributes of networks that other fields or other networks set.
@@ -195,34 +168,24 @@ def fields() -> dict[str, Field]:
     found = {field.name: field for field in FIELDS}
     for name in LOSSES:
         weight = 1.0 if name == "mse" else 0.0
-        found[f"loss.{name}"] = Field(f"loss.{name}", weight, "weight of this term of the loss", at_least(0))
+        found[f"loss.{name}"] = Field(f"loss.{name}", weight, "weight of this term of the loss", NOT_NEGATIVE)
     for model, network in MODELS.items():
         for name in attribute_names(model):
             if name not in NO_FIELDS:
-                field = Field(f"model.{name}", getattr(network, name, None), f"of {model}")
-                found.setdefault(field.name, field)
+                found.setdefault(f"model.{name}", Field(f"model.{name}", getattr(network, name, None), f"of {model}"))
     return found
 
 
 def defaults() -> ConfigDict:
     """Return every field with its default; an experiment in configs/ starts here and changes what it needs."""
-    config = ConfigDict()
-    for field in fields().values():
-        group, _, name = field.name.rpartition(".")
-        if group and group not in config:
-            config[group] = ConfigDict()
-        default = config_dict.placeholder(object) if field.default is None else field.default
-        (config[group] if group else config)[name] = default
-    return config.lock()
+    values = {name: field.default for name, field in fields().items()}
+    placeholders = {name: config_dict.placeholder(object) for name, value in values.items() if value is None}
+    return ConfigDict(unflatten_dict(values | placeholders, sep=".")).lock()
 
 
-def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of every field."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """Return the value of every field by its dotted name."""
+    return flatten_dict(config.to_dict(), sep=".")
 
 
 def check_flags(argv: list[str]) -> None:
@@ -242,7 +205,7 @@ def check_flags(argv: list[str]) -> None:
 
 def check(config: ConfigDict) -> None:
     """Raise a `UserError` for the first field that is unknown, missing or breaks a rule."""
-    known, found = fields(), dict(flat(config))
+    known, found = fields(), flat(config)
     for name in sorted(found.keys() - known.keys()):
         raise _unknown(name, known)
     for name in sorted(known.keys() - found.keys()):
@@ -280,20 +243,14 @@ def _unknown(name: str, known: Iterable[str]) -> UserError:
     return UserError(f"config.{name} is not a field, the nearest known one is config.{near}")
 
 
-def dump(config: ConfigDict) -> dict[str, Any]:
-    """Return the config as plain JSON values."""
-    return json.loads(config.to_json_best_effort())
-
-
 def load(values: dict[str, Any]) -> ConfigDict:
-    """Make a config from `dump`'s values. Fields newer than these get their defaults.
+    """Make a config from the JSON of its `to_dict`. Fields newer than these get their defaults.
 
-    Raises:
-      UserError: a field that this version does not know.
+    Raises `UserError` for a field that this version does not know.
     """
     config = defaults()
-    known = dict(flat(config))
-    for name, value in flat(ConfigDict(values)):
+    known = flat(config)
+    for name, value in flat(ConfigDict(values)).items():
         if name not in known:
             raise UserError(f"config.{name} of the checkpoint is not a field of this version of mrjax")
         config.update_from_flattened_dict({name: tuple(value) if isinstance(known[name], tuple) else value})
@@ -303,20 +260,15 @@ def load(values: dict[str, Any]) -> ConfigDict:
 def differences(old: ConfigDict, new: ConfigDict, *, parameters_only: bool = False) -> list[str]:
     """Return a phrase for each field in which a resumed run must not differ from the run it resumes, but does.
 
-    Args:
-      old: of the run in the workdir.
-      new: of the run to come.
-      parameters_only: whether only the fields that parameters belong with must agree.
+    With `parameters_only`, only the fields that parameters belong with must agree.
     """
-    known, before, after = fields(), dict(flat(old)), dict(flat(new))
-    fixed = [
-        name
-        for name in before
-        if (name.startswith(PARAMETER_FIELDS) if parameters_only else not isinstance(known[name], Resumable))
-    ]
-    return [
-        f"config.{name} was {before[name]!r} and is {after[name]!r}" for name in fixed if before[name] != after[name]
-    ]
+    known, before, after = fields(), flat(old), flat(new)
+
+    def is_fixed(name: str) -> bool:
+        return name.startswith(PARAMETER_FIELDS) if parameters_only else not isinstance(known[name], Resumable)
+
+    changed = [name for name in before if before[name] != after[name] and is_fixed(name)]
+    return [f"config.{name} was {before[name]!r} and is {after[name]!r}" for name in changed]
 
 
 def markdown() -> str:
@@ -324,11 +276,10 @@ def markdown() -> str:
     lines = ["| field | default | meaning | values |", "|---|---|---|---|"]
     for field in fields().values():
         rule = field.rule.expected() if field.rule else ""
-        lines.append(f"| `config.{field.name}` | `{field.default!r}` | {field.help} | {rule.replace('|', '/')} |")
+        lines.append(f"| `config.{field.name}` | `{field.default!r}` | {field.help} | {rule} |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(
-        f"# Config fields\n\nWritten by `python -m mrjax.config`; set one with `--config.FIELD=VALUE`.\n\n{markdown()}"
-    )
+    print("# Config fields\n\nWritten by `python -m mrjax.config`; set one with `--config.FIELD=VALUE`.\n")
+    print(markdown())

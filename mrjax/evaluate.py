@@ -20,26 +20,21 @@ from mrjax.data.files import write_json
 from mrjax.experiment import load_volumes
 from mrjax.inference import Inference, score
 from mrjax.measures import evaluator
-from mrjax.parallel import processes
 
 logger = logging.getLogger("mrjax.evaluate")
 _INPUTS = {"kspace": "zero-filled", "paired": "input", "denoise": "one scan", "noise2noise": "one scan"}
 _NETWORKS = {"unet": "U-Net", "unet_dc": "U-Net + DC", "varnet": "VarNet"}
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Restore, evaluate, print, write."""
-    cli.expect_no_arguments(argv)
-    processes.require_one_process("mrjax.evaluate")
     workdir, split, data = flags.FLAGS.workdir, flags.FLAGS.split, flags.FLAGS.data
     inference = Inference.restore(workdir)
     config, step = inference.config, inference.progress["step"]
     volumes = load_volumes(config, readers.find(data) if data else splits.find_split(config.data, split))
     logger.info("%s: step %d, %s", workdir, step, splits.fingerprint(volumes))
-    rows = [
-        evaluator.describe(volume) | score(inference.reconstruct(volume), volume)
-        for volume in tqdm.tqdm(volumes, unit="volume", disable=None)
-    ]
+    bar = tqdm.tqdm(volumes, unit="volume", disable=None)
+    rows = [evaluator.describe(volume) | score(inference.reconstruct(volume), volume) for volume in bar]
     labels = (_INPUTS.get(config.task, "corrupted"), _NETWORKS.get(config.model.name, config.model.name))
     print(evaluator.table(rows, labels))
     suffix = f"-{Path(data).stem}" if data else "" if split == "test" else f"-{split}"
@@ -53,4 +48,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "of a run of mrjax.main", required=True)
     flags.DEFINE_enum("split", "test", ["train", "val", "test"], "which of the run's data to evaluate")
     flags.DEFINE_string("data", None, "instead of a split: a folder, glob or file")
-    cli.run(main)
+    cli.run(main, one_process=True)

@@ -18,7 +18,6 @@ from mrjax.errors import UserError
 from mrjax.inference import Inference
 from mrjax.interop import weight_files
 from mrjax.interop.fastmri import to_fastmri
-from mrjax.parallel import processes
 
 logger = logging.getLogger("mrjax.export_fastmri")
 
@@ -33,10 +32,8 @@ def require_fastmri_network(config: ConfigDict) -> None:
             )
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Export the best checkpoint."""
-    cli.expect_no_arguments(argv)
-    processes.require_one_process("mrjax.export_fastmri")
     inference = Inference.restore(flags.FLAGS.workdir)
     config = inference.config
     require_fastmri_network(config)
@@ -50,4 +47,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "workdir of mrjax.main or mrjax.import_fastmri", required=True)
     flags.DEFINE_string("output", None, "file to write: .pt, .safetensors or .npz", required=True)
-    cli.run(main)
+    cli.run(main, one_process=True)

@@ -20,7 +20,6 @@ from mrjax.errors import UserError
 from mrjax.experiment import check_sizes
 from mrjax.interop import weight_files
 from mrjax.interop.fastmri import Network, from_fastmri
-from mrjax.parallel import processes
 from mrjax.train_step import TrainState
 
 logger = logging.getLogger("mrjax.import_fastmri")
@@ -52,10 +51,9 @@ def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> Conf
         raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
     config = make_config(network, image_size)
     checkpoint.claim(workdir, config)
-    manager = checkpoint.open_checkpoints(workdir, "initial")
     state = TrainState(step=jnp.int32(0), params=jax.device_put(network.params), opt_state=None)
-    checkpoint.save(manager, state, {"step": 0}, config)
-    manager.close()
+    with checkpoint.open_checkpoints(workdir, "initial") as manager:
+        checkpoint.save(manager, state, {"step": 0}, config)
     return config
 
 
@@ -63,13 +61,12 @@ def main(argv: list[str]) -> None:
     """Import one file, and log the commands that use it."""
     if len(argv) != 2:
         raise UserError(f"{len(argv) - 1} files given, expected one: python -m mrjax.import_fastmri unet.pt --output=W")
-    processes.require_one_process("mrjax.import_fastmri")
     size, workdir = flags.FLAGS.image_size, flags.FLAGS.output
     if len(size) != 2 or not all(side.isdigit() for side in size):
         raise UserError(f"--image_size is {','.join(size)!r}, expected height,width as in 320,320")
     config = import_weights(argv[1], workdir, (int(size[0]), int(size[1])))
-    values = {name: value for name, value in configs.flat(config) if name.startswith(configs.PARAMETER_FIELDS)}
-    fields = [f"--config.{name}={value}" for name, value in values.items()]
+    values = configs.flat(config).items()
+    fields = [f"--config.{name}={value}" for name, value in values if name.startswith(configs.PARAMETER_FIELDS)]
     logger.info("written: %s, %s", workdir, ", ".join(f"{name} {value}" for name, value in config.model.items()))
     logger.info("reconstruct: python -m mrjax.reconstruct --workdir=%s --input=scan.h5 --output=out", workdir)
     logger.info("train on: python -m mrjax.main --config=configs/unet.py --workdir=%s %s", workdir, " ".join(fields))
@@ -78,4 +75,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("output", None, "workdir to make: an empty or new folder", required=True)
     flags.DEFINE_list("image_size", ["320", "320"], "height,width of the images the network sees")
-    cli.run(main)
+    cli.run(main, arguments=True, one_process=True)

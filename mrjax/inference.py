@@ -1,6 +1,5 @@
 """A checkpoint applied to volumes: restored from its workdir alone, at each file's own grid and in its units."""
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -26,35 +25,25 @@ _slice_values = jax.jit(metrics.slice_values)
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-    """A checkpoint ready for use.
+    """A checkpoint ready for use."""
 
-    Attributes:
-      config: of the run that made it, image size included.
-      progress: its step and validation scores.
-      mesh: of the devices.
-      params: the network's parameters; their average where the run kept one.
-      predict: `train_step.predict` of (params, batch) for files with a target: simulates the task's corruption.
-      predict_measured: the same for files as they were measured, corrupted already.
-    """
-
-    config: ConfigDict
-    progress: dict[str, Any]
+    config: ConfigDict  # of the run that made it, image size included
+    progress: dict[str, Any]  # its step and validation scores
     mesh: Mesh
-    params: Any
-    predict: Wrapped
-    predict_measured: Wrapped
+    params: Any  # the network's, or their average where the run kept one
+    predict: Wrapped  # `train_step.predict` of (params, batch), which simulates the task's corruption
+    predict_measured: Wrapped  # the same for files that are corrupted already
 
     @classmethod
     def restore(cls, workdir: str) -> "Inference":
         """Restore the best checkpoint of a run with nothing but its workdir, on all devices.
 
-        Raises:
-          UserError: there is no checkpoint, or it is damaged.
+        Raises `UserError` if there is no checkpoint, or it is damaged.
         """
         mesh = sharding.make_mesh()
         manager, config, progress = checkpoint.open_best(workdir)
         recipe = make_recipe(config, mesh)
-        with contextlib.closing(manager):
+        with manager:
             params = checkpoint.restore_params(manager, abstract_state(config, recipe))
         predict_measured = train_step.jit_predict(dataclasses.replace(recipe, task=as_measured))
         return cls(config, progress, mesh, params, train_step.jit_predict(recipe), predict_measured)
@@ -62,13 +51,10 @@ class Inference:
     def reconstruct(self, volume: Volume) -> dict[str, np.ndarray]:
         """Reconstruct all slices of a volume.
 
-        Fully sampled k-space is undersampled as in training first; undersampled k-space is taken as it is.
-
-        Returns:
-          corrupted, reconstruction and, where it is known, target: (slices, height, width) float32 on the file's own
-          grid and in its units.
+        Fully sampled k-space is undersampled as in training first; undersampled k-space is taken as it is. Returns
+        corrupted, reconstruction and, where it is known, target: (slices, height, width) float32 on the file's own grid
+        and in its units.
         """
-        rule = self.config.data.resize
         simulated = volume.layout == "kspace" and not volume.undersampled
         if self.config.task in splits.REPETITION_TASKS:
             simulated = bool(volume.repetitions)
@@ -77,24 +63,20 @@ class Inference:
             if volume.layout == "paired":
                 images[name] = resize.undo_resize_image(image, volume.image_shape)
             else:
-                image = resize.undo_resize_kspace(image, volume.data_shape, rule)
+                image = resize.undo_resize_kspace(image, volume.data_shape, self.config.data.resize)
                 images[name] = resize.crop_or_pad(image, volume.image_shape)
         target = self._read_target(volume, simulated)
         return images if target is None else images | {"target": target}
 
     def _predict_slices(self, volume: Volume, simulated: bool) -> dict[str, np.ndarray]:
         """Return the corrupted images and the reconstructions at the size that the network works at."""
-        config, mesh = self.config, self.mesh
-        size = tuple(config.data.image_size) or volume.data_shape
+        data, mesh = self.config.data, self.mesh
+        size = tuple(data.image_size) or volume.data_shape
         predict = self.predict if simulated else self.predict_measured
         # One batch size for files of any length: the network is compiled once.
-        batch_size = -(-min(config.batch_size, 8) // mesh.size) * mesh.size
-        slices = SliceDataset(
-            [dataclasses.replace(volume, empty=())],
-            size,
-            config.data.resize,
-            adjacent_slices=config.data.adjacent_slices,
-        )
+        batch_size = -(-min(self.config.batch_size, 8) // mesh.size) * mesh.size
+        volumes = [dataclasses.replace(volume, empty=())]
+        slices = SliceDataset(volumes, size, data.resize, adjacent_slices=data.adjacent_slices)
         images = {name: np.zeros((volume.slices, *size), np.float32) for name in METHODS}
         with loader.evaluation_batches([slices], loader.LoaderOptions(batch_size)) as batches:
             for batch in sharding.to_devices(batches, mesh):
@@ -119,16 +101,15 @@ class Inference:
 
 
 def score(images: dict[str, np.ndarray], volume: Volume) -> dict[str, dict[str, float]]:
-    """Compute the metrics of the corrupted input and of the reconstruction; empty without a target.
+    """Compute the metrics of the corrupted input and of the reconstruction, over slices that are not empty in the file.
 
-    Over all slices but those that are empty in the file, on the file's own grid.
+    Empty without a target.
     """
     if "target" not in images:
         return {}
-    kept = [i for i in range(volume.slices) if i not in volume.empty]
-    target = images["target"][kept]
-    peak = float(target.max())
-    return {
-        method: metrics.volume_values(jax.device_get(_slice_values(target, images[method][kept], peak)), peak)
-        for method in METHODS
-    }
+    target = images["target"][volume.full_slices]
+    peak, scores = float(target.max()), {}
+    for method in METHODS:
+        values = _slice_values(target, images[method][volume.full_slices], peak)
+        scores[method] = metrics.volume_values(jax.device_get(values), peak)
+    return scores

@@ -16,9 +16,8 @@ from mrjax.parallel import processes
 from mrjax.train import train
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Join the other processes, if any, and train."""
-    cli.expect_no_arguments(argv)
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     with processes.process_group():
         train(flags.FLAGS.config, flags.FLAGS.workdir or str(Path("runs") / Path(file).stem))

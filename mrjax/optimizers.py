@@ -1,14 +1,9 @@
-"""Optimizers and learning rate schedules by name: a new one is a function here and a line in its registry."""
+"""Optimizers and learning rate schedules by name: a new one is a line in its registry."""
 
 from collections.abc import Callable
 
 import optax
 from ml_collections import ConfigDict
-
-
-def constant(config: ConfigDict) -> optax.Schedule:
-    """Keep the peak learning rate."""
-    return optax.constant_schedule(config.learning_rate)
 
 
 def step(config: ConfigDict) -> optax.Schedule:
@@ -22,28 +17,18 @@ def cosine(config: ConfigDict) -> optax.Schedule:
     return optax.cosine_decay_schedule(config.learning_rate, max(config.steps - _warmup_steps(config), 1))
 
 
-SCHEDULES: dict[str, Callable[[ConfigDict], optax.Schedule]] = {"constant": constant, "cosine": cosine, "step": step}
+SCHEDULES: dict[str, Callable[[ConfigDict], optax.Schedule]] = {
+    "constant": lambda config: optax.constant_schedule(config.learning_rate),
+    "cosine": cosine,
+    "step": step,
+}
 
-
-def adam(learning_rate: optax.Schedule, config: ConfigDict) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba, arXiv:1412.6980)."""
-    return optax.adam(learning_rate)
-
-
-def adamw(learning_rate: optax.Schedule, config: ConfigDict) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101)."""
-    return optax.adamw(learning_rate, weight_decay=config.weight_decay)
-
-
-def nadamw(learning_rate: optax.Schedule, config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW with Nesterov momentum (Dozat, ICLR workshop 2016)."""
-    return optax.nadamw(learning_rate, weight_decay=config.weight_decay)
-
-
+# Adam (Kingma and Ba, arXiv:1412.6980); with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101); and with
+# Nesterov momentum as well (Dozat, ICLR workshop 2016).
 OPTIMIZERS: dict[str, Callable[[optax.Schedule, ConfigDict], optax.GradientTransformation]] = {
-    "adam": adam,
-    "adamw": adamw,
-    "nadamw": nadamw,
+    "adam": lambda learning_rate, config: optax.adam(learning_rate),
+    "adamw": lambda learning_rate, config: optax.adamw(learning_rate, weight_decay=config.weight_decay),
+    "nadamw": lambda learning_rate, config: optax.nadamw(learning_rate, weight_decay=config.weight_decay),
 }
 
 

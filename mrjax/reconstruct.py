@@ -17,51 +17,49 @@ from absl import flags
 
 from mrjax import cli
 from mrjax.data import checks, readers, repetitions, splits
-from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 from mrjax.inference import Inference, score
-from mrjax.parallel import processes
 from mrjax.report import figures
 
 logger = logging.getLogger("mrjax.reconstruct")
-Scores = dict[str, dict[str, float]]
 
 
-def main(argv: list[str]) -> int:
+def main(_: list[str]) -> int:
     """Reconstruct every file of --input; the exit status is 1 if one could not be."""
-    cli.expect_no_arguments(argv)
-    processes.require_one_process("mrjax.reconstruct")
     inference = Inference.restore(flags.FLAGS.workdir)
     paths, output = readers.find(flags.FLAGS.input), Path(flags.FLAGS.output)
     size = "x".join(map(str, inference.config.data.image_size)) or "each file's own number of"
     logger.info("%s: step %d, trained at %s pixels", flags.FLAGS.workdir, inference.progress["step"], size)
     require_free_names(paths, output)
-    failed = 0
+    status = 0
     for path in paths:
         try:
             print(reconstruct_file(inference, path, output))
         except UserError as error:
             logger.error("%s", error)
-            failed += 1
-    return 1 if failed else 0
+            status = 1
+    return status
 
 
 def require_free_names(paths: list[str], output: Path) -> None:
     """Raise a `UserError` if two results would have one name, or one would replace an input."""
-    for name, count in collections.Counter(Path(path).stem for path in paths).items():
-        if count > 1:
-            raise UserError(f"--input holds {count} files named {name}, expected names that differ: results go by them")
+    counts = collections.Counter(Path(path).stem for path in paths)
     inputs = {Path(path).resolve() for path in paths}
     for path in paths:
-        if (output / f"{Path(path).stem}.t5").resolve() in inputs:
+        name = Path(path).stem
+        if counts[name] > 1:
+            raise UserError(
+                f"--input holds {counts[name]} files named {name}, expected names that differ: results go by them"
+            )
+        if (output / f"{name}.t5").resolve() in inputs:
             raise UserError(f"--output is {output}, where a result would replace {path}, expected another folder")
 
 
 def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
-    """Reconstruct one file, write the results, and return a line about them.
+    """Reconstruct a file and return a line about the results; `UserError` if the file is faulty.
 
-    Raises:
-      UserError: the file is faulty.
+    <name>.t5 has the attributes and the header of the file it came from. <name>.png shows the middle slice: corrupted,
+    reconstruction, target and error.
     """
     config = inference.config
     volume, faults = checks.check(readers.describe(path, splits.task_layout(config.task)))
@@ -73,37 +71,21 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
         volume = repetitions.add_repetitions(volume)
     images = inference.reconstruct(volume)
     scores = score(images, volume)
-    write_volume(volume, images["reconstruction"], scores, output, inference.progress["step"])
-    draw_middle_slice(volume, images, scores, output)
-    values = (
-        f"  {name.upper()} {value:.4g} ({scores['corrupted'][name]:.4g} before)"
-        for name, value in scores.get("reconstruction", {}).items()
-    )
-    return f"{output / volume.name}.t5 and .png{''.join(values)}"
-
-
-def write_volume(volume: Volume, result: np.ndarray, scores: Scores, output: Path, step: int) -> None:
-    """Write <name>.t5, with the attributes and the header of the file it came from."""
-    attributes = {"max": result.max(), "norm": np.linalg.norm(result), "mrjax_step": step}
-    attributes |= {f"mrjax_{name.lower()}": value for name, value in scores.get("reconstruction", {}).items()}
-    reader = readers.reader_for(volume.path)
-    reader.write_like(volume.path, output / f"{volume.name}.t5", {"reconstruction": result}, attributes)
-
-
-def draw_middle_slice(volume: Volume, images: dict[str, np.ndarray], scores: Scores, output: Path) -> None:
-    """Draw <name>.png: corrupted, reconstruction, target and error of the middle slice."""
+    after, result, file = scores.get("reconstruction", {}), images["reconstruction"], output / f"{volume.name}.t5"
+    attributes = {"max": result.max(), "norm": np.linalg.norm(result), "mrjax_step": inference.progress["step"]}
+    attributes |= {f"mrjax_{name.lower()}": value for name, value in after.items()}
+    readers.reader_for(path).write_like(path, file, {"reconstruction": result}, attributes)
     middle = volume.slices // 2
-    figures.draw_panel(
-        output / f"{volume.name}.png",
-        {name: image[middle] for name, image in images.items()},
-        title=f"{volume.name}, {volume.contrast}, slice {middle + 1} of {volume.slices}"
-        + (", metrics of the volume" if scores else ""),
-        metrics=scores,
-    )
+    panel = {name: image[middle] for name, image in images.items()}
+    title = f"{volume.name}, {volume.contrast}, slice {middle + 1} of {volume.slices}"
+    title += ", metrics of the volume" if scores else ""
+    figures.draw_panel(file.with_suffix(".png"), panel, title=title, metrics=scores)
+    values = [f"  {name.upper()} {value:.4g} ({scores['corrupted'][name]:.4g} before)" for name, value in after.items()]
+    return f"{file} and .png{''.join(values)}"
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "of a run of mrjax.main", required=True)
     flags.DEFINE_string("input", None, "a .t5, .h5 or .hdf5 file, a folder or a glob of them", required=True)
     flags.DEFINE_string("output", None, "folder for the results", required=True)
-    cli.run(main)
+    cli.run(main, one_process=True)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mrjax import checkpoint
 from mrjax.data import splits
-from mrjax.experiment import Experiment, TrainStep, abstract_state
+from mrjax.experiment import Experiment
 from mrjax.measures import evaluator
 from mrjax.parallel import memory, processes
 from mrjax.report.run_log import Meter, RunLog, read_rows
@@ -21,25 +21,25 @@ logger = logging.getLogger(__name__)
 def train(config: ConfigDict, workdir: str) -> None:
     """Train until config.steps, going on from the newest checkpoint in the workdir if there is one.
 
-    Raises:
-      UserError: what the user can mend in config, data or workdir, before the first step; or a loss that is not finite.
+    Raises `UserError` for what the user can mend in config, data or workdir, before the first step; or a loss that is
+    not finite.
     """
     experiment = Experiment.from_config(config)  # every error of config and data
     config = experiment.config
     with processes.first_process_first():
         checkpoint.claim(workdir, config)
-    caches = experiment.load_caches()
-    train_step = TrainStep(experiment, reserved=sum(cache.device_bytes for cache in caches))
-    files, val_files = (splits.fingerprint(volumes) for volumes in (experiment.train_set, experiment.val_set))
+    train_step = experiment.compile_train_step()
+    train_files, val_files = map(splits.fingerprint, (experiment.train_set, experiment.val_set))
+    logger.info("training on %s; validating on %s", train_files, val_files)
     with (
-        memory.explain_out_of_memory(train_step.explain),
-        checkpoint.Run(workdir, config, files, val_files) as run,
+        memory.explain_out_of_memory(experiment.explain_out_of_memory),
+        checkpoint.Run(workdir, config, train_files, val_files) as run,
         processes.stop_on_signal() as stop_after,
     ):
-        state = run.restore_or_init(abstract_state(config, experiment.recipe), experiment.init_state)
+        state = run.restore_or_init(experiment.abstract_state, experiment.init_state)
         start = step = int(state.step)
         log_header(experiment, workdir, state.params, start)
-        with RunLog(workdir, start, config.steps) as log, experiment.training_batches(caches, start) as batches:
+        with RunLog(workdir, start, config.steps) as log, experiment.training_batches(start) as batches:
             meter = Meter(
                 log, start=start, steps=config.steps, batch_size=config.batch_size, log_every=config.log_every
             )
@@ -71,27 +71,19 @@ def validate(experiment: Experiment, params: Any, step: int, log: RunLog) -> flo
     """Evaluate the validation split, log it, and return the value by which the best checkpoint is chosen."""
     rows, previews = experiment.evaluate(params)
     scores = evaluator.summarise(rows)["all"]
-    means = {name: value["mean"] for name, value in scores["reconstruction"].items()}
-    corrupted = {name: value["mean"] for name, value in scores["corrupted"].items()}
-    log.write_scalars(
-        step,
-        {f"val/{name}": value for name, value in means.items()}
-        | {f"val/corrupted/{name}": value for name, value in corrupted.items()},
-    )
+    means = {f"val/{name}": value["mean"] for name, value in scores["reconstruction"].items()}
+    means |= {f"val/corrupted/{name}": value["mean"] for name, value in scores["corrupted"].items()}
+    log.write_scalars(step, means)
     for name, images in previews.items():
         log.write_images(step, name, images)
     logger.info("step %d: validation %s", step, evaluator.one_line(scores))
-    return means[checkpoint.BEST_METRIC]
+    return scores["reconstruction"][checkpoint.BEST_METRIC]["mean"]
 
 
 def log_header(experiment: Experiment, workdir: str, params: Any, start: int) -> None:
     """Log what is about to run, and on what."""
-    config, mesh, device = experiment.config, experiment.mesh, jax.devices()[0]
+    config, mesh, device = experiment.config, experiment.recipe.mesh, jax.devices()[0]
     logger.info("%d x %s (%s), mesh %s", mesh.size, device.device_kind, device.platform, dict(mesh.shape))
-    logger.info(
-        "training on %s; validating on %s",
-        *(splits.fingerprint(volumes) for volumes in (experiment.train_set, experiment.val_set)),
-    )
     if start == 0:
         logger.info(parameter_overview.get_parameter_overview(params, include_stats=False))
     elif start < config.steps:

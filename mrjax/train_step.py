@@ -16,27 +16,21 @@ from jax.stages import Wrapped
 from mrjax.measures import metrics
 from mrjax.measures.losses import Loss
 from mrjax.models import NetworkInputs, select_inputs
-from mrjax.mri.normalise import NORMALISATIONS, Scaling
-from mrjax.mri.tasks import Example, Keys, Task, evaluation_keys, training_keys
+from mrjax.mri.normalise import Scaling
+from mrjax.mri.tasks import Example, Task, evaluation_keys, training_keys
 from mrjax.parallel import compiler, sharding
 
 Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a step changes.
+    """All that a step changes."""
 
-    Attributes:
-      step: int32 scalar, steps done.
-      params: the network's parameters, float32.
-      opt_state: optax's state.
-      ema: an exponential moving average of the parameters, None if none is kept.
-    """
-
-    step: jax.Array
-    params: Any
+    step: jax.Array  # int32 scalar, steps done
+    params: Any  # of the network, float32
     opt_state: Any
-    ema: Any = None
+    ema: Any = None  # an exponential moving average of the parameters, None if none is kept
 
     @property
     def eval_params(self) -> Any:
@@ -46,56 +40,18 @@ class TrainState(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a step computes: closed over by the jitted functions.
-
-    Attributes:
-      mesh: of the devices.
-      model: a network of `models`.
-      task: makes examples of a batch.
-      normalisation: name in `normalise.NORMALISATIONS`.
-      loss: what is minimised.
-      optimizer: optax's.
-      learning_rate: the schedule that the optimizer follows, for the log.
-      seed: of the parameters and of everything random.
-      grad_accumulation_steps: parts of a batch that are worked through one after the other.
-      ema: decay of the average of the parameters a step; 0: no average.
-    """
+    """What a step computes: closed over by the jitted functions."""
 
     mesh: Mesh
     model: nn.Module
     task: Task
-    normalisation: str
+    normalise: Callable[[jax.Array, jax.Array], Scaling]  # of `normalise.NORMALISATIONS`
     loss: Loss
     optimizer: optax.GradientTransformation
-    learning_rate: optax.Schedule
-    seed: int
-    grad_accumulation_steps: int = 1
-    ema: float = 0.0
-
-
-def init_state(recipe: Recipe, size: tuple[int, int], channels: int = 1) -> TrainState:
-    """Draw parameters and set up the optimizer; the parameters are a function of the seed alone.
-
-    Args:
-      recipe: of the step.
-      size: (height, width) of an image that the network accepts.
-      channels: of the network's image: the slice and its adjacent ones.
-    """
-    blank = NetworkInputs(
-        image=jnp.zeros((1, *size, channels)),
-        kspace=jnp.zeros((1, 1, *size), jnp.complex64),
-        mask=jnp.ones((1, 1, size[1]), bool),
-        offset=jnp.zeros((1, 1, 1)),
-    )
-    params = recipe.model.init(jax.random.key(recipe.seed), *select_inputs(recipe.model, blank))["params"]
-    ema = jax.tree.map(jnp.copy, params) if recipe.ema else None
-    return TrainState(step=jnp.int32(0), params=params, opt_state=recipe.optimizer.init(params), ema=ema)
-
-
-def make_example(recipe: Recipe, batch: Batch, keys: Keys) -> tuple[Example, Scaling]:
-    """Augment and corrupt the slices of a batch, and find how they are normalised."""
-    example = recipe.task(batch, keys)
-    return example, NORMALISATIONS[recipe.normalisation](example.corrupted, batch["maximum"])
+    learning_rate: optax.Schedule  # that the optimizer follows, for the log
+    seed: int  # of the parameters and of everything random
+    grad_accumulation_steps: int = 1  # parts of a batch that are worked through one after the other
+    ema: float = 0.0  # decay of the average of the parameters a step; 0: no average
 
 
 def network_inputs(recipe: Recipe, example: Example, scaling: Scaling) -> NetworkInputs:
@@ -104,11 +60,9 @@ def network_inputs(recipe: Recipe, example: Example, scaling: Scaling) -> Networ
     if example.adjacent is not None:
         adjacent = (example.adjacent - scaling.offset[..., None]) / scaling.scale[..., None]
         image = jnp.concatenate([image, adjacent], -1)
-    kspace, mask = example.kspace, example.mask
-    if kspace is None or "kspace" not in recipe.model.input_names:
-        kspace = mask = None
-    else:
-        kspace = kspace / scaling.scale[:, None]
+    kspace = mask = None
+    if example.kspace is not None and "kspace" in recipe.model.input_names:
+        kspace, mask = example.kspace / scaling.scale[:, None], example.mask
     return NetworkInputs(image, kspace, mask, scaling.offset / scaling.scale)
 
 
@@ -117,9 +71,17 @@ def run_network(model: nn.Module, params: Any, inputs: NetworkInputs) -> jax.Arr
     return jnp.squeeze(jnp.asarray(model.apply({"params": params}, *select_inputs(model, inputs))), -1)
 
 
+def run_network_by_row(recipe: Recipe, params: Any, inputs: NetworkInputs) -> jax.Array:
+    """Apply the network to images whose rows the mesh splits: FFTs need whole ones, the network does not."""
+    params = jax.lax.with_sharding_constraint(params, sharding.replicated(recipe.mesh))
+    image = jax.lax.with_sharding_constraint(inputs.image, sharding.by_row(recipe.mesh))
+    return run_network(recipe.model, params, inputs._replace(image=image))
+
+
 def training_pairs(recipe: Recipe, batch: Batch) -> tuple[NetworkInputs, jax.Array]:
     """Make the network's inputs and the normalised targets (batch, height, width) of a training batch."""
-    example, scaling = make_example(recipe, batch, training_keys(recipe.seed, batch["index"]))
+    example = recipe.task(batch, training_keys(recipe.seed, batch["index"]))
+    scaling = recipe.normalise(example.corrupted, batch["maximum"])
     return network_inputs(recipe, example, scaling), scaling.apply(example.target)
 
 
@@ -130,11 +92,10 @@ def loss_of_batch(recipe: Recipe, params: Any, batch: Batch) -> jax.Array:
 
 
 def loss_of_split_rows(recipe: Recipe, params: Any, batch: Batch) -> jax.Array:
-    """Compute the loss where the mesh splits the rows of images: FFTs need whole ones, the network does not."""
+    """Compute the loss of a batch where the mesh splits the rows of images."""
     inputs, target = sharding.per_device(functools.partial(training_pairs, recipe), recipe.mesh)(batch)
-    image, target = jax.lax.with_sharding_constraint((inputs.image, target), sharding.by_row(recipe.mesh))
-    params = jax.lax.with_sharding_constraint(params, sharding.replicated(recipe.mesh))
-    return recipe.loss(run_network(recipe.model, params, inputs._replace(image=image)), target, inputs.offset)
+    target = jax.lax.with_sharding_constraint(target, sharding.by_row(recipe.mesh))
+    return recipe.loss(run_network_by_row(recipe, params, inputs), target, inputs.offset)
 
 
 def accumulate_gradient(loss: Callable[..., jax.Array], params: Any, parts: Batch) -> tuple[jax.Array, Any]:
@@ -177,17 +138,11 @@ def update(recipe: Recipe, state: TrainState, gradients: Any) -> TrainState:
     return sharding.constrain_state(TrainState(step=step, params=params, opt_state=opt_state, ema=ema), recipe.mesh)
 
 
-def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """Augment, acquire, normalise, predict, compare, update.
 
-    Args:
-      recipe: what the step computes.
-      state: donated by the caller.
-      batch: the task's arrays, `index` (batch,) uint32, and `maximum` (batch,) float32.
-
-    Returns:
-      The next state, and float32 scalars: loss (normalised units), grad_norm, param_norm of the next state, and
-      learning_rate.
+    The batch holds the task's arrays, `index` (batch,) uint32, and `maximum` (batch,) float32. Returns the next state,
+    and float32 scalars: loss (normalised units), grad_norm, param_norm of the next state, and learning_rate.
     """
     loss, gradients = gradient(recipe, state.params, batch)
     new = update(recipe, state, gradients)
@@ -201,7 +156,8 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
 
 def evaluation_inputs(recipe: Recipe, batch: Batch) -> tuple[NetworkInputs, Scaling, Batch, jax.Array]:
     """Corrupt a batch as its volumes' names say: network inputs, scaling, images in the file's units, target peaks."""
-    example, scaling = make_example(recipe, batch, evaluation_keys(batch["name"], batch["slice"]))
+    example = recipe.task(batch, evaluation_keys(batch["name"], batch["slice"]))
+    scaling = recipe.normalise(example.corrupted, batch["maximum"])
     images = {"corrupted": example.corrupted, "target": example.target}
     return network_inputs(recipe, example, scaling), scaling, images, example.target.max((-2, -1))
 
@@ -209,29 +165,24 @@ def evaluation_inputs(recipe: Recipe, batch: Batch) -> tuple[NetworkInputs, Scal
 def predict(recipe: Recipe, params: Any, batch: Batch) -> tuple[Batch, jax.Array]:
     """Reconstruct a batch, each slice corrupted as its volume's name says, without augmentation.
 
-    Returns:
-      Images: corrupted, reconstruction and target, (batch, height, width) float32 in the file's units.
-      Peak of each target, (batch,) float32.
+    Returns images: corrupted, reconstruction and target, (batch, height, width) float32 in the file's units; and the
+    peak of each target, (batch,) float32.
     """
-    mesh, model = recipe.mesh, recipe.model
+    mesh = recipe.mesh
     inputs, scaling, images, peak = sharding.per_device(functools.partial(evaluation_inputs, recipe), mesh)(batch)
     if mesh.shape["spatial"] == 1:
-        run = sharding.per_device(functools.partial(run_network, model), mesh, replicated_args=1)
+        run = sharding.per_device(functools.partial(run_network, recipe.model), mesh, replicated_args=1)
         prediction = run(params, inputs)
     else:
-        params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
-        image = jax.lax.with_sharding_constraint(inputs.image, sharding.by_row(mesh))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            prediction = run_network(model, params, inputs._replace(image=image))
+            prediction = run_network_by_row(recipe, params, inputs)
     return images | {"reconstruction": scaling.invert(prediction)}, peak
 
 
-def score(images: Batch, data_range: jax.Array) -> dict[str, dict[str, jax.Array]]:
-    """Compute each slice's share of its volume's metrics, for the corrupted input and for the reconstruction.
+def score(images: Batch, data_range: jax.Array) -> dict[str, Metrics]:
+    """Compute each slice's share of its volume's metrics, for the corrupted input and the reconstruction of `predict`.
 
-    Args:
-      images: from `predict`.
-      data_range: (batch,) maximum of the volume that each slice belongs to.
+    `data_range` is the maximum of the volume that each slice belongs to, (batch,).
     """
     return {
         name: metrics.slice_values(images["target"], images[name], data_range)

@@ -18,7 +18,7 @@ def test_an_experiment_works_says_its_command_and_differs_from_the_defaults(path
     found = loaded["get_config"]()
     config.check(found)
     assert f"python -m mrjax.main --config=configs/{path.name}" in loaded["__doc__"]
-    assert dict(config.flat(found)) != dict(config.flat(config.defaults()))
+    assert config.flat(found) != config.flat(config.defaults())
     experiment.make_recipe(found, sharding.make_mesh())
 
 

@@ -37,7 +37,7 @@ def batch(count: int = 8) -> dict[str, np.ndarray]:
 
 def run(recipe: train_step.Recipe, steps: int) -> tuple[train_step.TrainState, list[float]]:
     step = train_step.jit_train_step(recipe)
-    state = jax.device_put(train_step.init_state(recipe, (32, 32)), sharding.replicated(recipe.mesh))
+    state = jax.device_put(experiment.initial_state(config(), recipe), sharding.replicated(recipe.mesh))
     losses = []
     for _ in range(steps):
         state, values = step(state, jax.device_put(batch(), sharding.by_example(recipe.mesh)))
@@ -99,7 +99,7 @@ def test_the_reconstruction_is_in_the_files_units() -> None:
 def test_evaluation_in_batches_gives_the_metrics_of_whole_volumes(scans) -> None:
     recipe = experiment.make_recipe(config(), sharding.make_mesh())
     volumes = splits.describe_split(readers.find(str(scans)), "kspace", on_bad_file="error", read_samples=True)
-    params = train_step.init_state(recipe, (32, 32)).params
+    params = experiment.initial_state(config(), recipe).params
     predict = train_step.jit_predict(recipe)
     dataset = SliceDataset(volumes, (32, 32))
     with loader.evaluation_batches([dataset], loader.LoaderOptions(8)) as batches:

@@ -5,9 +5,8 @@ from absl import flags
 from mrjax import cli, demo
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Make the demo data as the flags say."""
-    cli.expect_no_arguments(argv)
     values = flags.FLAGS.flag_values_dict()
     numbers = {name: values[name] for name in ("size", "coils", "slices", "repetitions", "seed")}
     subjects = {split: values[split] for split in demo.SPLITS}

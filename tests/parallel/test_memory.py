@@ -7,7 +7,7 @@ import pytest
 from mrjax.config import defaults
 from mrjax.data.dataset import ExampleIndices
 from mrjax.errors import UserError
-from mrjax.experiment import Experiment, TrainStep, make_recipe
+from mrjax.experiment import Experiment, make_recipe
 from mrjax.parallel import memory, sharding
 
 
@@ -19,14 +19,13 @@ class NoSlices(ExampleIndices):
         self.spec = {"kspace": ((2, 32, 32), np.dtype(np.complex64)), "maximum": ((), np.dtype(np.float32))}
 
 
-def train_step_of(config):
+def experiment_of(config) -> Experiment:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    return TrainStep(Experiment(config, make_recipe(config, mesh), [], [], [NoSlices()], []))
+    return Experiment(config, make_recipe(config, mesh), [], [], [NoSlices()], [])
 
 
 def needed_bytes(config) -> int:
-    (compiled,) = train_step_of(config)._compiled.values()
-    return memory.needed_bytes(compiled)
+    return memory.needed_bytes(experiment_of(config)._compile(NoSlices().spec, config.batch_size))
 
 
 def small(**fields):
@@ -44,7 +43,7 @@ def test_a_step_that_cannot_fit_is_refused_before_it_runs_with_a_batch_that_does
         match=r"config.batch_size is 24, for which a step needs .* set config.batch_size = 12, "
         r"the largest that fits, or config.grad_accumulation_steps = 2, or config.remat = True",
     ):
-        train_step_of(small(batch_size=24))
+        experiment_of(small(batch_size=24)).compile_train_step()
 
 
 def test_accumulation_needs_less_memory() -> None:

@@ -37,7 +37,7 @@ def two_steps(cfg, mesh):
     recipe = dataclasses.replace(experiment.make_recipe(cfg, mesh), optimizer=optax.sgd(1e-3, momentum=0.9))
     step = train_step.jit_train_step(recipe)
     layout = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state(cfg, recipe))
-    state = jax.jit(lambda: train_step.init_state(recipe, SIZE), out_shardings=layout)()
+    state = jax.jit(lambda: experiment.initial_state(cfg, recipe), out_shardings=layout)()
     losses = []
     for number in range(2):
         batch = {name: np.roll(x, -3 * number, 0) for name, x in examples().items()}
