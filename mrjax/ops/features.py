@@ -5,10 +5,9 @@ neighbouring pixels of a row are packed into the channel axis instead, until the
 one pixel with more channels. Elsewhere a feature map is an array and nothing more.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -18,30 +17,23 @@ from mrjax.ops.platform import traced_platform
 LANES = {"tpu": 128}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class FeatureMap:
+class FeatureMap(struct.PyTreeNode):
     """Activations, (batch, height, width, channels) to whoever uses them, with pixels packed where that pays.
 
     Attributes:
       data: (batch, height, width / lane_pack, lane_pack * channels), float32 or bfloat16.
       lane_pack: how many pixels side by side are stored as one.
-      spaced: whether each pixel's channels are followed by as many meaningless ones, which the last axis then holds
-        too: pooling leaves them.
+      spaced: whether as many meaningless channels, left by pooling, follow those of each pixel in the last axis.
     """
 
     data: Array
-    lane_pack: int = dataclasses.field(default=1, metadata={"static": True})
-    spaced: bool = dataclasses.field(default=False, metadata={"static": True})
+    lane_pack: int = struct.field(pytree_node=False, default=1)
+    spaced: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def channels(self) -> int:
         """How many channels each pixel has."""
         return self.data.shape[-1] // self.lane_pack // (2 if self.spaced else 1)
-
-    def replace(self, data: Array) -> "FeatureMap":
-        """Return a map of other data of the same packing."""
-        return dataclasses.replace(self, data=data)
 
 
 def feature_map(image: Array, dtype: DTypeLike, channels: int, levels: int) -> FeatureMap:
@@ -60,4 +52,4 @@ def feature_map(image: Array, dtype: DTypeLike, channels: int, levels: int) -> F
 def pad_like(x: FeatureMap, like: FeatureMap) -> FeatureMap:
     """Pad by reflection, below and on the right, to the height and width of `like` (odd sizes lose a pixel each)."""
     missing = [(0, there - here) for there, here in zip(like.data.shape, x.data.shape, strict=True)]
-    return x.replace(jnp.pad(x.data, missing, mode="reflect")) if any(after for _, after in missing) else x
+    return x.replace(data=jnp.pad(x.data, missing, mode="reflect")) if any(after for _, after in missing) else x

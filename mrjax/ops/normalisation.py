@@ -5,7 +5,7 @@ stored and read is decided here: by gradients written out, and by barriers to wh
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +16,9 @@ from jax import Array, lax
 from mrjax.ops.convolution import convolve, convolve_array
 from mrjax.ops.features import FeatureMap
 from mrjax.ops.platform import by_platform, optimization_barrier
-from mrjax.ops.reference import EPSILON, SLOPE
 
+EPSILON = 1e-5
+SLOPE = 0.2
 Epilogue = Callable[[FeatureMap], Any]
 
 
@@ -41,7 +42,7 @@ def norm_act(x: FeatureMap, epilogue: Epilogue | None = None) -> Any:
 def _norm_act_fwd(x: FeatureMap, epilogue: Epilogue | None) -> tuple[Any, Any]:
     mean, scale = _statistics(x.lane_pack, x.data)
     # Without the barrier XLA stores the float32 form of this array for later.
-    y = x.replace(optimization_barrier(_activate(x.data, mean, scale).astype(x.data.dtype)))
+    y = x.replace(data=optimization_barrier(_activate(x.data, mean, scale).astype(x.data.dtype)))
     if epilogue is None:
         return y, (y, scale, None)
     output, pullback = jax.vjp(epilogue, y)
@@ -54,7 +55,7 @@ def _norm_act_bwd(epilogue: Epilogue | None, residuals: Any, cotangent: Any) -> 
     def values_and_gradients(y: FeatureMap, pullback: Any, cotangent: Any) -> tuple[Array, Array]:
         if pullback is not None:
             cotangent, output = cotangent
-            cotangent = cotangent.replace(cotangent.data + pullback(output)[0].data)
+            cotangent = cotangent.replace(data=cotangent.data + pullback(output)[0].data)
         return y.data.astype(jnp.float32), cotangent.data.astype(jnp.float32)
 
     inputs = y, pullback, cotangent
@@ -64,7 +65,7 @@ def _norm_act_bwd(epilogue: Epilogue | None, residuals: Any, cotangent: Any) -> 
     # With the barrier XLA computes the gradients a second time instead of storing them.
     inputs, (mean, product) = optimization_barrier((inputs, means))
     values, gradients = values_and_gradients(*inputs)
-    return (y.replace(_input_gradient(values, gradients, mean, product, scale).astype(y.data.dtype)),)
+    return (y.replace(data=_input_gradient(values, gradients, mean, product, scale).astype(y.data.dtype)),)
 
 
 norm_act.defvjp(_norm_act_fwd, _norm_act_bwd)
@@ -116,17 +117,18 @@ def _norm_act_conv1x1_bwd(residuals: Any, cotangent: Array) -> tuple[FeatureMap,
     inputs, gradient_mean, product = optimization_barrier(((x.data, cotangent), gradient_mean, weighted_sum(means)))
     values, gradients, _ = values_and_gradients(*inputs)
     data_gradient = _input_gradient(values, gradients, gradient_mean, product, scale).astype(x.data.dtype)
-    return x.replace(data_gradient), kernel_gradient, cotangent.sum((0, 1, 2))
+    return x.replace(data=data_gradient), kernel_gradient, cotangent.sum((0, 1, 2))
 
 
 norm_act_conv1x1.defvjp(_norm_act_conv1x1_fwd, _norm_act_conv1x1_bwd)
 
 
-def conv_norm_act(x: FeatureMap | tuple[FeatureMap, ...], kernel: Array) -> FeatureMap:
-    """Apply a 3x3 convolution, instance norm and LeakyReLU: `norm_act(convolve(x, kernel))`."""
-    if isinstance(x, FeatureMap) and x.data.shape[-1] == 1:
-        return x.replace(_conv_norm_act_image(x.data, kernel.astype(x.data.dtype)))
-    return norm_act(convolve(x, kernel))
+def conv_norm_act(parts: Sequence[FeatureMap], kernel: Array) -> FeatureMap:
+    """Apply a 3x3 convolution, instance norm and LeakyReLU: `norm_act(convolve(parts, kernel))`."""
+    x = parts[0]
+    if len(parts) == 1 and x.data.shape[-1] == 1:
+        return x.replace(data=_conv_norm_act_image(x.data, kernel.astype(x.data.dtype)))
+    return norm_act(convolve(parts, kernel))
 
 
 @jax.custom_vjp
@@ -205,7 +207,6 @@ def _channel_means(lane_pack: int, *arrays: Array) -> tuple[Array, ...]:
     Sums along rows come first: into a reduction as short as that XLA fuses what computes its terms, at all levels of
     the network. On a TPU it adds up a convolution's result while computing it, if the reduction is a plain one.
     """
-
     b, _, w, c = arrays[0].shape
 
     def rows_first(*arrays: Array) -> tuple[Array, ...]:

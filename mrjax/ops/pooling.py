@@ -21,16 +21,19 @@ def max_pool(x: FeatureMap) -> FeatureMap:
     the gradient are the places of the maxima, a byte each.
     """
     if x.lane_pack == 1:
-        return x.replace(_maximum(*_corners(x.data)).astype(x.data.dtype))
-    return FeatureMap(_packed_max_pool(x.lane_pack, x.data), x.lane_pack // 2, spaced=True)
+        return _pooled(x, _maximum(*_corners(x.data)).astype(x.data.dtype))
+    return _pooled(x, _packed_max_pool(x.lane_pack, x.data))
 
 
 def avg_pool(x: FeatureMap) -> FeatureMap:
     """Take the mean of each 2x2 block."""
     corners = _corners(x.data) if x.lane_pack == 1 else _packed_corners(x.lane_pack, x.data)
     a, b, c, d = (corner.astype(jnp.float32) for corner in corners)
-    mean = ((a + b + c + d) / 4).astype(x.data.dtype)
-    return x.replace(mean) if x.lane_pack == 1 else FeatureMap(mean, x.lane_pack // 2, spaced=True)
+    return _pooled(x, ((a + b + c + d) / 4).astype(x.data.dtype))
+
+
+def _pooled(x: FeatureMap, data: Array) -> FeatureMap:
+    return FeatureMap(data, max(x.lane_pack // 2, 1), spaced=x.lane_pack > 1)
 
 
 def _corners(x: Array) -> tuple[Array, ...]:
@@ -55,11 +58,10 @@ def _maximum_and_place(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, A
     return jnp.maximum(above, below), place.astype(jnp.uint8)
 
 
-def _maximum_bwd(place: Array, gradient: Array) -> tuple[Array, ...]:
-    return tuple(jnp.where(place == corner, gradient, 0) for corner in range(4))
-
-
-_maximum.defvjp(_maximum_and_place, _maximum_bwd)
+_maximum.defvjp(
+    _maximum_and_place,
+    lambda place, gradient: tuple(jnp.where(place == corner, gradient, 0) for corner in range(4)),
+)
 
 
 def _packed_corners(lane_pack: int, x: Array) -> tuple[Array, ...]:
