@@ -125,42 +125,35 @@ norm_act_conv1x1.defvjp(_norm_act_conv1x1_fwd, _norm_act_conv1x1_bwd)
 
 def conv_norm_act(parts: Sequence[FeatureMap], kernel: Array) -> FeatureMap:
     """Apply a 3x3 convolution, instance norm and LeakyReLU: `norm_act(convolve(parts, kernel))`."""
-    x = parts[0]
-    if len(parts) == 1 and x.data.shape[-1] == 1:
-        return x.replace(data=_conv_norm_act_image(x.data, kernel.astype(x.data.dtype)))
+    if len(parts) == 1 and parts[0].data.shape[-1] == 1:
+        kernel = kernel.astype(parts[0].data.dtype)
+        return by_platform(*parts, kernel, cpu=lambda x, k: norm_act(convolve([x], k)), default=_conv_norm_act_image)
     return norm_act(convolve(parts, kernel))
 
 
 @jax.custom_vjp
-def _conv_norm_act_image(image: Array, kernel: Array) -> Array:
+def _conv_norm_act_image(x: FeatureMap, kernel: Array) -> FeatureMap:
     """Convolve an image (b, h, w, 1), normalise and activate: kernel (3, 3, 1, c).
 
     Nine products of a small image cost less than to store and read their sum: they are computed twice, for the
-    statistics and for the result, in one pass over arrays of c channels instead of four. CPUs convolve as usual.
+    statistics and for the result, in one pass over arrays of c channels instead of four.
     """
-    return _conv_norm_act_image_fwd(image, kernel)[0]
+    return _conv_norm_act_image_fwd(x, kernel)[0]
 
 
-def _conv_norm_act_image_fwd(image: Array, kernel: Array) -> tuple[Array, tuple[Array, ...]]:
-    def by_convolution(image: Array) -> tuple[Array, Array]:
-        x = convolve_array(image, kernel)
-        mean, scale = _statistics(1, x)
-        return _activate(x, mean, scale).astype(image.dtype), scale
-
-    def by_products(image: Array) -> tuple[Array, Array]:
-        mean, scale = _statistics(1, _sum_of_products(image, kernel))
-        image, mean, scale = optimization_barrier((image, mean, scale))
-        return _activate(_sum_of_products(image, kernel), mean, scale).astype(image.dtype), scale
-
-    image = optimization_barrier(image)
-    y, scale = by_platform(image, cpu=by_convolution, default=by_products)
+def _conv_norm_act_image_fwd(x: FeatureMap, kernel: Array) -> tuple[FeatureMap, Any]:
+    image = optimization_barrier(x.data)
+    mean, scale = _statistics(1, _sum_of_products(image, kernel))
+    again, mean, scale = optimization_barrier((image, mean, scale))
+    y = x.replace(data=_activate(_sum_of_products(again, kernel), mean, scale).astype(image.dtype))
     return y, (image, kernel, optimization_barrier(y), scale)
 
 
-def _conv_norm_act_image_bwd(residuals: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array]:
+def _conv_norm_act_image_bwd(residuals: Any, cotangent: FeatureMap) -> tuple[FeatureMap, Array]:
     image, kernel, y, scale = residuals
-    (gradient,) = _norm_act_bwd(None, (FeatureMap(y), scale, None), FeatureMap(cotangent))
-    return jax.vjp(convolve_array, image, kernel)[1](gradient.data)
+    (gradient,) = _norm_act_bwd(None, (y, scale, None), cotangent)
+    image_gradient, kernel_gradient = jax.vjp(convolve_array, image, kernel)[1](gradient.data)
+    return y.replace(data=image_gradient), kernel_gradient
 
 
 _conv_norm_act_image.defvjp(_conv_norm_act_image_fwd, _conv_norm_act_image_bwd)
