@@ -42,7 +42,6 @@ def select_inputs(model: Any, inputs: NetworkInputs) -> list[Array]:
     """Select the inputs that the network is called with. UserError if it needs one that the task does not have."""
     for name in model.input_names:
         if getattr(inputs, name) is None:
-            raise UserError(
-                f"config.model.name is a network that needs {name}, expected config.task = 'kspace' with it"
-            )
+            needed = f"a network that needs {name}"
+            raise UserError(f"config.model.name is {needed}, expected config.task = 'kspace' with it")
     return [getattr(inputs, name) for name in model.input_names]

@@ -43,9 +43,8 @@ def feature_map(image: Array, dtype: DTypeLike, channels: int, levels: int) -> F
     """
     b, h, w, c = image.shape
     lanes = LANES.get(traced_platform() or jax.default_backend(), 1)
-    halves = h % 2**levels == 0 and w % 2**levels == 0
-    fills = lanes % channels == 0 and w * channels % lanes == 0
-    lane_pack = lanes // channels if halves and fills else 1
+    fits = h % 2**levels == w % 2**levels == lanes % channels == w * channels % lanes == 0
+    lane_pack = lanes // channels if fits else 1
     return FeatureMap(image.astype(dtype).reshape(b, h, w // lane_pack, lane_pack * c), lane_pack)
 
 

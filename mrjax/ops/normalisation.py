@@ -61,11 +61,9 @@ def _norm_act_bwd(epilogue: Epilogue | None, residuals: Any, cotangent: Any) -> 
     inputs = y, pullback, cotangent
     values, gradients = values_and_gradients(*inputs)
     # The slope of LeakyReLU cancels from the product, (slope * gradient) (value / slope).
-    means = _channel_means(y.lane_pack, _leaky_gradient(values, gradients), gradients * values)
-    # With the barrier XLA computes the gradients a second time instead of storing them.
-    inputs, (mean, product) = optimization_barrier((inputs, means))
-    values, gradients = values_and_gradients(*inputs)
-    return (y.replace(data=_input_gradient(values, gradients, mean, product, scale).astype(y.data.dtype)),)
+    mean, product = _channel_means(y.lane_pack, _leaky_gradient(values, gradients), gradients * values)
+    gradient = _input_gradient(values_and_gradients, inputs, mean, product, scale)
+    return (y.replace(data=gradient.astype(y.data.dtype)),)
 
 
 norm_act.defvjp(_norm_act_fwd, _norm_act_bwd)
@@ -108,16 +106,14 @@ def _norm_act_conv1x1_bwd(residuals: Any, cotangent: Array) -> tuple[FeatureMap,
         each = [pixels[..., o] if pack == 1 else jnp.dot(pixels[..., o], ones, precision="high") for o in range(out)]
         return _activate(data, mean, scale), weighted_sum(each), each
 
-    values, gradients, each = values_and_gradients(x.data, cotangent)
+    inputs = x.data, cotangent
+    values, gradients, each = values_and_gradients(*inputs)
     products = (values * gradient for gradient in each)
     gradient_mean, *means = _channel_means(pack, _leaky_gradient(values, gradients), *products)
     count = cotangent.shape[1] * cotangent.shape[2]
     kernel_gradient = jnp.stack([(mean * count).sum((0, 1, 2))[:channels] for mean in means], -1)
-    # With the barrier XLA computes the activations a second time instead of storing them.
-    inputs, gradient_mean, product = optimization_barrier(((x.data, cotangent), gradient_mean, weighted_sum(means)))
-    values, gradients, _ = values_and_gradients(*inputs)
-    data_gradient = _input_gradient(values, gradients, gradient_mean, product, scale).astype(x.data.dtype)
-    return x.replace(data=data_gradient), kernel_gradient, cotangent.sum((0, 1, 2))
+    gradient = _input_gradient(values_and_gradients, inputs, gradient_mean, weighted_sum(means), scale)
+    return x.replace(data=gradient.astype(x.data.dtype)), kernel_gradient, cotangent.sum((0, 1, 2))
 
 
 norm_act_conv1x1.defvjp(_norm_act_conv1x1_fwd, _norm_act_conv1x1_bwd)
@@ -186,11 +182,16 @@ def _leaky_gradient(y: Array, gradient: Array) -> Array:
     return jnp.where(y >= 0, gradient, SLOPE * gradient)
 
 
-def _input_gradient(y: Array, gradient: Array, mean: Array, product: Array, scale: Array) -> Array:
-    """Take the gradient of the activations y back through activation and normalisation, in float32.
+def _input_gradient(
+    values_and_gradients: Callable[..., Any], inputs: Any, mean: Array, product: Array, scale: Array
+) -> Array:
+    """Take the gradient of the activations back through activation and normalisation, in float32.
 
-    `mean` is that of the normalised values' gradient, `product` of this times the normalised values.
+    `mean` is that of the normalised values' gradient, `product` of this times the normalised values. With the barrier
+    XLA computes activations and gradients from the inputs a second time instead of storing them.
     """
+    inputs, mean, product = optimization_barrier((inputs, mean, product))
+    y, gradient, *_ = values_and_gradients(*inputs)
     return scale * (jnp.where(y >= 0, gradient - y * product, SLOPE * gradient - y / SLOPE * product) - mean)
 
 
