@@ -108,12 +108,10 @@ def _norm_unet(unet: UNet, image: Array, residual: bool) -> Array:
     # Empty coils have no deviation: they stay zero, and so do their gradients.
     varies = variance > 0
     deviation = jnp.sqrt(jnp.where(varies, variance, 1))
-    height, width = image.shape[1:]
-    missing = -height % _MULTIPLE, -width % _MULTIPLE
-    top, left = (n // 2 for n in missing)
-    padding = ((0, 0), (top, missing[0] - top), (left, missing[1] - left), (0, 0))
-    output = unet(jnp.pad((parts - mean) / deviation, padding))[:, top : top + height, left : left + width]
-    output = output * jnp.where(varies, deviation, 0)
+    padding = [(n // 2, n - n // 2) for n in (-side % _MULTIPLE for side in image.shape[1:])]
+    output = unet(jnp.pad((parts - mean) / deviation, [(0, 0), *padding, (0, 0)]))
+    rows, columns = (slice(before, before + side) for (before, _), side in zip(padding, image.shape[1:], strict=True))
+    output = output[:, rows, columns] * jnp.where(varies, deviation, 0)
     output = output if residual else output + mean
     return output[..., 0] + 1j * output[..., 1]
 

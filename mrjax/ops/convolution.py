@@ -1,7 +1,7 @@
 """Convolutions of feature maps, 3x3 and transposed 2x2, with the form in C++ that XLA's CPU backend lacks.
 
-There XLA's own convolution takes a multiple of the time that the arithmetic needs, its filter gradient most of all. On
-CPUs with a C++ compiler ours runs instead (`cpu/convolution.cc`); GPUs and TPUs compile XLA's and nothing else.
+XLA's own takes a multiple of the time that the arithmetic needs there, its filter gradient most of all. On CPUs with a
+C++ compiler ours runs instead (`cpu/convolution.cc`); GPUs and TPUs compile XLA's and nothing else.
 """
 
 import functools
@@ -23,8 +23,7 @@ _ffi_call = functools.partial(jax.ffi.ffi_call, vmap_method="sequential")
 def convolve(parts: Sequence[FeatureMap], kernel: Array) -> FeatureMap:
     """Convolve, zero-padded, in the precision of the maps: kernel (3, 3, in, out), `in` channels to `out`.
 
-    The maps count as one, their channels concatenated; they are convolved one by one and added up, so that they need
-    not be joined in memory.
+    The maps count as one, their channels concatenated, but need not be joined in memory.
     """
     data, kernel = gradient_barrier(([part.data for part in parts], kernel.astype(parts[0].data.dtype)))
     kernels = jnp.split(kernel, np.cumsum([part.channels for part in parts])[:-1], axis=2)
@@ -50,8 +49,7 @@ def upsample(x: FeatureMap, kernel: Array, like: FeatureMap) -> FeatureMap:
     """Apply a transposed convolution of stride 2, in the precision of x: kernel (2, 2, in, out), twice the resolution.
 
     The result is packed as `like`, a map of as many channels. No two windows overlap, so it is a dense layer and a
-    depth-to-space: the convolution over a zero-filled image, which XLA's CPU backend would run, took a fifth to a half
-    of the whole step.
+    depth-to-space: XLA's CPU backend would convolve a zero-filled image, a fifth to a half of the whole step.
     """
     data, kernel = gradient_barrier((x.data, kernel.astype(x.data.dtype)))
     (b, h, w, c), out = data.shape, kernel.shape[-1]

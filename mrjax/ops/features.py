@@ -1,8 +1,7 @@
 """Feature maps: what the layers of a network pass on, stored as the platform computes it fastest.
 
-A TPU's memory is laid out in rows of 128 lanes, one channel each: maps with fewer channels are padded to 128. There
-neighbouring pixels of a row are packed into the channel axis instead, until they fill the lanes, and are convolved as
-one pixel with more channels. Elsewhere a feature map is an array and nothing more.
+A TPU pads the channels to rows of 128 lanes. There neighbouring pixels of a row are packed into the channel axis until
+they fill the lanes, and are convolved as one pixel with more channels. Elsewhere a feature map is an array, no more.
 """
 
 import jax
@@ -13,7 +12,7 @@ from jax.typing import DTypeLike
 
 from mrjax.ops.platform import traced_platform
 
-# How many lanes to fill; platforms that are not listed have no use for packing.
+# Other platforms have no use for packing.
 LANES = {"tpu": 128}
 
 
@@ -37,7 +36,7 @@ class FeatureMap(struct.PyTreeNode):
 
 
 def feature_map(image: Array, dtype: DTypeLike, channels: int, levels: int) -> FeatureMap:
-    """Make a feature map of `dtype` of an image (batch, height, width, any channels).
+    """Make a feature map of an image (batch, height, width, any channels).
 
     The network that it is for has `channels` at full resolution, and halves the resolution `levels` times.
     """

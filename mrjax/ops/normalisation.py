@@ -29,12 +29,11 @@ def norm_act(x: FeatureMap, epilogue: Epilogue | None = None) -> Any:
     Statistics are float32, in one pass over x: right for convolution outputs, whose mean is of the order of their
     standard deviation; the variance's relative error grows as 1e-7 (mean / deviation)^2.
 
-    The gradient is written out because LeakyReLU can be inverted: the backward pass needs only the result, which the
-    next convolution stores anyway, and the convolution's own output is never stored (28 % less memory for the whole
-    float32 step, compiled for an H100). Bulo et al., "In-Place Activated BatchNorm", arXiv:1712.02616.
+    The gradient inverts LeakyReLU: it needs only the result, which the next convolution stores anyway, and the output
+    of the convolution before is never stored (28 % less memory for the whole float32 step, compiled for an H100). Bulo
+    et al., "In-Place Activated BatchNorm", arXiv:1712.02616.
 
-    With an epilogue, as `max_pool`, return (result, epilogue(result)). Its gradient is needed twice, for the
-    statistics and with them; computing it twice moves less memory than storing it.
+    With an epilogue, as `max_pool`, return (result, epilogue(result)).
     """
     return _norm_act_fwd(x, epilogue)[0]
 
@@ -160,8 +159,7 @@ def _sum_of_products(image: Array, kernel: Array) -> Array:
     h, w = image.shape[1:3]
     padded = jnp.pad(image.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
     weights = kernel.astype(jnp.float32)
-    products = (padded[:, i : i + h, j : j + w] * weights[i, j] for i in range(3) for j in range(3))
-    return sum(products, jnp.float32(0))
+    return sum((padded[:, i : i + h, j : j + w] * weights[i, j] for i in range(3) for j in range(3)), jnp.float32(0))
 
 
 def _statistics(lane_pack: int, x: Array) -> tuple[Array, Array]:
@@ -172,34 +170,30 @@ def _statistics(lane_pack: int, x: Array) -> tuple[Array, Array]:
 
 
 def _activate(x: Array, mean: Array, scale: Array) -> Array:
-    """Normalise, then apply LeakyReLU, in float32."""
     normal = (x.astype(jnp.float32) - mean) * scale
     return jnp.where(normal >= 0, normal, SLOPE * normal)
 
 
 def _leaky_gradient(y: Array, gradient: Array) -> Array:
-    """Take the gradient of y back through LeakyReLU, whose result y is."""
     return jnp.where(y >= 0, gradient, SLOPE * gradient)
 
 
-def _input_gradient(
-    values_and_gradients: Callable[..., Any], inputs: Any, mean: Array, product: Array, scale: Array
-) -> Array:
-    """Take the gradient of the activations back through activation and normalisation, in float32.
+def _input_gradient(recompute: Callable[..., Any], inputs: Any, mean: Array, product: Array, scale: Array) -> Array:
+    """Take the gradient of the activations y back through activation and normalisation, in float32.
 
     `mean` is that of the normalised values' gradient, `product` of this times the normalised values. With the barrier
-    XLA computes activations and gradients from the inputs a second time instead of storing them.
+    XLA computes y and its gradient from the inputs a second time instead of storing them, which moves less memory.
     """
     inputs, mean, product = optimization_barrier((inputs, mean, product))
-    y, gradient, *_ = values_and_gradients(*inputs)
+    y, gradient, *_ = recompute(*inputs)
     return scale * (jnp.where(y >= 0, gradient - y * product, SLOPE * gradient - y / SLOPE * product) - mean)
 
 
 def _channel_means(lane_pack: int, *arrays: Array) -> tuple[Array, ...]:
     """Average over height, width and packed pixels, (b, h, w, c) float32 to (b, 1, 1, c), all arrays in one pass.
 
-    Sums along rows come first: into a reduction as short as that XLA fuses what computes its terms, at all levels of
-    the network. On a TPU it adds up a convolution's result while computing it, if the reduction is a plain one.
+    Sums along rows come first: into so short a reduction XLA fuses what computes its terms, at all levels of the
+    network. On a TPU it adds up a convolution's result while computing it, if the reduction is a plain one.
     """
     b, _, w, c = arrays[0].shape
 

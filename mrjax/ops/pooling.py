@@ -17,8 +17,8 @@ from mrjax.ops.features import FeatureMap
 def max_pool(x: FeatureMap) -> FeatureMap:
     """Take the maximum of each 2x2 block; of equal values the first gets the gradient, as in PyTorch.
 
-    Not `reduce_window`, whose gradient takes 5 to 12 times as long on a CPU and moves more memory on a GPU. Stored for
-    the gradient are the places of the maxima, a byte each.
+    Not `reduce_window`, whose gradient takes 5 to 12 times as long on a CPU and moves more memory on a GPU: ours stores
+    the places of the maxima, a byte each.
     """
     if x.lane_pack == 1:
         return x.replace(data=_maximum(*_corners(x.data)).astype(x.data.dtype))
