@@ -42,20 +42,16 @@ def _norm_act_fwd(x: FeatureMap, epilogue: Epilogue | None) -> tuple[Any, Any]:
     mean, scale = _statistics(x.lane_pack, x.data)
     # Without the barrier XLA stores the float32 form of this array for later.
     y = x.replace(data=optimization_barrier(_activate(x.data, mean, scale).astype(x.data.dtype)))
-    if epilogue is None:
-        return y, (y, scale, None)
-    output, pullback = jax.vjp(epilogue, y)
-    return (y, output), (y, scale, pullback)
+    output, pullback = jax.vjp(lambda y: (y, epilogue(y)) if epilogue else y, y)
+    return output, (y, scale, pullback)
 
 
 def _norm_act_bwd(epilogue: Epilogue | None, residuals: Any, cotangent: Any) -> tuple[FeatureMap]:
     y, scale, pullback = residuals
 
     def values_and_gradients(y: FeatureMap, pullback: Any, cotangent: Any) -> tuple[Array, Array]:
-        if pullback is not None:
-            cotangent, output = cotangent
-            cotangent = cotangent.replace(data=cotangent.data + pullback(output)[0].data)
-        return y.data.astype(jnp.float32), cotangent.data.astype(jnp.float32)
+        (gradient,) = pullback(cotangent)
+        return y.data.astype(jnp.float32), gradient.data.astype(jnp.float32)
 
     inputs = y, pullback, cotangent
     values, gradients = values_and_gradients(*inputs)
@@ -146,7 +142,7 @@ def _conv_norm_act_image_fwd(x: FeatureMap, kernel: Array) -> tuple[FeatureMap, 
 
 def _conv_norm_act_image_bwd(residuals: Any, cotangent: FeatureMap) -> tuple[FeatureMap, Array]:
     image, kernel, y, scale = residuals
-    (gradient,) = _norm_act_bwd(None, (y, scale, None), cotangent)
+    (gradient,) = _norm_act_bwd(None, (y, scale, jax.vjp(lambda y: y, y)[1]), cotangent)
     image_gradient, kernel_gradient = jax.vjp(convolve_array, image, kernel)[1](gradient.data)
     return y.replace(data=image_gradient), kernel_gradient
 
