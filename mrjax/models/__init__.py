@@ -1,4 +1,4 @@
-"""The networks by name: a new one is a file here and a line in `MODELS`.
+"""The networks by name: a new one is a file here and an entry in `MODELS`.
 
 A network is a Flax module whose `input_names` are the fields of `NetworkInputs` that it is called with, in that order;
 its static method `smallest_side(levels)` gives the least height or width it works on. It returns the normalised image,
@@ -16,27 +16,16 @@ from mrjax.models.unet import UNet
 from mrjax.models.unet_dc import ConsistentUNet
 from mrjax.models.varnet import VarNet
 
-MODELS: dict[str, Any] = {
-    "unet": UNet,
-    "unet_dc": ConsistentUNet,
-    "varnet": VarNet,
-}
+MODELS: dict[str, Any] = {"unet": UNet, "unet_dc": ConsistentUNet, "varnet": VarNet}
 
 
 class NetworkInputs(NamedTuple):
-    """What a network may ask for.
+    """What a network may ask for."""
 
-    Attributes:
-      image: (batch, height, width, channels) float32, normalised: the corrupted slice, then its neighbours if any.
-      kspace: (batch, coils, height, width) complex64, zero where not measured, in units of the image's scale.
-      mask: (batch, 1 or height, width) bool, where k-space was measured.
-      offset: (batch, 1, 1) float32: normalised image = magnitude in the k-space's units - offset.
-    """
-
-    image: Array
-    kspace: Array | None
-    mask: Array | None
-    offset: Array
+    image: Array  # (batch, height, width, channels) float32, normalised: the corrupted slice, then its neighbours
+    kspace: Array | None  # (batch, coils, height, width) complex64, 0 where not measured, in units of the image's scale
+    mask: Array | None  # (batch, 1 or height, width) bool, where k-space was measured
+    offset: Array  # (batch, 1, 1) float32: normalised image = magnitude in the k-space's units - offset
 
 
 def build(name: str, **attributes: Any) -> nn.Module:
@@ -51,9 +40,8 @@ def attribute_names(name: str) -> list[str]:
 
 def select_inputs(model: Any, inputs: NetworkInputs) -> list[Array]:
     """Select the inputs that the network is called with. UserError if it needs one that the task does not have."""
-    selected = [getattr(inputs, name) for name in model.input_names]
-    for name, value in zip(model.input_names, selected, strict=True):
-        if value is None:
+    for name in model.input_names:
+        if getattr(inputs, name) is None:
             needed = f"a network that needs {name}"
             raise UserError(f"config.model.name is {needed}, expected config.task = 'kspace' with it")
-    return selected
+    return [getattr(inputs, name) for name in model.input_names]

@@ -11,13 +11,16 @@ from jax import Array
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from mrjax import ops
+from mrjax.ops.convolution import convolve, upsample
+from mrjax.ops.features import FeatureMap, feature_map, pad_like
+from mrjax.ops.normalisation import conv_norm_act, norm_act, norm_act_conv1x1
+from mrjax.ops.pooling import avg_pool, max_pool
 
 # Bounds of 1 / sqrt(fan in), PyTorch's default for convolutions, so that fastMRI's hyper-parameters carry over.
 # PyTorch counts the fan-in of a transposed convolution over its output channels.
 CONV_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 TRANSPOSE_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2)
-POOLS = {"max": ops.max_pool, "avg": ops.avg_pool}
+POOLS = {"max": max_pool, "avg": avg_pool, None: None}
 
 
 class UNet(nn.Module):
@@ -25,26 +28,16 @@ class UNet(nn.Module):
 
     Parameters, all float32: `<down_<i>|bottleneck|up_<i>>/conv_<0|1>/kernel` (3, 3, in, out), `up_<i>/transpose/kernel`
     (2, 2, in, out), `head/kernel` (channels, out_channels) and `head/bias`.
-
-    Attributes:
-      channels: how many at full resolution; each level down has twice as many.
-      levels: how often the resolution is halved.
-      pool: "max", or "avg" as fastMRI has it.
-      out_channels: of the result.
-      residual: whether the network computes a correction, which is then added to the first channel of the input.
-      zero_head: whether the last layer starts at zero, as it does in a residual network.
-      dtype: of the activations, float32 or bfloat16; statistics and result are float32 either way.
-      remat: whether the backward pass computes each level's activations again instead of storing them.
     """
 
-    channels: int = 32
-    levels: int = 4
-    pool: str = "max"
+    channels: int = 32  # at full resolution; each level down has twice as many
+    levels: int = 4  # how often the resolution is halved
+    pool: str = "max"  # or "avg", as fastMRI has it
     out_channels: int = 1
-    residual: bool = False
-    zero_head: bool = False
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    residual: bool = False  # compute a correction, which is then added to the first channel of the input
+    zero_head: bool = False  # start the last layer at zero, as in a residual network
+    dtype: DTypeLike = jnp.float32  # of the activations, or bfloat16; statistics and result are float32 either way
+    remat: bool = False  # compute each level's activations again in the backward pass instead of storing them
 
     input_names: ClassVar[tuple[str, ...]] = ("image",)
 
@@ -56,51 +49,41 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         """Map (batch, height, width, any channels) float32 to (batch, height, width, out_channels) float32."""
-        down, up = (nn.remat(_Down), nn.remat(_Up)) if self.remat else (_Down, _Up)
-        x = ops.feature_map(image, self.dtype, self.channels, self.levels)
+        level = nn.remat(_Level) if self.remat else _Level
+        x = feature_map(image, self.dtype, self.channels, self.levels)
         skips = []
-        for level in range(self.levels):
-            skip, x = down(self.channels << level, self.pool, name=f"down_{level}")(x)
+        for i in range(self.levels):
+            skip, x = level(self.channels << i, self.pool, name=f"down_{i}")(x)
             skips.append(skip)
-        x = down(self.channels << self.levels, name="bottleneck")(x)
-        for level in range(self.levels - 1, 0, -1):
-            x = up(self.channels << level, name=f"up_{level}")(x, skips[level])
+        x = level(self.channels << self.levels, name="bottleneck")(x)
+        for i in range(self.levels - 1, 0, -1):
+            x = level(self.channels << i, name=f"up_{i}")(x, skips[i])
         # A correction starts at zero: the first steps improve on the input instead of finding it again.
         init = nn.initializers.zeros if self.residual or self.zero_head else CONV_INIT
         head = _Kernel((self.channels, self.out_channels), init, bias=True, name="head")()
-        output = up(self.channels, name="up_0")(x, skips[0], head)
+        output = level(self.channels, name="up_0")(x, skips[0], head)
         return image[..., :1] + output if self.residual else output
 
 
-class _Down(nn.Module):
-    """Convolve twice; with a pool, give the skip connection and its pooled form."""
+class _Level(nn.Module):
+    """Convolve twice; given a skip connection, upsample before and concatenate it.
+
+    With a pool, return the result and its pooled form; given the kernel and bias of a head, apply it.
+    """
 
     channels: int
     pool: str | None = None
 
     @nn.compact
-    def __call__(self, x: ops.FeatureMap) -> Any:
-        x = _convolve_twice(x, x.channels, self.channels)
-        return ops.norm_act(x, epilogue=POOLS[self.pool]) if self.pool else ops.norm_act(x)
-
-
-class _Up(nn.Module):
-    """Upsample, concatenate the skip connection, convolve twice; with the kernel and bias of a head, apply it."""
-
-    channels: int
-
-    @nn.compact
-    def __call__(self, x: ops.FeatureMap, skip: ops.FeatureMap, head: tuple[Array, ...] = ()) -> Any:
-        kernel = _Kernel((2, 2, x.channels, self.channels), TRANSPOSE_INIT, name="transpose")()
-        x = ops.norm_act(ops.upsample(x, kernel, like=skip))
-        x = _convolve_twice((ops.pad_like(x, skip), skip), 2 * self.channels, self.channels)
-        return ops.norm_act_conv1x1(x, *head) if head else ops.norm_act(x)
-
-
-def _convolve_twice(x: ops.FeatureMap | tuple[ops.FeatureMap, ...], channels: int, out: int) -> ops.FeatureMap:
-    """Convolve, normalise, activate and convolve, in the module that is being called."""
-    x = ops.conv_norm_act(x, _Kernel((3, 3, channels, out), name="conv_0")())
-    return ops.convolve(x, _Kernel((3, 3, out, out), name="conv_1")())
+    def __call__(self, x: FeatureMap, skip: FeatureMap | None = None, head: tuple[Array, ...] = ()) -> Any:
+        parts = [x]
+        if skip is not None:
+            kernel = _Kernel((2, 2, x.channels, self.channels), TRANSPOSE_INIT, name="transpose")()
+            parts = [pad_like(norm_act(upsample(x, kernel, like=skip)), skip), skip]
+        channels = sum(part.channels for part in parts)
+        x = conv_norm_act(parts, _Kernel((3, 3, channels, self.channels), name="conv_0")())
+        x = convolve([x], _Kernel((3, 3, self.channels, self.channels), name="conv_1")())
+        return norm_act_conv1x1(x, *head) if head else norm_act(x, POOLS[self.pool])
 
 
 class _Kernel(nn.Module):

@@ -14,10 +14,9 @@ from mrjax.mri.fourier import fft2c, ifft2c
 class ConsistentUNet(UNet):
     """The `UNet`, then soft data consistency (as in a cascade of Sriram et al., arXiv:2004.06688).
 
-    The U-Net estimates a magnitude. Phase and coil profiles are those of the zero-filled coil images; with them the
-    estimate becomes k-space, whose measured samples are moved towards the measurement by a learned share, the parameter
-    `consistency` (1,). Samples are noisy, and the phase is an approximation: the share starts at 1, all the way, and
-    need not stay there. Coils that are zero everywhere change nothing.
+    The U-Net estimates a magnitude. With phase and coil profiles of the zero-filled coil images it becomes k-space,
+    whose measured samples are moved towards the measurement by a learned share, the parameter `consistency` (1,), that
+    starts at 1: samples are noisy, and the phase is an approximation. Coils that are zero everywhere change nothing.
     """
 
     input_names: ClassVar[tuple[str, ...]] = ("image", "kspace", "mask", "offset")

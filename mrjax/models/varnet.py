@@ -27,27 +27,21 @@ class VarNet(nn.Module):
     Parameters, all float32: those of a `UNet` in `sensitivities/unet` and in `cascade_<i>/unet`, and
     `cascade_<i>/weight` (1,) of the data consistency. Coils that are zero everywhere change nothing.
 
-    Attributes:
-      channels, levels: of the `UNet` in each cascade.
-      cascades: how many there are.
-      sens_channels, sens_levels: of the `UNet` that estimates the sensitivity maps.
-      pool, dtype: of both; k-space and images are complex64 in any case.
-      residual: whether the U-Nets compute corrections, starting at zero: to the coil images of the centre of k-space,
-        which normalised by their root-sum-of-squares are the maps; and to the image in each cascade, whose k-space
-        then replaces the current one. An untrained network so repeats projections (SENSE, Pruessmann et al., 1999)
-        with estimated maps. fastMRI's U-Nets compute the maps, and the artefacts to subtract, as a whole.
-      remat: whether the backward pass computes each cascade again instead of storing its activations.
+    If `residual`, the U-Nets compute corrections, starting at zero: to the coil images of the centre of k-space, which
+    normalised by their root-sum-of-squares are the maps; and to the image in each cascade, whose k-space then replaces
+    the current one. An untrained network so repeats projections (SENSE, Pruessmann et al., 1999) with estimated maps.
+    fastMRI's U-Nets compute the maps, and the artefacts to subtract, as a whole.
     """
 
-    channels: int = 18
+    channels: int = 18  # of the `UNet` in each cascade, as are the levels
     levels: int = 4
     cascades: int = 12
-    sens_channels: int = 8
+    sens_channels: int = 8  # of the `UNet` that estimates the sensitivity maps, as are the levels
     sens_levels: int = 4
     pool: str = "avg"
     residual: bool = False
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    dtype: DTypeLike = jnp.float32  # of the U-Nets; k-space and images are complex64 in any case
+    remat: bool = False  # compute each cascade again in the backward pass instead of storing its activations
 
     input_names: ClassVar[tuple[str, ...]] = ("kspace", "mask", "offset")
 
@@ -114,8 +108,7 @@ def _norm_unet(unet: UNet, image: Array, residual: bool) -> Array:
     # Empty coils have no deviation: they stay zero, and so do their gradients.
     varies = variance > 0
     deviation = jnp.sqrt(jnp.where(varies, variance, 1))
-    missing = [-side % _MULTIPLE for side in image.shape[1:]]
-    padding = [(n // 2, n - n // 2) for n in missing]
+    padding = [(n // 2, n - n // 2) for n in (-side % _MULTIPLE for side in image.shape[1:])]
     output = unet(jnp.pad((parts - mean) / deviation, [(0, 0), *padding, (0, 0)]))
     rows, columns = (slice(before, before + side) for (before, _), side in zip(padding, image.shape[1:], strict=True))
     output = output[:, rows, columns] * jnp.where(varies, deviation, 0)

@@ -1,27 +1,30 @@
 """Convolutions of feature maps, 3x3 and transposed 2x2, with the form in C++ that XLA's CPU backend lacks.
 
-There XLA's own convolution takes a multiple of the time that the arithmetic needs, its filter gradient most of all. On
-CPUs with a C++ compiler ours runs instead (`cpu/convolution.cc`); GPUs and TPUs compile XLA's and nothing else.
+XLA's own takes a multiple of the time that the arithmetic needs there, its filter gradient most of all. On CPUs with a
+C++ compiler ours runs instead (`cpu/convolution.cc`); GPUs and TPUs compile XLA's and nothing else.
 """
+
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from mrjax.ops import reference
 from mrjax.ops.cpu import native
 from mrjax.ops.features import FeatureMap
 from mrjax.ops.platform import by_platform, gradient_barrier
 
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_ffi_call = functools.partial(jax.ffi.ffi_call, vmap_method="sequential")
 
-def convolve(x: FeatureMap | tuple[FeatureMap, ...], kernel: Array) -> FeatureMap:
-    """Convolve, zero-padded, in the precision of x: kernel (3, 3, in, out), `in` channels to `out`.
 
-    Several maps count as one, their channels concatenated; they are convolved one by one and added up, so that they
-    need not be joined in memory.
+def convolve(parts: Sequence[FeatureMap], kernel: Array) -> FeatureMap:
+    """Convolve, zero-padded, in the precision of the maps: kernel (3, 3, in, out), `in` channels to `out`.
+
+    The maps count as one, their channels concatenated, but need not be joined in memory.
     """
-    parts = x if isinstance(x, tuple) else (x,)
     data, kernel = gradient_barrier(([part.data for part in parts], kernel.astype(parts[0].data.dtype)))
     kernels = jnp.split(kernel, np.cumsum([part.channels for part in parts])[:-1], axis=2)
     terms = [convolve_array(d, _pack_kernel(k, part)) for d, k, part in zip(data, kernels, parts, strict=True)]
@@ -46,20 +49,18 @@ def upsample(x: FeatureMap, kernel: Array, like: FeatureMap) -> FeatureMap:
     """Apply a transposed convolution of stride 2, in the precision of x: kernel (2, 2, in, out), twice the resolution.
 
     The result is packed as `like`, a map of as many channels. No two windows overlap, so it is a dense layer and a
-    depth-to-space: the convolution over a zero-filled image, which XLA's CPU backend would run, took a fifth to a half
-    of the whole step.
+    depth-to-space: XLA's CPU backend would convolve a zero-filled image, a fifth to a half of the whole step.
     """
     data, kernel = gradient_barrier((x.data, kernel.astype(x.data.dtype)))
     (b, h, w, c), out = data.shape, kernel.shape[-1]
     if like.lane_pack == 1:
         pixels = convolve_array(data, kernel.transpose(2, 0, 1, 3).reshape(1, 1, c, 4 * out))
         blocks = pixels.reshape(b, h, w, 2, 2, out).transpose(0, 1, 3, 2, 4, 5)
-        return like.replace(blocks.reshape(b, 2 * h, 2 * w, out))
+        return like.replace(data=blocks.reshape(b, 2 * h, 2 * w, out))
     each = np.eye(x.lane_pack, dtype=kernel.dtype)
     weights = jnp.einsum("rkco,ij->ricjko", kernel, each).reshape(2, 1, c, -1)[::-1]
     # Between the rows the convolution sees zeros, which a TPU skips, and no row is moved to its place.
-    rows = lax.conv_transpose(data, weights, (2, 1), "VALID", dimension_numbers=reference.DIMENSIONS)
-    return like.replace(rows)
+    return like.replace(data=lax.conv_transpose(data, weights, (2, 1), "VALID", dimension_numbers=_DIMENSIONS))
 
 
 def convolve_array(x: Array, kernel: Array) -> Array:
@@ -68,8 +69,8 @@ def convolve_array(x: Array, kernel: Array) -> Array:
     A kernel of side 1 too: XLA's CPU backend would convert bfloat16 factors of a matrix product to float32, in copies.
     """
     if not _in_cpp(x, kernel):
-        return reference.convolve(x, kernel)
-    return by_platform(x, kernel, cpu=_convolve_in_cpp, default=reference.convolve)
+        return _convolve_in_xla(x, kernel)
+    return by_platform(x, kernel, cpu=_convolve_in_cpp, default=_convolve_in_xla)
 
 
 def _in_cpp(x: Array, kernel: Array) -> bool:
@@ -82,25 +83,23 @@ def _in_cpp(x: Array, kernel: Array) -> bool:
     return bool(known and x.size and kernel.size and on_cpu and native.available())
 
 
+def _convolve_in_xla(x: Array, kernel: Array) -> Array:
+    if kernel.shape[:2] == (1, 1):
+        return x @ kernel[0, 0]
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS)
+
+
 @jax.custom_vjp
 def _convolve_in_cpp(x: Array, kernel: Array) -> Array:
-    return _call_convolution(x, kernel, flipped=False)
-
-
-def _convolve_in_cpp_fwd(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve_in_cpp(x, kernel), (x, kernel)
+    result = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[3]), x.dtype)
+    return _ffi_call("mrjax_convolution", result)(x, kernel, flipped=False)
 
 
 def _convolve_in_cpp_bwd(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = residuals
+    image_gradient = _ffi_call("mrjax_convolution", x)(gradient, kernel, flipped=True)
     shape = jax.ShapeDtypeStruct(kernel.shape, jnp.float32)
-    call = jax.ffi.ffi_call("mrjax_filter_gradient", shape, vmap_method="sequential")
-    return _call_convolution(gradient, kernel, flipped=True), call(x, gradient).astype(x.dtype)
+    return image_gradient, _ffi_call("mrjax_filter_gradient", shape)(x, gradient).astype(x.dtype)
 
 
-_convolve_in_cpp.defvjp(_convolve_in_cpp_fwd, _convolve_in_cpp_bwd)
-
-
-def _call_convolution(x: Array, kernel: Array, *, flipped: bool) -> Array:
-    shape = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[2 if flipped else 3]), x.dtype)
-    return jax.ffi.ffi_call("mrjax_convolution", shape, vmap_method="sequential")(x, kernel, flipped=flipped)
+_convolve_in_cpp.defvjp(lambda *args: (_convolve_in_cpp(*args), args), _convolve_in_cpp_bwd)

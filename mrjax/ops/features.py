@@ -1,63 +1,53 @@
 """Feature maps: what the layers of a network pass on, stored as the platform computes it fastest.
 
-A TPU's memory is laid out in rows of 128 lanes, one channel each: maps with fewer channels are padded to 128. There
-neighbouring pixels of a row are packed into the channel axis instead, until they fill the lanes, and are convolved as
-one pixel with more channels. Elsewhere a feature map is an array and nothing more.
+A TPU pads the channels to rows of 128 lanes. There neighbouring pixels of a row are packed into the channel axis until
+they fill the lanes, and are convolved as one pixel with more channels. Elsewhere a feature map is an array, no more.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import Array
 from jax.typing import DTypeLike
 
 from mrjax.ops.platform import traced_platform
 
-# How many lanes to fill; platforms that are not listed have no use for packing.
+# Other platforms have no use for packing.
 LANES = {"tpu": 128}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class FeatureMap:
+class FeatureMap(struct.PyTreeNode):
     """Activations, (batch, height, width, channels) to whoever uses them, with pixels packed where that pays.
 
     Attributes:
       data: (batch, height, width / lane_pack, lane_pack * channels), float32 or bfloat16.
       lane_pack: how many pixels side by side are stored as one.
-      spaced: whether each pixel's channels are followed by as many meaningless ones, which the last axis then holds
-        too: pooling leaves them.
+      spaced: whether as many meaningless channels, left by pooling, follow those of each pixel in the last axis.
     """
 
     data: Array
-    lane_pack: int = dataclasses.field(default=1, metadata={"static": True})
-    spaced: bool = dataclasses.field(default=False, metadata={"static": True})
+    lane_pack: int = struct.field(pytree_node=False, default=1)
+    spaced: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def channels(self) -> int:
         """How many channels each pixel has."""
         return self.data.shape[-1] // self.lane_pack // (2 if self.spaced else 1)
 
-    def replace(self, data: Array) -> "FeatureMap":
-        """Return a map of other data of the same packing."""
-        return dataclasses.replace(self, data=data)
-
 
 def feature_map(image: Array, dtype: DTypeLike, channels: int, levels: int) -> FeatureMap:
-    """Make a feature map of `dtype` of an image (batch, height, width, any channels).
+    """Make a feature map of an image (batch, height, width, any channels).
 
     The network that it is for has `channels` at full resolution, and halves the resolution `levels` times.
     """
     b, h, w, c = image.shape
     lanes = LANES.get(traced_platform() or jax.default_backend(), 1)
-    halves = h % 2**levels == 0 and w % 2**levels == 0
-    fills = lanes % channels == 0 and w * channels % lanes == 0
-    lane_pack = lanes // channels if halves and fills else 1
+    fits = h % 2**levels == w % 2**levels == lanes % channels == w * channels % lanes == 0
+    lane_pack = lanes // channels if fits else 1
     return FeatureMap(image.astype(dtype).reshape(b, h, w // lane_pack, lane_pack * c), lane_pack)
 
 
 def pad_like(x: FeatureMap, like: FeatureMap) -> FeatureMap:
     """Pad by reflection, below and on the right, to the height and width of `like` (odd sizes lose a pixel each)."""
     missing = [(0, there - here) for there, here in zip(like.data.shape, x.data.shape, strict=True)]
-    return x.replace(jnp.pad(x.data, missing, mode="reflect")) if any(after for _, after in missing) else x
+    return x.replace(data=jnp.pad(x.data, missing, mode="reflect")) if any(after for _, after in missing) else x

@@ -5,7 +5,7 @@ stored and read is decided here: by gradients written out, and by barriers to wh
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +16,9 @@ from jax import Array, lax
 from mrjax.ops.convolution import convolve, convolve_array
 from mrjax.ops.features import FeatureMap
 from mrjax.ops.platform import by_platform, optimization_barrier
-from mrjax.ops.reference import EPSILON, SLOPE
 
+EPSILON = 1e-5
+SLOPE = 0.2
 Epilogue = Callable[[FeatureMap], Any]
 
 
@@ -28,12 +29,11 @@ def norm_act(x: FeatureMap, epilogue: Epilogue | None = None) -> Any:
     Statistics are float32, in one pass over x: right for convolution outputs, whose mean is of the order of their
     standard deviation; the variance's relative error grows as 1e-7 (mean / deviation)^2.
 
-    The gradient is written out because LeakyReLU can be inverted: the backward pass needs only the result, which the
-    next convolution stores anyway, and the convolution's own output is never stored (28 % less memory for the whole
-    float32 step, compiled for an H100). Bulo et al., "In-Place Activated BatchNorm", arXiv:1712.02616.
+    The gradient inverts LeakyReLU: it needs only the result, which the next convolution stores anyway, and the output
+    of the convolution before is never stored (28 % less memory for the whole float32 step, compiled for an H100). Bulo
+    et al., "In-Place Activated BatchNorm", arXiv:1712.02616.
 
-    With an epilogue, as `max_pool`, return (result, epilogue(result)). Its gradient is needed twice, for the
-    statistics and with them; computing it twice moves less memory than storing it.
+    With an epilogue, as `max_pool`, return (result, epilogue(result)).
     """
     return _norm_act_fwd(x, epilogue)[0]
 
@@ -41,30 +41,24 @@ def norm_act(x: FeatureMap, epilogue: Epilogue | None = None) -> Any:
 def _norm_act_fwd(x: FeatureMap, epilogue: Epilogue | None) -> tuple[Any, Any]:
     mean, scale = _statistics(x.lane_pack, x.data)
     # Without the barrier XLA stores the float32 form of this array for later.
-    y = x.replace(optimization_barrier(_activate(x.data, mean, scale).astype(x.data.dtype)))
-    if epilogue is None:
-        return y, (y, scale, None)
-    output, pullback = jax.vjp(epilogue, y)
-    return (y, output), (y, scale, pullback)
+    y = x.replace(data=optimization_barrier(_activate(x.data, mean, scale).astype(x.data.dtype)))
+    output, pullback = jax.vjp(lambda y: (y, epilogue(y)) if epilogue else y, y)
+    return output, (y, scale, pullback)
 
 
 def _norm_act_bwd(epilogue: Epilogue | None, residuals: Any, cotangent: Any) -> tuple[FeatureMap]:
     y, scale, pullback = residuals
 
     def values_and_gradients(y: FeatureMap, pullback: Any, cotangent: Any) -> tuple[Array, Array]:
-        if pullback is not None:
-            cotangent, output = cotangent
-            cotangent = cotangent.replace(cotangent.data + pullback(output)[0].data)
-        return y.data.astype(jnp.float32), cotangent.data.astype(jnp.float32)
+        (gradient,) = pullback(cotangent)
+        return y.data.astype(jnp.float32), gradient.data.astype(jnp.float32)
 
     inputs = y, pullback, cotangent
     values, gradients = values_and_gradients(*inputs)
     # The slope of LeakyReLU cancels from the product, (slope * gradient) (value / slope).
-    means = _channel_means(y.lane_pack, _leaky_gradient(values, gradients), gradients * values)
-    # With the barrier XLA computes the gradients a second time instead of storing them.
-    inputs, (mean, product) = optimization_barrier((inputs, means))
-    values, gradients = values_and_gradients(*inputs)
-    return (y.replace(_input_gradient(values, gradients, mean, product, scale).astype(y.data.dtype)),)
+    mean, product = _channel_means(y.lane_pack, _leaky_gradient(values, gradients), gradients * values)
+    gradient = _input_gradient(values_and_gradients, inputs, mean, product, scale)
+    return (y.replace(data=gradient.astype(y.data.dtype)),)
 
 
 norm_act.defvjp(_norm_act_fwd, _norm_act_bwd)
@@ -107,58 +101,50 @@ def _norm_act_conv1x1_bwd(residuals: Any, cotangent: Array) -> tuple[FeatureMap,
         each = [pixels[..., o] if pack == 1 else jnp.dot(pixels[..., o], ones, precision="high") for o in range(out)]
         return _activate(data, mean, scale), weighted_sum(each), each
 
-    values, gradients, each = values_and_gradients(x.data, cotangent)
+    inputs = x.data, cotangent
+    values, gradients, each = values_and_gradients(*inputs)
     products = (values * gradient for gradient in each)
     gradient_mean, *means = _channel_means(pack, _leaky_gradient(values, gradients), *products)
     count = cotangent.shape[1] * cotangent.shape[2]
     kernel_gradient = jnp.stack([(mean * count).sum((0, 1, 2))[:channels] for mean in means], -1)
-    # With the barrier XLA computes the activations a second time instead of storing them.
-    inputs, gradient_mean, product = optimization_barrier(((x.data, cotangent), gradient_mean, weighted_sum(means)))
-    values, gradients, _ = values_and_gradients(*inputs)
-    data_gradient = _input_gradient(values, gradients, gradient_mean, product, scale).astype(x.data.dtype)
-    return x.replace(data_gradient), kernel_gradient, cotangent.sum((0, 1, 2))
+    gradient = _input_gradient(values_and_gradients, inputs, gradient_mean, weighted_sum(means), scale)
+    return x.replace(data=gradient.astype(x.data.dtype)), kernel_gradient, cotangent.sum((0, 1, 2))
 
 
 norm_act_conv1x1.defvjp(_norm_act_conv1x1_fwd, _norm_act_conv1x1_bwd)
 
 
-def conv_norm_act(x: FeatureMap | tuple[FeatureMap, ...], kernel: Array) -> FeatureMap:
-    """Apply a 3x3 convolution, instance norm and LeakyReLU: `norm_act(convolve(x, kernel))`."""
-    if isinstance(x, FeatureMap) and x.data.shape[-1] == 1:
-        return x.replace(_conv_norm_act_image(x.data, kernel.astype(x.data.dtype)))
-    return norm_act(convolve(x, kernel))
+def conv_norm_act(parts: Sequence[FeatureMap], kernel: Array) -> FeatureMap:
+    """Apply a 3x3 convolution, instance norm and LeakyReLU: `norm_act(convolve(parts, kernel))`."""
+    if len(parts) == 1 and parts[0].data.shape[-1] == 1:
+        kernel = kernel.astype(parts[0].data.dtype)
+        return by_platform(*parts, kernel, cpu=lambda x, k: norm_act(convolve([x], k)), default=_conv_norm_act_image)
+    return norm_act(convolve(parts, kernel))
 
 
 @jax.custom_vjp
-def _conv_norm_act_image(image: Array, kernel: Array) -> Array:
+def _conv_norm_act_image(x: FeatureMap, kernel: Array) -> FeatureMap:
     """Convolve an image (b, h, w, 1), normalise and activate: kernel (3, 3, 1, c).
 
     Nine products of a small image cost less than to store and read their sum: they are computed twice, for the
-    statistics and for the result, in one pass over arrays of c channels instead of four. CPUs convolve as usual.
+    statistics and for the result, in one pass over arrays of c channels instead of four.
     """
-    return _conv_norm_act_image_fwd(image, kernel)[0]
+    return _conv_norm_act_image_fwd(x, kernel)[0]
 
 
-def _conv_norm_act_image_fwd(image: Array, kernel: Array) -> tuple[Array, tuple[Array, ...]]:
-    def by_convolution(image: Array) -> tuple[Array, Array]:
-        x = convolve_array(image, kernel)
-        mean, scale = _statistics(1, x)
-        return _activate(x, mean, scale).astype(image.dtype), scale
-
-    def by_products(image: Array) -> tuple[Array, Array]:
-        mean, scale = _statistics(1, _sum_of_products(image, kernel))
-        image, mean, scale = optimization_barrier((image, mean, scale))
-        return _activate(_sum_of_products(image, kernel), mean, scale).astype(image.dtype), scale
-
-    image = optimization_barrier(image)
-    y, scale = by_platform(image, cpu=by_convolution, default=by_products)
+def _conv_norm_act_image_fwd(x: FeatureMap, kernel: Array) -> tuple[FeatureMap, Any]:
+    image = optimization_barrier(x.data)
+    mean, scale = _statistics(1, _sum_of_products(image, kernel))
+    again, mean, scale = optimization_barrier((image, mean, scale))
+    y = x.replace(data=_activate(_sum_of_products(again, kernel), mean, scale).astype(image.dtype))
     return y, (image, kernel, optimization_barrier(y), scale)
 
 
-def _conv_norm_act_image_bwd(residuals: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array]:
+def _conv_norm_act_image_bwd(residuals: Any, cotangent: FeatureMap) -> tuple[FeatureMap, Array]:
     image, kernel, y, scale = residuals
-    (gradient,) = _norm_act_bwd(None, (FeatureMap(y), scale, None), FeatureMap(cotangent))
-    return jax.vjp(convolve_array, image, kernel)[1](gradient.data)
+    (gradient,) = _norm_act_bwd(None, (y, scale, jax.vjp(lambda y: y, y)[1]), cotangent)
+    image_gradient, kernel_gradient = jax.vjp(convolve_array, image, kernel)[1](gradient.data)
+    return y.replace(data=image_gradient), kernel_gradient
 
 
 _conv_norm_act_image.defvjp(_conv_norm_act_image_fwd, _conv_norm_act_image_bwd)
@@ -169,8 +155,7 @@ def _sum_of_products(image: Array, kernel: Array) -> Array:
     h, w = image.shape[1:3]
     padded = jnp.pad(image.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
     weights = kernel.astype(jnp.float32)
-    products = (padded[:, i : i + h, j : j + w] * weights[i, j] for i in range(3) for j in range(3))
-    return sum(products, jnp.float32(0))
+    return sum((padded[:, i : i + h, j : j + w] * weights[i, j] for i in range(3) for j in range(3)), jnp.float32(0))
 
 
 def _statistics(lane_pack: int, x: Array) -> tuple[Array, Array]:
@@ -181,31 +166,31 @@ def _statistics(lane_pack: int, x: Array) -> tuple[Array, Array]:
 
 
 def _activate(x: Array, mean: Array, scale: Array) -> Array:
-    """Normalise, then apply LeakyReLU, in float32."""
     normal = (x.astype(jnp.float32) - mean) * scale
     return jnp.where(normal >= 0, normal, SLOPE * normal)
 
 
 def _leaky_gradient(y: Array, gradient: Array) -> Array:
-    """Take the gradient of y back through LeakyReLU, whose result y is."""
     return jnp.where(y >= 0, gradient, SLOPE * gradient)
 
 
-def _input_gradient(y: Array, gradient: Array, mean: Array, product: Array, scale: Array) -> Array:
+def _input_gradient(recompute: Callable[..., Any], inputs: Any, mean: Array, product: Array, scale: Array) -> Array:
     """Take the gradient of the activations y back through activation and normalisation, in float32.
 
-    `mean` is that of the normalised values' gradient, `product` of this times the normalised values.
+    `mean` is that of the normalised values' gradient, `product` of this times the normalised values. With the barrier
+    XLA computes y and its gradient from the inputs a second time instead of storing them, which moves less memory.
     """
+    inputs, mean, product = optimization_barrier((inputs, mean, product))
+    y, gradient, *_ = recompute(*inputs)
     return scale * (jnp.where(y >= 0, gradient - y * product, SLOPE * gradient - y / SLOPE * product) - mean)
 
 
 def _channel_means(lane_pack: int, *arrays: Array) -> tuple[Array, ...]:
     """Average over height, width and packed pixels, (b, h, w, c) float32 to (b, 1, 1, c), all arrays in one pass.
 
-    Sums along rows come first: into a reduction as short as that XLA fuses what computes its terms, at all levels of
-    the network. On a TPU it adds up a convolution's result while computing it, if the reduction is a plain one.
+    Sums along rows come first: into so short a reduction XLA fuses what computes its terms, at all levels of the
+    network. On a TPU it adds up a convolution's result while computing it, if the reduction is a plain one.
     """
-
     b, _, w, c = arrays[0].shape
 
     def rows_first(*arrays: Array) -> tuple[Array, ...]:

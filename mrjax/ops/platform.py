@@ -36,9 +36,8 @@ def optimization_barrier(values: Any) -> Any:
 def gradient_barrier(values: Any) -> Any:
     """Return the values unchanged; the gradients of all are computed before any of them is used.
 
-    Otherwise XLA puts off the gradients of kernels until they are exchanged between devices, and stores until then
-    what they are computed from. Not on TPUs, where the barrier would keep the statistics of a normalisation from being
-    fused into the convolution's gradient.
+    Otherwise XLA puts off the gradients of kernels until devices exchange them, and stores what they are computed from.
+    Not on TPUs, where it would keep a normalisation's statistics from being fused into the convolution's gradient.
     """
     return values
 

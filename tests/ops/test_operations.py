@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 
-from mrjax import ops
-from mrjax.ops import features, platform, reference
-from mrjax.ops.features import FeatureMap
+from mrjax.ops import features, platform
+from mrjax.ops.convolution import convolve, upsample
+from mrjax.ops.features import FeatureMap, pad_like
+from mrjax.ops.normalisation import conv_norm_act, norm_act, norm_act_conv1x1
+from mrjax.ops.pooling import avg_pool, max_pool
 from mrjax.parallel import sharding
 
 BATCH, HEIGHT, WIDTH = 2, 8, 16
@@ -45,12 +48,12 @@ class Case(NamedTuple):
 
 def convolve_pooled(pack: int, x: FeatureMap, kernel: jax.Array) -> jax.Array:
     """A convolution of the map that pooling leaves: spaced where it is packed."""
-    return unpack(ops.convolve(ops.max_pool(x), kernel))
+    return unpack(convolve([max_pool(x)], kernel))
 
 
-def upsample(pack_: int, x: FeatureMap, kernel: jax.Array) -> jax.Array:
+def upsample_packed(pack_: int, x: FeatureMap, kernel: jax.Array) -> jax.Array:
     like = pack(jnp.zeros((BATCH, 2 * HEIGHT, 2 * WIDTH, kernel.shape[-1])), pack_)
-    return unpack(ops.upsample(pack(unpack(x), max(pack_ // 2, 1)), kernel, like))
+    return unpack(upsample(pack(unpack(x), max(pack_ // 2, 1)), kernel, like))
 
 
 def two_results(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -63,9 +66,9 @@ def joined(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 CASES = {
-    "convolve": Case(lambda pack, x, k: unpack(ops.convolve(x, k)), reference.convolve, (3,), ((3, 3, 3, 4),)),
+    "convolve": Case(lambda pack, x, k: unpack(convolve([x], k)), reference.convolve, (3,), ((3, 3, 3, 4),)),
     "convolve a concatenation": Case(
-        lambda pack, x, y, k: unpack(ops.convolve((x, y), k)),
+        lambda pack, x, y, k: unpack(convolve([x, y], k)),
         joined(reference.convolve),
         (4, 3),
         ((3, 3, 7, 4),),
@@ -73,18 +76,18 @@ CASES = {
     "convolve what was pooled": Case(
         convolve_pooled, lambda x, k: reference.convolve(reference.max_pool(x), k), (4,), ((3, 3, 4, 8),)
     ),
-    "upsample": Case(upsample, reference.upsample, (4,), ((2, 2, 4, 2),)),
-    "max_pool": Case(lambda pack, x: unpack(ops.max_pool(x)), reference.max_pool, (4,)),
-    "avg_pool": Case(lambda pack, x: unpack(ops.avg_pool(x)), reference.avg_pool, (4,)),
-    "norm_act": Case(lambda pack, x: unpack(ops.norm_act(x)), reference.norm_act, (3,)),
+    "upsample": Case(upsample_packed, reference.upsample, (4,), ((2, 2, 4, 2),)),
+    "max_pool": Case(lambda pack, x: unpack(max_pool(x)), reference.max_pool, (4,)),
+    "avg_pool": Case(lambda pack, x: unpack(avg_pool(x)), reference.avg_pool, (4,)),
+    "norm_act": Case(lambda pack, x: unpack(norm_act(x)), reference.norm_act, (3,)),
     "norm_act and max_pool": Case(
-        lambda pack, x: tuple(map(unpack, ops.norm_act(x, epilogue=ops.max_pool))), two_results, (4,)
+        lambda pack, x: tuple(map(unpack, norm_act(x, epilogue=max_pool))), two_results, (4,)
     ),
     "norm_act_conv1x1": Case(
-        lambda pack, x, k, b: ops.norm_act_conv1x1(x, k, b), reference.norm_act_conv1x1, (3,), ((3, 2), (2,))
+        lambda pack, x, k, b: norm_act_conv1x1(x, k, b), reference.norm_act_conv1x1, (3,), ((3, 2), (2,))
     ),
     "conv_norm_act of an image": Case(
-        lambda pack, x, k: unpack(ops.conv_norm_act(x, k)),
+        lambda pack, x, k: unpack(conv_norm_act([x], k)),
         lambda x, k: reference.norm_act(reference.convolve(x, k)),
         (1,),
         ((3, 3, 1, 4),),
@@ -155,4 +158,4 @@ def test_channels_that_do_not_divide_the_lanes_are_not_packed(monkeypatch: pytes
 def test_pad_like_reflects_the_last_row_and_column() -> None:
     x = FeatureMap(jnp.arange(4.0).reshape(1, 2, 2, 1))
     like = FeatureMap(jnp.zeros((1, 3, 3, 1)))
-    assert ops.pad_like(x, like).data[0, ..., 0].tolist() == [[0, 1, 0], [2, 3, 2], [0, 1, 0]]
+    assert pad_like(x, like).data[0, ..., 0].tolist() == [[0, 1, 0], [2, 3, 2], [0, 1, 0]]

@@ -55,17 +55,16 @@ def available() -> bool:
 
 def _compiled(compiler: list[str]) -> Path:
     """Compile the library for this compiler, this CPU and this jaxlib, unless the cache has it."""
-    sources = sorted(_SOURCES.glob("*.[ch]*"))
+    sources = [path.read_text() for path in sorted(_SOURCES.glob("*.[ch]*"))]
     # The predefined macros name the compiler's version and the instruction sets of the CPU.
     macros = _run(*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
-    parts = [jaxlib.__version__, *compiler, *_FLAGS, macros, *(path.read_text() for path in sources)]
+    parts = [jaxlib.__version__, *compiler, *_FLAGS, macros, *sources]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     library = private_folder("native") / f"{key}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            temporary = Path(folder) / library.name
-            source = str(_SOURCES / "convolution.cc")
-            _run(*compiler, *_FLAGS, "-I", jax.ffi.include_dir(), source, "-o", str(temporary))
+            temporary = f"{folder}/{library.name}"
+            _run(*compiler, *_FLAGS, "-I", jax.ffi.include_dir(), f"{_SOURCES}/convolution.cc", "-o", temporary)
             # A file that another machine with the same home has loaded is never overwritten.
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, library)

@@ -1,4 +1,4 @@
-"""What each operation computes, in a few lines: the tests hold the tuned forms to these, gradients included.
+"""What each operation computes, in a few lines: the tuned forms are held to these, gradients included.
 
 Images are (batch, height, width, channels).
 """
