@@ -1,5 +1,7 @@
 """Make the demo data: python -m mrjax.demo --output=data/demo."""
 
+import dataclasses
+
 from absl import flags
 
 from mrjax import cli, demo
@@ -8,11 +10,9 @@ from mrjax import cli, demo
 def main(argv: list[str]) -> None:
     """Make the demo data as the flags say."""
     cli.expect_no_arguments(argv)
-    values = flags.FLAGS.flag_values_dict()
-    numbers = {name: values[name] for name in ("size", "coils", "slices", "repetitions", "seed")}
-    subjects = {split: values[split] for split in demo.SPLITS}
-    demo.make(values["output"], demo.Settings(**numbers, subjects=subjects))
-    print(f"demo data written to {values['output']}")
+    settings = {field.name: getattr(flags.FLAGS, field.name) for field in dataclasses.fields(demo.Settings)}
+    demo.make(flags.FLAGS.output, demo.Settings(**settings))
+    print(f"demo data written to {flags.FLAGS.output}")
 
 
 if __name__ == "__main__":
@@ -23,6 +23,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("slices", defaults.slices, "axial slices of a scan")
     flags.DEFINE_integer("repetitions", defaults.repetitions, "scans of every contrast, independent in their noise")
     flags.DEFINE_integer("seed", defaults.seed, "the same seed gives the same files")
-    for split, count in defaults.subjects.items():
-        flags.DEFINE_integer(split, count, f"subjects in {split}/")
+    for split in demo.SPLITS:
+        flags.DEFINE_integer(split, getattr(defaults, split), f"subjects in {split}/")
     cli.run(main)

@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 
 from mrjax.demo.anatomy import FIELD_OF_VIEW, TISSUES, Anatomy, Subject, slice_heights, spline
 
@@ -29,14 +30,14 @@ PROTOCOLS = {
 
 
 def spin_echo_signal(density: Any, t1: Any, t2: Any, *, tr: float, te: float, inversion: bool) -> Any:
-    """Compute the signal of a spin echo, after an inversion where asked for; times in ms, arguments broadcast.
+    """Compute the signal of a spin echo, after an inversion where asked for; times in ms.
 
     Bernstein, King, Zhou: Handbook of MRI Pulse Sequences, 2004, chapter 14. The inversion time nulls the nominal
     fluid, as an operator sets it; the signal of an inversion recovery is negative before its null.
     """
     recovery = 1 - np.exp(-tr / t1)
     if inversion:
-        fluid = TISSUES["fluid"].t1
+        fluid = TISSUES["fluid"][1]
         ti = fluid * (math.log(2) - math.log1p(math.exp(-tr / fluid)))
         recovery = 1 - 2 * np.exp(-ti / t1) + np.exp(-tr / t1)
     return density * recovery * np.exp(-te / t2)
@@ -44,13 +45,13 @@ def spin_echo_signal(density: Any, t1: Any, t2: Any, *, tr: float, te: float, in
 
 def make_image(anatomy: Anatomy, subject: Subject, contrast: str) -> np.ndarray:
     """Make the noise-free image, complex64 (slices, size, size); the brain's mean magnitude is 0.4."""
-    rng, nominal = subject.generator(1), np.array(list(TISSUES.values())).T
-    density, t1, t2 = nominal * rng.normal(1, [[0.015], [0.03], [0.03]], nominal.shape)
+    nominal = np.array(list(TISSUES.values())).T
+    density, t1, t2 = nominal * subject.generator(1).normal(1, [[0.015], [0.03], [0.03]], nominal.shape)
     rng, protocol = subject.generator(2, list(PROTOCOLS).index(contrast)), PROTOCOLS[contrast]
     tr, te = np.multiply((protocol.tr, protocol.te), rng.normal(1, 0.02, 2))
     signals = spin_echo_signal(density, t1, t2, tr=tr, te=te, inversion=protocol.inversion)
     clean = np.tensordot(signals, anatomy.fractions, 1) * (1 + protocol.texture * anatomy.texture)
-    clean *= 0.4 / max(signals[:2].mean(), 1e-6)
+    clean *= 0.4 / signals[:2].mean()
     slices, size = clean.shape[:2]
     plane = np.linspace(0, 4, size)
     bias, phase = (spline(rng.standard_normal((3, 5, 5)), (np.linspace(0, 2, slices), plane, plane)) for _ in range(2))
@@ -68,11 +69,11 @@ def make_sensitivities(subject: Subject, *, size: int, coils: int, slices: int) 
     plane = np.linspace(-0.5, 0.5, 25) * FIELD_OF_VIEW
     points = np.stack(np.meshgrid(slice_heights(5), plane, plane, indexing="ij"), -1)[..., ::-1]  # (5, 25, 25, 3)
     angles = 2 * np.pi * (np.arange(coils) + 0.5) / coils + rng.normal(0, 0.06, coils)
-    radius = float(np.clip(480 / coils, 50, 110))  # mm
+    radius = np.clip(480 / coils, 50, 110)  # mm
     coarse = np.stack([_loop_sensitivity(rng, points, angle, radius) for angle in angles])
     head = np.hypot(points[..., 0] / 75, points[..., 1] / 95) < 1
     coarse /= np.sqrt((np.abs(coarse) ** 2).sum(0))[head].mean()
-    heights = np.linspace(0, 4, slices) if slices > 1 else np.full(1, 2.0)
+    heights = 2 + slice_heights(slices) / slice_heights(5)[3]
     pixels = (np.arange(size) - size // 2) * (24 / size) + 12
     return np.stack([spline(coil, (heights, pixels, pixels)) for coil in coarse], 1).astype(np.complex64)
 
@@ -90,19 +91,13 @@ def _loop_sensitivity(rng: np.random.Generator, points: np.ndarray, angle: float
     return (field[..., 0] - 1j * field[..., 1]) * np.exp(1j * rng.uniform(-np.pi, np.pi))
 
 
-def draw_noise_level(rng: np.random.Generator) -> float:
-    """Draw the noise's standard deviation: the brain's mean signal of 0.4 is 24 to 34 times as strong."""
-    return 0.4 / rng.uniform(24, 34)
-
-
-def acquire_kspace(image: np.ndarray, coils: np.ndarray, rng: np.random.Generator, *, noise: float) -> np.ndarray:
+def acquire_kspace(image: np.ndarray, coils: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Acquire k-space, complex64 (slices, coils, size, size), of a noise-free image (slices, size, size).
 
-    `coils` are the sensitivities; `noise` is the standard deviation of the real and of the imaginary part.
+    `coils` are the sensitivities. The brain's mean signal of 0.4 is 24 to 34 times as strong as the standard deviation
+    of the noise's real and imaginary part.
     """
-    from scipy import fft
-
+    noise = np.float32(0.4 / rng.uniform(24, 34))
     shifted = np.fft.ifftshift(coils * image[:, None], axes=(-2, -1))
-    kspace = np.fft.fftshift(fft.fft2(shifted, norm="ortho"), axes=(-2, -1))
-    draws = rng.standard_normal((*kspace.shape, 2), np.float32)
-    return kspace + np.float32(noise) * draws.view(np.complex64)[..., 0]
+    kspace = np.fft.fftshift(scipy.fft.fft2(shifted, norm="ortho"), axes=(-2, -1))
+    return kspace + noise * rng.standard_normal((*kspace.shape, 2), np.float32).view(np.complex64)[..., 0]
