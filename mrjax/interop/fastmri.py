@@ -42,12 +42,13 @@ def from_fastmri(weights: StateDict) -> Network:
             raise UserError(f"the state_dict {verb} {prefix}{min(names)}, expected that of fastMRI's {_LABELS[name]}")
     params = {}
     for theirs, row in table.items():
-        if weights[theirs].shape != row.shape:
+        value = weights[theirs]
+        if value.shape != row.shape:
             raise UserError(
-                f"{prefix}{theirs} of the state_dict has the shape {weights[theirs].shape}, expected "
-                f"{row.shape} in a {_LABELS[name]} of {fields['channels']} channels"
+                f"{prefix}{theirs} of the state_dict has the shape {value.shape}, expected {row.shape} in a "
+                f"{_LABELS[name]} of {fields['channels']} channels"
             )
-        value = weights[theirs].astype(np.float32).transpose(_AXES[row.kind])
+        value = value.astype(np.float32).transpose(_AXES[row.kind])
         params[row.ours] = np.ascontiguousarray(value[0, 0] if row.kind == "head" else value)
     return Network(name, fields, unflatten_dict(params, sep="/"))
 
@@ -63,7 +64,7 @@ def to_fastmri(name: str, fields: Mapping[str, int], params: dict[str, Any]) -> 
 
 
 def _recognise(weights: StateDict) -> tuple[str, str]:
-    """The prefix of the names, and the network's name in `models.MODELS`."""
+    """Find the prefix of the names, and the network's name in `models.MODELS`."""
     for name, ending in (("varnet", _SENSITIVITIES + _FIRST), ("unet", _FIRST)):
         found = [key for key in weights if key == ending or key.endswith(f".{ending}")]
         if len(found) == 1:
@@ -73,23 +74,17 @@ def _recognise(weights: StateDict) -> tuple[str, str]:
 
 
 def _infer_fields(name: str, weights: StateDict) -> dict[str, int]:
-    """The network's attributes."""
+    """Infer the network's attributes, 1 where nothing tells: `from_fastmri` names what a state_dict lacks."""
 
-    def channels_and_levels(prefix: str) -> tuple[int, int]:
-        levels = sum(key.startswith(f"{prefix}up_transpose_conv.") for key in weights)
-        first = weights.get(prefix + _FIRST)
-        if first is None or first.ndim == 0 or levels == 0:
-            raise UserError(
-                f"the state_dict lacks {prefix}{_FIRST} or {prefix}up_transpose_conv, expected a whole U-Net"
-            )
-        return first.shape[0], levels
+    def unet_fields(prefix: str, start: str) -> dict[str, int]:
+        first = np.atleast_1d(weights.get(start + _FIRST, 1))
+        levels = sum(key.startswith(f"{start}up_transpose_conv.") for key in weights)
+        return {f"{prefix}channels": len(first), f"{prefix}levels": max(levels, 1)}
 
-    channels, levels = channels_and_levels("" if name == "unet" else _CASCADE.format(0))
-    fields = {"channels": channels, "levels": levels}
-    if name == "varnet":
-        fields["sens_channels"], fields["sens_levels"] = channels_and_levels(_SENSITIVITIES)
-        fields["cascades"] = sum(key.endswith(".dc_weight") for key in weights)
-    return fields
+    if name == "unet":
+        return unet_fields("", "")
+    cascades = sum(key.endswith(".dc_weight") for key in weights)
+    return {**unet_fields("", _CASCADE.format(0)), **unet_fields("sens_", _SENSITIVITIES), "cascades": max(cascades, 1)}
 
 
 class _Parameter(NamedTuple):
@@ -100,36 +95,33 @@ class _Parameter(NamedTuple):
 
 
 def _parameters(name: str, fields: Mapping[str, int]) -> Iterator[_Parameter]:
-    """All parameters of a network."""
+    """List all parameters of a network."""
+    size = fields["channels"], fields["levels"]
     if name == "unet":
-        yield from _unet_parameters(fields["channels"], fields["levels"], 1, "", "")
+        yield from _unet_parameters("", "", 1, *size)
         return
-    sensitivities = "sensitivities/unet/", _SENSITIVITIES
-    yield from _unet_parameters(fields["sens_channels"], fields["sens_levels"], 2, *sensitivities)
+    sens_size = fields["sens_channels"], fields["sens_levels"]
+    yield from _unet_parameters("sensitivities/unet/", _SENSITIVITIES, 2, *sens_size)
     for i in range(fields["cascades"]):
         yield _Parameter(f"cascade_{i}/weight", f"cascades.{i}.dc_weight", "vector", (1,))
-        yield from _unet_parameters(fields["channels"], fields["levels"], 2, f"cascade_{i}/unet/", _CASCADE.format(i))
+        yield from _unet_parameters(f"cascade_{i}/unet/", _CASCADE.format(i), 2, *size)
 
 
-def _unet_parameters(channels: int, levels: int, images: int, ours: str, theirs: str) -> Iterator[_Parameter]:
-    """Parameters of a U-Net from `images` channels to as many, under the prefixes `ours` and `theirs`."""
-
-    def double_convolution(block: str, layers: str, before: int, after: int) -> Iterator[_Parameter]:
-        for ordinal, (layer, count) in enumerate(((0, before), (4, after))):
-            name = f"{theirs}{layers}.layers.{layer}.weight"
-            yield _Parameter(f"{ours}{block}/conv_{ordinal}/kernel", name, "convolution", (after, count, 3, 3))
-
+def _unet_parameters(ours: str, theirs: str, images: int, channels: int, levels: int) -> Iterator[_Parameter]:
+    """List those of a U-Net from `images` channels to as many, under the prefixes `ours` and `theirs`."""
     width = [channels << level for level in range(levels + 1)]
+    blocks = [("bottleneck", "conv", width[-2], width[-1])]
     for level, before in enumerate([images, *width[:-2]]):
-        yield from double_convolution(f"down_{level}", f"down_sample_layers.{level}", before, width[level])
-    yield from double_convolution("bottleneck", "conv", width[-2], width[-1])
-    for level in range(levels):
-        # Theirs are counted in the order in which they run, from the bottom up.
-        ordinal = levels - 1 - level
-        name, shape = f"{theirs}up_transpose_conv.{ordinal}.layers.0.weight", (width[level + 1], width[level], 2, 2)
+        blocks.append((f"down_{level}", f"down_sample_layers.{level}", before, width[level]))
+        # Theirs are counted in the order in which they run, from the bottom up; the last is a sequence with the head.
+        up = levels - 1 - level
+        blocks.append((f"up_{level}", f"up_conv.{up}" if level else f"up_conv.{up}.0", width[level + 1], width[level]))
+        name, shape = f"{theirs}up_transpose_conv.{up}.layers.0.weight", (width[level + 1], width[level], 2, 2)
         yield _Parameter(f"{ours}up_{level}/transpose/kernel", name, "transposed", shape)
-        layers = f"up_conv.{ordinal}" if level else f"up_conv.{ordinal}.0"
-        yield from double_convolution(f"up_{level}", layers, width[level + 1], width[level])
-    last = f"{theirs}up_conv.{levels - 1}.1"
-    yield _Parameter(f"{ours}head/kernel", f"{last}.weight", "head", (images, channels, 1, 1))
-    yield _Parameter(f"{ours}head/bias", f"{last}.bias", "vector", (images,))
+    for block, layers, before, after in blocks:
+        for ordinal, layer, count in ((0, 0, before), (1, 4, after)):
+            name, shape = f"{theirs}{layers}.layers.{layer}.weight", (after, count, 3, 3)
+            yield _Parameter(f"{ours}{block}/conv_{ordinal}/kernel", name, "convolution", shape)
+    head = f"{theirs}up_conv.{levels - 1}.1"
+    yield _Parameter(f"{ours}head/kernel", f"{head}.weight", "head", (images, channels, 1, 1))
+    yield _Parameter(f"{ours}head/bias", f"{head}.bias", "vector", (images,))
