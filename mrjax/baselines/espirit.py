@@ -39,8 +39,8 @@ def espirit(
     products = jnp.einsum("nihw,njhw->ijhw", spectra, spectra.conj(), precision="highest")
     coefficients = jnp.fft.fftshift(jnp.fft.ifft2(products), (-2, -1))
     padding = [(size // 2 - kernel + 1, size - size // 2 - kernel) for size in (height, width)]
-    padded = jnp.pad(coefficients, [(0, 0), (0, 0), *padding])
-    projections = ifft2c(padded) * (np.sqrt(height * width) / kernel**2).astype(np.float32)
+    scale = np.float32(np.sqrt(height * width) / kernel**2)
+    projections = ifft2c(jnp.pad(coefficients, [(0, 0), (0, 0), *padding])) * scale
 
     flat = region.reshape(coils, -1)
     values, maps = dominant_eigenvector(projections, jnp.matmul(flat, flat.conj().T, precision="highest"))

@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import os
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
@@ -18,30 +20,30 @@ from mrjax.mri.fourier import magnitude_host
 SPLITS = ("train", "val", "test")
 
 
+def _setting(default: int, description: str, least: int = 0, most: int = 9999) -> Any:
+    return dataclasses.field(default=default, metadata={"help": description, "limits": (least, most)})
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What demo data to make; the same settings give the same bytes. Raises a `UserError` for a value out of range."""
 
-    size: int = 128  # pixels along either side of the 250 mm field of view
-    coils: int = 4  # receive coils around the head; one is a volume coil
-    slices: int = 18  # axial slices of 5 mm, evenly spaced over the brain: 6.2 mm apart where there are 18
-    repetitions: int = 1  # scans of every contrast, which differ by their noise
-    seed: int = 0  # of all random numbers
-    train: int = 12  # subjects in this split, and so on
-    val: int = 2
-    test: int = 2
+    size: int = _setting(128, "pixels along either side of the 250 mm field of view (M4Raw: 256)", least=32)
+    coils: int = _setting(4, "receive coils around the head; one is a volume coil", least=1)
+    slices: int = _setting(18, "axial slices of 5 mm, evenly spaced over the 105 mm of the brain", least=1)
+    repetitions: int = _setting(1, "scans of every contrast, independent in their noise", least=1, most=99)
+    seed: int = _setting(0, "the same seed gives the same files", most=sys.maxsize)
+    train: int = _setting(12, "subjects in train/")
+    val: int = _setting(2, "subjects in val/")
+    test: int = _setting(2, "subjects in test/")
 
     def __post_init__(self) -> None:
-        least = {"size": 32, "coils": 1, "slices": 1, "repetitions": 1}
-        for name, value in dataclasses.asdict(self).items():
-            if value < least.get(name, 0):
-                raise UserError(f"{name} is {value}, expected a whole number of at least {least.get(name, 0)}")
-        subjects = {split: getattr(self, split) for split in SPLITS}
-        if self.repetitions > 99 or max(subjects.values()) > 9999 or not any(subjects.values()):
-            raise UserError(
-                f"subjects is {subjects} and repetitions {self.repetitions}, expected 1 subject or more in "
-                "all, at most 9999 a split and at most 99 repetitions"
-            )
+        for field in dataclasses.fields(self):
+            value, (least, most) = getattr(self, field.name), field.metadata["limits"]
+            if not least <= value <= most:
+                raise UserError(f"{field.name} is {value}, expected a whole number from {least} to {most}")
+        if not self.train + self.val + self.test:
+            raise UserError("train, val and test are 0, expected 1 subject or more in all")
 
 
 # For tasks on repeated scans: as many repetitions as M4Raw's T1 and T2 have, of half the subjects.

@@ -16,13 +16,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    defaults = demo.Settings()
     flags.DEFINE_string("output", None, "folder to make; it must not exist yet, or be empty", required=True)
-    flags.DEFINE_integer("size", defaults.size, "pixels along either side (M4Raw: 256)")
-    flags.DEFINE_integer("coils", defaults.coils, "receive coils")
-    flags.DEFINE_integer("slices", defaults.slices, "axial slices of a scan")
-    flags.DEFINE_integer("repetitions", defaults.repetitions, "scans of every contrast, independent in their noise")
-    flags.DEFINE_integer("seed", defaults.seed, "the same seed gives the same files")
-    for split in demo.SPLITS:
-        flags.DEFINE_integer(split, getattr(defaults, split), f"subjects in {split}/")
+    for field in dataclasses.fields(demo.Settings):
+        flags.DEFINE_integer(field.name, getattr(demo.Settings, field.name), field.metadata["help"])
     cli.run(main)

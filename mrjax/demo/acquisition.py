@@ -1,31 +1,20 @@
 """Acquisition of the demo scans: spin-echo contrast at 0.3 T (M4Raw's field), coil sensitivities, noise, k-space."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy
 
 from mrjax.demo.anatomy import FIELD_OF_VIEW, TISSUES, Anatomy, Subject, slice_heights, spline
 
-
-class Protocol(NamedTuple):
-    """Sequence of a contrast: TR and TE in ms, whether an inversion nulls the fluid, and the weight of the texture.
-
-    Spin echoes as M4Raw's (Lyu et al., Sci Data 2023, doi:10.1038/s41597-023-02181-4). The template's intensity beyond
-    its tissue mixture says where T1 is short: bright in T1, darker in the other contrasts.
-    """
-
-    tr: float
-    te: float
-    inversion: bool
-    texture: float
-
-
+# TR and TE in ms, whether an inversion nulls the fluid, and the weight of the texture. Spin echoes as M4Raw's (Lyu et
+# al., Sci Data 2023, doi:10.1038/s41597-023-02181-4). The template's intensity beyond its tissue mixture says where T1
+# is short: bright in T1, darker in the other contrasts.
 PROTOCOLS = {
-    "T1": Protocol(500.0, 18.4, False, 1.4),
-    "T2": Protocol(5500.0, 128.0, False, -0.8),
-    "FLAIR": Protocol(7500.0, 96.0, True, -0.6),
+    "T1": (500.0, 18.4, False, 1.4),
+    "T2": (5500.0, 128.0, False, -0.8),
+    "FLAIR": (7500.0, 96.0, True, -0.6),
 }
 
 
@@ -47,10 +36,11 @@ def make_image(anatomy: Anatomy, subject: Subject, contrast: str) -> np.ndarray:
     """Make the noise-free image, complex64 (slices, size, size); the brain's mean magnitude is 0.4."""
     nominal = np.array(list(TISSUES.values())).T
     density, t1, t2 = nominal * subject.generator(1).normal(1, [[0.015], [0.03], [0.03]], nominal.shape)
-    rng, protocol = subject.generator(2, list(PROTOCOLS).index(contrast)), PROTOCOLS[contrast]
-    tr, te = np.multiply((protocol.tr, protocol.te), rng.normal(1, 0.02, 2))
-    signals = spin_echo_signal(density, t1, t2, tr=tr, te=te, inversion=protocol.inversion)
-    clean = np.tensordot(signals, anatomy.fractions, 1) * (1 + protocol.texture * anatomy.texture)
+    rng = subject.generator(2, list(PROTOCOLS).index(contrast))
+    tr, te, inversion, texture = PROTOCOLS[contrast]
+    tr, te = np.multiply((tr, te), rng.normal(1, 0.02, 2))
+    signals = spin_echo_signal(density, t1, t2, tr=tr, te=te, inversion=inversion)
+    clean = np.tensordot(signals, anatomy.fractions, 1) * (1 + texture * anatomy.texture)
     clean *= 0.4 / signals[:2].mean()
     slices, size = clean.shape[:2]
     plane = np.linspace(0, 4, size)
@@ -67,13 +57,14 @@ def make_sensitivities(subject: Subject, *, size: int, coils: int, slices: int) 
         return np.ones((slices, 1, size, size), np.complex64)
     rng = subject.generator(4)
     plane = np.linspace(-0.5, 0.5, 25) * FIELD_OF_VIEW
-    points = np.stack(np.meshgrid(slice_heights(5), plane, plane, indexing="ij"), -1)[..., ::-1]  # (5, 25, 25, 3)
+    grid_heights = slice_heights(5)
+    points = np.stack(np.meshgrid(grid_heights, plane, plane, indexing="ij"), -1)[..., ::-1]  # (5, 25, 25, 3)
     angles = 2 * np.pi * (np.arange(coils) + 0.5) / coils + rng.normal(0, 0.06, coils)
     radius = np.clip(480 / coils, 50, 110)  # mm
     coarse = np.stack([_loop_sensitivity(rng, points, angle, radius) for angle in angles])
     head = np.hypot(points[..., 0] / 75, points[..., 1] / 95) < 1
     coarse /= np.sqrt((np.abs(coarse) ** 2).sum(0))[head].mean()
-    heights = 2 + slice_heights(slices) / slice_heights(5)[3]
+    heights = np.interp(slice_heights(slices), grid_heights, np.arange(5))
     pixels = (np.arange(size) - size // 2) * (24 / size) + 12
     return np.stack([spline(coil, (heights, pixels, pixels)) for coil in coarse], 1).astype(np.complex64)
 

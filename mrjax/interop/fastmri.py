@@ -4,7 +4,7 @@ The network, its width and its depth are recognised by the names and shapes of a
 `fastmri.models.Unet` and `fastmri.models.VarNet` (fastmri 0.3.0, https://github.com/facebookresearch/fastMRI).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mrjax.errors import UserError
 
 StateDict = dict[str, np.ndarray]
+_Parameter = tuple[str, str, tuple[int, ...]]  # our name, kind in `_AXES`, shape in the state_dict
 _FIRST = "down_sample_layers.0.layers.0.weight"
 _SENSITIVITIES, _CASCADE = "sens_net.norm_unet.unet.", "cascades.{}.model.unet."
 _LABELS = {"unet": "U-Net", "varnet": "VarNet"}
@@ -36,30 +37,30 @@ def from_fastmri(weights: StateDict) -> Network:
     prefix, name = _recognise(weights)
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     fields = _infer_fields(name, weights)
-    table = {row.theirs: row for row in _parameters(name, fields)}
+    table = _parameters(name, fields)
     for verb, names in (("lacks", table.keys() - weights.keys()), ("also holds", weights.keys() - table.keys())):
         if names:
             raise UserError(f"the state_dict {verb} {prefix}{min(names)}, expected that of fastMRI's {_LABELS[name]}")
     params = {}
-    for theirs, row in table.items():
+    for theirs, (ours, kind, shape) in table.items():
         value = weights[theirs]
-        if value.shape != row.shape:
+        if value.shape != shape:
             raise UserError(
-                f"{prefix}{theirs} of the state_dict has the shape {value.shape}, expected {row.shape} in a "
+                f"{prefix}{theirs} of the state_dict has the shape {value.shape}, expected {shape} in a "
                 f"{_LABELS[name]} of {fields['channels']} channels"
             )
-        value = value.astype(np.float32).transpose(_AXES[row.kind])
-        params[row.ours] = np.ascontiguousarray(value[0, 0] if row.kind == "head" else value)
+        value = value.astype(np.float32).transpose(_AXES[kind])
+        params[ours] = np.ascontiguousarray(value[0, 0] if kind == "head" else value)
     return Network(name, fields, unflatten_dict(params, sep="/"))
 
 
 def to_fastmri(name: str, fields: Mapping[str, int], params: dict[str, Any]) -> StateDict:
     """Convert parameters to the state_dict that fastMRI's network loads; the inverse of `from_fastmri`."""
     flat, weights = flatten_dict(params, sep="/"), {}
-    for row in _parameters(name, fields):
-        value = np.asarray(flat[row.ours], np.float32)
-        value = value[None, None] if row.kind == "head" else value
-        weights[row.theirs] = np.ascontiguousarray(value.transpose(np.argsort(_AXES[row.kind])))
+    for theirs, (ours, kind, _) in _parameters(name, fields).items():
+        value = np.asarray(flat[ours], np.float32)
+        value = value[None, None] if kind == "head" else value
+        weights[theirs] = np.ascontiguousarray(value.transpose(np.argsort(_AXES[kind])))
     return weights
 
 
@@ -87,41 +88,37 @@ def _infer_fields(name: str, weights: StateDict) -> dict[str, int]:
     return {**unet_fields("", _CASCADE.format(0)), **unet_fields("sens_", _SENSITIVITIES), "cascades": max(cascades, 1)}
 
 
-class _Parameter(NamedTuple):
-    ours: str
-    theirs: str
-    kind: str  # in `_AXES`
-    shape: tuple[int, ...]  # in the state_dict
-
-
-def _parameters(name: str, fields: Mapping[str, int]) -> Iterator[_Parameter]:
-    """List all parameters of a network."""
+def _parameters(name: str, fields: Mapping[str, int]) -> dict[str, _Parameter]:
+    """List all parameters of a network by their names in the state_dict."""
     size = fields["channels"], fields["levels"]
     if name == "unet":
-        yield from _unet_parameters("", "", 1, *size)
-        return
+        return _unet_parameters("", "", 1, *size)
     sens_size = fields["sens_channels"], fields["sens_levels"]
-    yield from _unet_parameters("sensitivities/unet/", _SENSITIVITIES, 2, *sens_size)
+    table = _unet_parameters("sensitivities/unet/", _SENSITIVITIES, 2, *sens_size)
     for i in range(fields["cascades"]):
-        yield _Parameter(f"cascade_{i}/weight", f"cascades.{i}.dc_weight", "vector", (1,))
-        yield from _unet_parameters(f"cascade_{i}/unet/", _CASCADE.format(i), 2, *size)
+        table[f"cascades.{i}.dc_weight"] = f"cascade_{i}/weight", "vector", (1,)
+        table |= _unet_parameters(f"cascade_{i}/unet/", _CASCADE.format(i), 2, *size)
+    return table
 
 
-def _unet_parameters(ours: str, theirs: str, images: int, channels: int, levels: int) -> Iterator[_Parameter]:
+def _unet_parameters(ours: str, theirs: str, images: int, channels: int, levels: int) -> dict[str, _Parameter]:
     """List those of a U-Net from `images` channels to as many, under the prefixes `ours` and `theirs`."""
     width = [channels << level for level in range(levels + 1)]
     blocks = [("bottleneck", "conv", width[-2], width[-1])]
+    last = f"{theirs}up_conv.{levels - 1}.1"
+    table: dict[str, _Parameter] = {
+        f"{last}.weight": (f"{ours}head/kernel", "head", (images, channels, 1, 1)),
+        f"{last}.bias": (f"{ours}head/bias", "vector", (images,)),
+    }
     for level, before in enumerate([images, *width[:-2]]):
-        blocks.append((f"down_{level}", f"down_sample_layers.{level}", before, width[level]))
         # Theirs are counted in the order in which they run, from the bottom up; the last is a sequence with the head.
-        up = levels - 1 - level
+        up, shape = levels - 1 - level, (width[level + 1], width[level], 2, 2)
+        transpose = f"{theirs}up_transpose_conv.{up}.layers.0.weight"
+        table[transpose] = f"{ours}up_{level}/transpose/kernel", "transposed", shape
+        blocks.append((f"down_{level}", f"down_sample_layers.{level}", before, width[level]))
         blocks.append((f"up_{level}", f"up_conv.{up}" if level else f"up_conv.{up}.0", width[level + 1], width[level]))
-        name, shape = f"{theirs}up_transpose_conv.{up}.layers.0.weight", (width[level + 1], width[level], 2, 2)
-        yield _Parameter(f"{ours}up_{level}/transpose/kernel", name, "transposed", shape)
     for block, layers, before, after in blocks:
         for ordinal, layer, count in ((0, 0, before), (1, 4, after)):
-            name, shape = f"{theirs}{layers}.layers.{layer}.weight", (after, count, 3, 3)
-            yield _Parameter(f"{ours}{block}/conv_{ordinal}/kernel", name, "convolution", shape)
-    head = f"{theirs}up_conv.{levels - 1}.1"
-    yield _Parameter(f"{ours}head/kernel", f"{head}.weight", "head", (images, channels, 1, 1))
-    yield _Parameter(f"{ours}head/bias", f"{head}.bias", "vector", (images,))
+            kernel = f"{ours}{block}/conv_{ordinal}/kernel"
+            table[f"{theirs}{layers}.layers.{layer}.weight"] = kernel, "convolution", (after, count, 3, 3)
+    return table
