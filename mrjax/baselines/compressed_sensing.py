@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from mrjax.baselines.espirit import espirit
 from mrjax.mri.coils import adaptive_maps, combine, root_sum_of_squares
-from mrjax.mri.fourier import ifft2c
+from mrjax.mri.fourier import fft2c, ifft2c
 
 # Iterations on the dual problem of a proximal step, started from the dual variable of the last step.
 INNER_ITERATIONS = 10
@@ -71,27 +71,23 @@ def reconstruct(kspace: jax.Array, mask: jax.Array, maps: jax.Array, *, weight: 
     `kspace` and the sensitivities `maps`, S, are (coils, height, width) complex64, `mask` (1 or height, width) bool.
     TV, the total variation, is the sum of the lengths of the image's gradients.
     """
-    # Inputs in the order of a plain FFT, as D is periodic: two shifts in all instead of four in each iteration.
-    axes = (-2, -1)
-    mask = jnp.fft.ifftshift(jnp.broadcast_to(mask, kspace.shape[1:]), axes)
-    maps = jnp.fft.ifftshift(maps, axes)
-    measured = jnp.where(mask, jnp.fft.ifftshift(kspace, axes), 0)
+    measured = jnp.where(mask, kspace, 0)
     curvature = (maps.real**2 + maps.imag**2).sum(0).max()  # a bound on the data term's: F and mask have norm 1
     step = 1 / jnp.where(curvature > 0, curvature, 1)
 
     def iterate(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         image, extrapolated, dual, t = state
-        residual = jnp.where(mask, jnp.fft.fft2(maps * extrapolated, norm="ortho"), 0) - measured
-        descended = extrapolated - step * combine(jnp.fft.ifft2(residual, norm="ortho"), maps)
+        residual = jnp.where(mask, fft2c(maps * extrapolated), 0) - measured
+        descended = extrapolated - step * combine(ifft2c(residual), maps)
         dual = _solve_dual(descended, dual, weight * step)
         updated = descended - differences_adjoint(dual)
         uphill = jnp.vdot(extrapolated - updated, updated - image).real > 0
         momentum, t = _momentum(jnp.where(uphill, 1, t))
         return updated, updated + momentum * (updated - image), dual, t
 
-    image = step * combine(jnp.fft.ifft2(measured, norm="ortho"), maps)
+    image = step * combine(ifft2c(measured), maps)
     start = image, image, jnp.zeros_like(differences(image)), jnp.float32(1)
-    return jnp.fft.fftshift(jax.lax.fori_loop(0, iterations, iterate, start)[0], axes)
+    return jax.lax.fori_loop(0, iterations, iterate, start)[0]
 
 
 def _solve_dual(image: jax.Array, dual: jax.Array, radius: jax.Array) -> jax.Array:
