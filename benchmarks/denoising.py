@@ -43,7 +43,7 @@ MEAN_OF_OTHERS = "mean of the three others, which `denoise` learns from"
 
 def make_data(folder: Path) -> None:
     """Write the repetitions, and pairs with the clean image: of each repetition, and of the mean of the others."""
-    settings = demo.Settings(size=SIZE, coils=COILS, subjects=SUBJECTS, repetitions=REPETITIONS)
+    settings = demo.Settings(size=SIZE, coils=COILS, repetitions=REPETITIONS, **SUBJECTS)
     demo.make(folder / "scans", settings)
     template, slices = anatomy.load_template(), settings.slices
     for index, split in enumerate(demo.SPLITS):
@@ -72,8 +72,7 @@ def simulate_expected_scan(noise_free: np.ndarray, coils: np.ndarray, subject: a
     total = np.zeros(noise_free.shape, np.float64)
     for scan in range(SCANS):
         rng = subject.generator(9, scan)
-        noise = acquisition.draw_noise_level(rng)
-        total += magnitude_host(acquisition.acquire_kspace(noise_free, coils, rng, noise=noise))
+        total += magnitude_host(acquisition.acquire_kspace(noise_free, coils, rng))
     return (total / SCANS).astype(np.float32)
 
 

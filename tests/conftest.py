@@ -25,7 +25,7 @@ from mrjax.config import defaults
 from mrjax.data import hdf5, ismrmrd
 
 ROOT = Path(__file__).parents[1]
-PEERS = ("torch", "fastmri", "sigpy", "pywt", "dipy")
+PEERS = ("torch", "fastmri", "sigpy", "dipy")
 AOT_PYTHON = ROOT / os.environ.get("AOT_VENV", ".venv-aot") / "bin" / "python"
 
 

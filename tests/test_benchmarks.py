@@ -147,7 +147,7 @@ SUBJECTS = {"train": 1, "val": 1, "test": 1}
 @pytest.mark.slow
 @pytest.mark.peer
 def test_quality_trains_and_scores_every_method(tmp_path: Path) -> None:
-    demo.make(tmp_path / "data", demo.Settings(size=quality.SIZE, coils=4, subjects=SUBJECTS))
+    demo.make(tmp_path / "data", demo.Settings(size=quality.SIZE, coils=4, **SUBJECTS))
     check_quality_script("quality", tmp_path, f"--figure={tmp_path / 'models.png'}")
     assert (tmp_path / "models.png").exists()
 

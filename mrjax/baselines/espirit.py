@@ -10,27 +10,15 @@ from mrjax.mri.fourier import ifft2c
 
 
 def espirit(
-    kspace: jax.Array,
-    mask: jax.Array,
-    *,
-    calibration: int = 24,
-    kernel: int = 6,
-    threshold: float = 0.02,
-    crop: float = 0.95,
+    kspace: jax.Array, mask: jax.Array, *, calibration: int = 24, kernel: int = 6, crop: float = 0.95
 ) -> jax.Array:
     """Estimate coil sensitivities by ESPIRiT (Uecker et al., Magn Reson Med 71 (2014) 990), the first set of maps.
 
-    The blocks of the calibration region span a small subspace; at every pixel the sensitivities are the eigenvector,
-    with eigenvalue 1, of the projection onto it. Only fully measured blocks are used, so that the region may be wider
-    than what is fully sampled; fewer than `kernel` columns give zero.
-
-    Args:
-      kspace: (coils, height, width) complex64; the maps are alike, sum |S|^2 = 1 in the object and 0 outside.
-      mask: (1 or height, width) bool, where it was measured.
-      calibration: side of the square calibration region about the centre, in samples; at most the image's.
-      kernel: side of the blocks, in samples; a `UserError` if the image or the region is too small for it.
-      threshold: smallest singular value of the subspace, relative to the largest.
-      crop: the maps are zero where the eigenvalue is not above this: there is no object.
+    The blocks of side `kernel` in a square of side `calibration` about the centre (or all the image) span a small
+    subspace; at every pixel the sensitivities are the eigenvector, with eigenvalue 1, of the projection onto it. Where
+    it is not above `crop` there is no object. Only fully measured blocks count, so that the square may be wider than
+    what is fully sampled; fewer than `kernel` columns give zero. `kspace` and maps are (coils, height, width) complex64
+    with sum |S|^2 = 1 or 0, `mask` (1 or height, width) bool. Raises a `UserError` if a block does not fit.
     """
     coils, height, width = kspace.shape
     if calibration < kernel or min(height, width) < 2 * kernel - 1:
@@ -41,10 +29,9 @@ def espirit(
     region = _crop_centre(jnp.where(mask, kspace, 0), calibration)
     complete = _blocks(_crop_centre(jnp.broadcast_to(mask, (1, height, width)), calibration), kernel).all((0, 1))
     rows = jnp.where(complete, _blocks(region, kernel).reshape(coils * kernel**2, -1), 0)
-    # Squared singular values in float32 resolve singular values down to 1e-3 of the largest, well below the threshold.
+    # Squared singular values in float32 resolve singular values down to 1e-3 of the largest, well below the 2 % kept.
     squares, vectors = jnp.linalg.eigh(jnp.matmul(rows, rows.conj().T, precision="highest"))
-    kept = squares > threshold**2 * squares[-1]
-    vectors = jnp.where(kept, vectors, 0).T.reshape(-1, coils, kernel, kernel)
+    vectors = jnp.where(squares > 0.02**2 * squares[-1], vectors, 0).T.reshape(-1, coils, kernel, kernel)
 
     # The projection at each pixel is a trigonometric polynomial of few coefficients: outer products of the kernels.
     side = 2 * kernel - 1
@@ -52,8 +39,8 @@ def espirit(
     products = jnp.einsum("nihw,njhw->ijhw", spectra, spectra.conj(), precision="highest")
     coefficients = jnp.fft.fftshift(jnp.fft.ifft2(products), (-2, -1))
     padding = [(size // 2 - kernel + 1, size - size // 2 - kernel) for size in (height, width)]
-    padded = jnp.pad(coefficients, [(0, 0), (0, 0), *padding])
-    projections = ifft2c(padded) * (np.sqrt(height * width) / kernel**2).astype(np.float32)
+    scale = np.float32(np.sqrt(height * width) / kernel**2)
+    projections = ifft2c(jnp.pad(coefficients, [(0, 0), (0, 0), *padding])) * scale
 
     flat = region.reshape(coils, -1)
     values, maps = dominant_eigenvector(projections, jnp.matmul(flat, flat.conj().T, precision="highest"))
@@ -62,8 +49,8 @@ def espirit(
 
 def _crop_centre(x: jax.Array, side: int) -> jax.Array:
     """Crop (..., height, width) to its centre, at most side x side."""
-    rows, columns = (slice(n // 2 - min(side, n) // 2, n // 2 - min(side, n) // 2 + min(side, n)) for n in x.shape[-2:])
-    return x[..., rows, columns]
+    top, left = (max(n // 2 - side // 2, 0) for n in x.shape[-2:])
+    return x[..., top : top + side, left : left + side]
 
 
 def _blocks(x: jax.Array, side: int) -> jax.Array:

@@ -1,42 +1,32 @@
 """Acquisition of the demo scans: spin-echo contrast at 0.3 T (M4Raw's field), coil sensitivities, noise, k-space."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import scipy
 
 from mrjax.demo.anatomy import FIELD_OF_VIEW, TISSUES, Anatomy, Subject, slice_heights, spline
 
-
-class Protocol(NamedTuple):
-    """Sequence of a contrast: TR and TE in ms, whether an inversion nulls the fluid, and the weight of the texture.
-
-    Spin echoes as M4Raw's (Lyu et al., Sci Data 2023, doi:10.1038/s41597-023-02181-4). The template's intensity beyond
-    its tissue mixture says where T1 is short: bright in T1, darker in the other contrasts.
-    """
-
-    tr: float
-    te: float
-    inversion: bool
-    texture: float
-
-
+# TR and TE in ms, whether an inversion nulls the fluid, and the weight of the texture. Spin echoes as M4Raw's (Lyu et
+# al., Sci Data 2023, doi:10.1038/s41597-023-02181-4). The template's intensity beyond its tissue mixture says where T1
+# is short: bright in T1, darker in the other contrasts.
 PROTOCOLS = {
-    "T1": Protocol(500.0, 18.4, False, 1.4),
-    "T2": Protocol(5500.0, 128.0, False, -0.8),
-    "FLAIR": Protocol(7500.0, 96.0, True, -0.6),
+    "T1": (500.0, 18.4, False, 1.4),
+    "T2": (5500.0, 128.0, False, -0.8),
+    "FLAIR": (7500.0, 96.0, True, -0.6),
 }
 
 
 def spin_echo_signal(density: Any, t1: Any, t2: Any, *, tr: float, te: float, inversion: bool) -> Any:
-    """Compute the signal of a spin echo, after an inversion where asked for; times in ms, arguments broadcast.
+    """Compute the signal of a spin echo, after an inversion where asked for; times in ms.
 
     Bernstein, King, Zhou: Handbook of MRI Pulse Sequences, 2004, chapter 14. The inversion time nulls the nominal
     fluid, as an operator sets it; the signal of an inversion recovery is negative before its null.
     """
     recovery = 1 - np.exp(-tr / t1)
     if inversion:
-        fluid = TISSUES["fluid"].t1
+        fluid = TISSUES["fluid"][1]
         ti = fluid * (math.log(2) - math.log1p(math.exp(-tr / fluid)))
         recovery = 1 - 2 * np.exp(-ti / t1) + np.exp(-tr / t1)
     return density * recovery * np.exp(-te / t2)
@@ -44,13 +34,14 @@ def spin_echo_signal(density: Any, t1: Any, t2: Any, *, tr: float, te: float, in
 
 def make_image(anatomy: Anatomy, subject: Subject, contrast: str) -> np.ndarray:
     """Make the noise-free image, complex64 (slices, size, size); the brain's mean magnitude is 0.4."""
-    rng, nominal = subject.generator(1), np.array(list(TISSUES.values())).T
-    density, t1, t2 = nominal * rng.normal(1, [[0.015], [0.03], [0.03]], nominal.shape)
-    rng, protocol = subject.generator(2, list(PROTOCOLS).index(contrast)), PROTOCOLS[contrast]
-    tr, te = np.multiply((protocol.tr, protocol.te), rng.normal(1, 0.02, 2))
-    signals = spin_echo_signal(density, t1, t2, tr=tr, te=te, inversion=protocol.inversion)
-    clean = np.tensordot(signals, anatomy.fractions, 1) * (1 + protocol.texture * anatomy.texture)
-    clean *= 0.4 / max(signals[:2].mean(), 1e-6)
+    nominal = np.array(list(TISSUES.values())).T
+    density, t1, t2 = nominal * subject.generator(1).normal(1, [[0.015], [0.03], [0.03]], nominal.shape)
+    rng = subject.generator(2, list(PROTOCOLS).index(contrast))
+    tr, te, inversion, texture = PROTOCOLS[contrast]
+    tr, te = np.multiply((tr, te), rng.normal(1, 0.02, 2))
+    signals = spin_echo_signal(density, t1, t2, tr=tr, te=te, inversion=inversion)
+    clean = np.tensordot(signals, anatomy.fractions, 1) * (1 + texture * anatomy.texture)
+    clean *= 0.4 / signals[:2].mean()
     slices, size = clean.shape[:2]
     plane = np.linspace(0, 4, size)
     bias, phase = (spline(rng.standard_normal((3, 5, 5)), (np.linspace(0, 2, slices), plane, plane)) for _ in range(2))
@@ -66,13 +57,14 @@ def make_sensitivities(subject: Subject, *, size: int, coils: int, slices: int) 
         return np.ones((slices, 1, size, size), np.complex64)
     rng = subject.generator(4)
     plane = np.linspace(-0.5, 0.5, 25) * FIELD_OF_VIEW
-    points = np.stack(np.meshgrid(slice_heights(5), plane, plane, indexing="ij"), -1)[..., ::-1]  # (5, 25, 25, 3)
+    grid_heights = slice_heights(5)
+    points = np.stack(np.meshgrid(grid_heights, plane, plane, indexing="ij"), -1)[..., ::-1]  # (5, 25, 25, 3)
     angles = 2 * np.pi * (np.arange(coils) + 0.5) / coils + rng.normal(0, 0.06, coils)
-    radius = float(np.clip(480 / coils, 50, 110))  # mm
+    radius = np.clip(480 / coils, 50, 110)  # mm
     coarse = np.stack([_loop_sensitivity(rng, points, angle, radius) for angle in angles])
     head = np.hypot(points[..., 0] / 75, points[..., 1] / 95) < 1
     coarse /= np.sqrt((np.abs(coarse) ** 2).sum(0))[head].mean()
-    heights = np.linspace(0, 4, slices) if slices > 1 else np.full(1, 2.0)
+    heights = np.interp(slice_heights(slices), grid_heights, np.arange(5))
     pixels = (np.arange(size) - size // 2) * (24 / size) + 12
     return np.stack([spline(coil, (heights, pixels, pixels)) for coil in coarse], 1).astype(np.complex64)
 
@@ -90,19 +82,13 @@ def _loop_sensitivity(rng: np.random.Generator, points: np.ndarray, angle: float
     return (field[..., 0] - 1j * field[..., 1]) * np.exp(1j * rng.uniform(-np.pi, np.pi))
 
 
-def draw_noise_level(rng: np.random.Generator) -> float:
-    """Draw the noise's standard deviation: the brain's mean signal of 0.4 is 24 to 34 times as strong."""
-    return 0.4 / rng.uniform(24, 34)
-
-
-def acquire_kspace(image: np.ndarray, coils: np.ndarray, rng: np.random.Generator, *, noise: float) -> np.ndarray:
+def acquire_kspace(image: np.ndarray, coils: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Acquire k-space, complex64 (slices, coils, size, size), of a noise-free image (slices, size, size).
 
-    `coils` are the sensitivities; `noise` is the standard deviation of the real and of the imaginary part.
+    `coils` are the sensitivities. The brain's mean signal of 0.4 is 24 to 34 times as strong as the standard deviation
+    of the noise's real and imaginary part.
     """
-    from scipy import fft
-
+    noise = np.float32(0.4 / rng.uniform(24, 34))
     shifted = np.fft.ifftshift(coils * image[:, None], axes=(-2, -1))
-    kspace = np.fft.fftshift(fft.fft2(shifted, norm="ortho"), axes=(-2, -1))
-    draws = rng.standard_normal((*kspace.shape, 2), np.float32)
-    return kspace + np.float32(noise) * draws.view(np.complex64)[..., 0]
+    kspace = np.fft.fftshift(scipy.fft.fft2(shifted, norm="ortho"), axes=(-2, -1))
+    return kspace + noise * rng.standard_normal((*kspace.shape, 2), np.float32).view(np.complex64)[..., 0]

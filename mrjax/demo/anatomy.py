@@ -9,37 +9,24 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 
 from mrjax.errors import UserError
 
 FIELD_OF_VIEW = 250.0  # mm
 THICKNESS = 5.0  # mm
 COVERAGE = (-35.0, 70.0)  # MNI z in mm of the centres of the lowest and the highest slice
-_T1_MEANS = np.array([0.65, 0.88, 0.26], np.float32)  # grey matter, white matter and fluid in the template's image
-_T1_DEVIATIONS = (0.1, 0.1, 0.14)
-
-
-class Tissue(NamedTuple):
-    """Proton density (water = 1) and relaxation times in ms at 0.3 T.
-
-    T1 of brain: between the values at 0.2 and 1 T of Rooney et al. (Magn Reson Med 2007, doi:10.1002/mrm.21122). T1 of
-    muscle and fat, and T2, which hardly depends on the field: Bottomley et al. (Med Phys 1984, doi:10.1118/1.595535).
-    Proton density: Tofts, Quantitative MRI of the Brain (2003).
-    """
-
-    density: float
-    t1: float
-    t2: float
-
-
+# Proton density (water = 1: Tofts, Quantitative MRI of the Brain, 2003), T1 and T2 in ms at 0.3 T. T1 of brain is
+# between the values at 0.2 and 1 T of Rooney et al. (Magn Reson Med 2007, doi:10.1002/mrm.21122); T1 of muscle and fat,
+# and T2, which hardly depends on the field, are of Bottomley et al. (Med Phys 1984, doi:10.1118/1.595535).
 TISSUES = {
-    "white": Tissue(0.71, 400.0, 90.0),
-    "grey": Tissue(0.81, 720.0, 101.0),
-    "fluid": Tissue(1.00, 4200.0, 1800.0),
-    "lesion": Tissue(0.90, 800.0, 190.0),
-    "fat": Tissue(0.85, 200.0, 84.0),
-    "muscle": Tissue(0.75, 450.0, 47.0),
-    "bone": Tissue(0.10, 300.0, 15.0),
+    "white": (0.71, 400.0, 90.0),
+    "grey": (0.81, 720.0, 101.0),
+    "fluid": (1.00, 4200.0, 1800.0),
+    "lesion": (0.90, 800.0, 190.0),
+    "fat": (0.85, 200.0, 84.0),
+    "muscle": (0.75, 450.0, 47.0),
+    "bone": (0.10, 300.0, 15.0),
 }
 
 
@@ -87,33 +74,31 @@ def load_template() -> Template:
     white = datasets.load_mni152_wm_template(resolution=1).get_fdata(dtype=np.float32)
     # Bayes' rule: the tissue maps (the prior) are averages of many brains, the image (the likelihood) is sharper.
     prior = np.stack([grey, white, np.clip(1 - grey - white, 0, 1) + 0.02])
-    deviations = np.stack([(t1 - mean) / sd for mean, sd in zip(_T1_MEANS, _T1_DEVIATIONS, strict=True)])
-    joint = prior * np.exp(-0.5 * deviations**2)
-    grey, white, fluid = joint / (joint.sum(0) + 1e-6)
-    mask = t1 > 0.1
-    mixture = _T1_MEANS[0] * grey + _T1_MEANS[1] * white + _T1_MEANS[2] * fluid
+    means, deviations = np.array([[0.65, 0.88, 0.26], [0.1, 0.1, 0.14]], np.float32)[..., None, None, None]
+    joint = prior * np.exp(-0.5 * ((t1 - means) / deviations) ** 2)
+    grey, white, fluid = tissues = joint / (joint.sum(0) + 1e-6)
+    mask, mixture = t1 > 0.1, (means * tissues).sum(0)
     texture = np.where(mask & (fluid < 0.3), t1 / np.maximum(mixture, 0.2) - 1, 0)
-    origin = np.asarray(loaded.affine)[:3, 3].reshape(3, 1, 1, 1, 1)
+    origin = loaded.affine[:3, 3].reshape(3, 1, 1, 1, 1)
     volumes = (grey, white, np.clip(texture, -0.3, 0.3), *_head_surfaces(mask[::2, ::2, ::2], origin), origin)
     return Template(*(volume.astype(np.float32) for volume in volumes))
 
 
 def _head_surfaces(mask: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`Template.brain`, `vault` and `skin` from the brain mask on a 2 mm grid."""
-    from scipy import ndimage
+    distance = functools.partial(scipy.ndimage.distance_transform_edt, sampling=2)
+    smooth = scipy.ndimage.gaussian_filter
 
     def distance_to_closing(radius: float) -> np.ndarray:
         """Signed distance from the mask after morphological closing with a ball of this radius in mm."""
-        dilated = ndimage.distance_transform_edt(~mask, sampling=2) < radius
-        return ndimage.gaussian_filter(radius - ndimage.distance_transform_edt(dilated, sampling=2), 0.7)
+        return smooth(radius - distance(distance(~mask) < radius), 0.7)
 
-    xyz = [start + 2.0 * index for start, index in zip(origin.ravel(), np.indices(mask.shape, np.float32), strict=True)]
+    xyz = origin[..., 0] + 2 * np.indices(mask.shape, np.float32)
     face = _ellipsoid(xyz, (0, 20, -52), (71, 67, 75)) < 0
     neck = _ellipsoid(xyz, (0, -32, -70), (66, 66, 70)) < 0
-    vault = ndimage.gaussian_filter(distance_to_closing(24), 1.5)
-    head = ndimage.gaussian_filter(((vault < 13) | face | neck).astype(np.float32), 3) > 0.5
-    depth = ndimage.distance_transform_edt(head, sampling=2) - ndimage.distance_transform_edt(~head, sampling=2)
-    return distance_to_closing(5), vault, ndimage.gaussian_filter(depth, 0.7)
+    vault = smooth(distance_to_closing(24), 1.5)
+    head = smooth(((vault < 13) | face | neck).astype(np.float32), 3) > 0.5
+    return distance_to_closing(5), vault, smooth(distance(head) - distance(~head), 0.7)
 
 
 def make_anatomy(template: Template, subject: Subject, *, size: int, slices: int) -> Anatomy:
@@ -171,7 +156,7 @@ def make_anatomy(template: Template, subject: Subject, *, size: int, slices: int
 
 def slice_heights(count: int) -> np.ndarray:
     """Heights of evenly spaced slices in mm about the middle of the covered range, float64 (count,)."""
-    return (np.linspace(*COVERAGE, count) if count > 1 else np.full(1, np.mean(COVERAGE))) - np.mean(COVERAGE)
+    return (np.arange(count) - (count - 1) / 2) * np.ptp(COVERAGE) / max(count - 1, 1)
 
 
 def _draw_coordinates(rng: np.random.Generator, template: Template, size: int, slices: int) -> np.ndarray:
@@ -182,9 +167,7 @@ def _draw_coordinates(rng: np.random.Generator, template: Template, size: int, s
     step = (np.arange(size) - size // 2) * (FIELD_OF_VIEW / size)
     sections = slice_heights(slices)[:, None, None, None] + THICKNESS * np.array([-0.25, 0.25])[:, None, None]
     grid = np.stack(np.broadcast_arrays(-step, -step[:, None], sections))
-    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
-    rotation = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]) @ [[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]
-    rotation = rotation @ [[1, 0, 0], [0, cx, -sx], [0, sx, cx]]
+    rotation = scipy.spatial.transform.Rotation.from_euler("xyz", angles).as_matrix()
     matrix = np.diag(1 / scale) @ rotation + np.diag(shear[:2], 1) + np.diag(shear[2:], 2)
     xyz = (np.tensordot(matrix, grid, 1) + centre).astype(np.float32)
     index = xyz - template.origin
@@ -212,17 +195,14 @@ def _random_field(rng: np.random.Generator, extent: Sequence[int], spacing: floa
 
 def spline(values: np.ndarray, positions: Sequence[np.ndarray]) -> np.ndarray:
     """Interpolate `values` (a, b, c) by cubic splines at `positions` along each axis, counted in samples of it."""
-    from scipy.interpolate import CubicSpline
-
-    weights = [CubicSpline(np.arange(n), np.eye(n))(p) for n, p in zip(values.shape, positions, strict=True)]
-    return np.einsum("ai,bj,ck,ijk->abc", *weights, values, optimize=True)
+    for axis, samples in enumerate(values.shape):
+        values = scipy.interpolate.CubicSpline(np.arange(samples), values, axis)(positions[axis])
+    return values
 
 
 def _interpolate(volume: np.ndarray, index: np.ndarray, voxel: float) -> np.ndarray:
     """`volume`, of voxels of this size in mm, at `index` (3, ...) in mm, linearly."""
-    from scipy import ndimage
-
-    return ndimage.map_coordinates(volume, index / np.float32(voxel), order=1, mode="nearest", output=np.float32)
+    return scipy.ndimage.map_coordinates(volume, index / np.float32(voxel), order=1, mode="nearest", output=np.float32)
 
 
 def _soft_step(distance: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ The network, its width and its depth are recognised by the names and shapes of a
 `fastmri.models.Unet` and `fastmri.models.VarNet` (fastmri 0.3.0, https://github.com/facebookresearch/fastMRI).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mrjax.errors import UserError
 
 StateDict = dict[str, np.ndarray]
+_Parameter = tuple[str, str, tuple[int, ...]]  # our name, kind in `_AXES`, shape in the state_dict
 _FIRST = "down_sample_layers.0.layers.0.weight"
 _SENSITIVITIES, _CASCADE = "sens_net.norm_unet.unet.", "cascades.{}.model.unet."
 _LABELS = {"unet": "U-Net", "varnet": "VarNet"}
@@ -36,34 +37,35 @@ def from_fastmri(weights: StateDict) -> Network:
     prefix, name = _recognise(weights)
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     fields = _infer_fields(name, weights)
-    table = {row.theirs: row for row in _parameters(name, fields)}
+    table = _parameters(name, fields)
     for verb, names in (("lacks", table.keys() - weights.keys()), ("also holds", weights.keys() - table.keys())):
         if names:
             raise UserError(f"the state_dict {verb} {prefix}{min(names)}, expected that of fastMRI's {_LABELS[name]}")
     params = {}
-    for theirs, row in table.items():
-        if weights[theirs].shape != row.shape:
+    for theirs, (ours, kind, shape) in table.items():
+        value = weights[theirs]
+        if value.shape != shape:
             raise UserError(
-                f"{prefix}{theirs} of the state_dict has the shape {weights[theirs].shape}, expected "
-                f"{row.shape} in a {_LABELS[name]} of {fields['channels']} channels"
+                f"{prefix}{theirs} of the state_dict has the shape {value.shape}, expected {shape} in a "
+                f"{_LABELS[name]} of {fields['channels']} channels"
             )
-        value = weights[theirs].astype(np.float32).transpose(_AXES[row.kind])
-        params[row.ours] = np.ascontiguousarray(value[0, 0] if row.kind == "head" else value)
+        value = value.astype(np.float32).transpose(_AXES[kind])
+        params[ours] = np.ascontiguousarray(value[0, 0] if kind == "head" else value)
     return Network(name, fields, unflatten_dict(params, sep="/"))
 
 
 def to_fastmri(name: str, fields: Mapping[str, int], params: dict[str, Any]) -> StateDict:
     """Convert parameters to the state_dict that fastMRI's network loads; the inverse of `from_fastmri`."""
     flat, weights = flatten_dict(params, sep="/"), {}
-    for row in _parameters(name, fields):
-        value = np.asarray(flat[row.ours], np.float32)
-        value = value[None, None] if row.kind == "head" else value
-        weights[row.theirs] = np.ascontiguousarray(value.transpose(np.argsort(_AXES[row.kind])))
+    for theirs, (ours, kind, _) in _parameters(name, fields).items():
+        value = np.asarray(flat[ours], np.float32)
+        value = value[None, None] if kind == "head" else value
+        weights[theirs] = np.ascontiguousarray(value.transpose(np.argsort(_AXES[kind])))
     return weights
 
 
 def _recognise(weights: StateDict) -> tuple[str, str]:
-    """The prefix of the names, and the network's name in `models.MODELS`."""
+    """Find the prefix of the names, and the network's name in `models.MODELS`."""
     for name, ending in (("varnet", _SENSITIVITIES + _FIRST), ("unet", _FIRST)):
         found = [key for key in weights if key == ending or key.endswith(f".{ending}")]
         if len(found) == 1:
@@ -73,63 +75,50 @@ def _recognise(weights: StateDict) -> tuple[str, str]:
 
 
 def _infer_fields(name: str, weights: StateDict) -> dict[str, int]:
-    """The network's attributes."""
+    """Infer the network's attributes, 1 where nothing tells: `from_fastmri` names what a state_dict lacks."""
 
-    def channels_and_levels(prefix: str) -> tuple[int, int]:
-        levels = sum(key.startswith(f"{prefix}up_transpose_conv.") for key in weights)
-        first = weights.get(prefix + _FIRST)
-        if first is None or first.ndim == 0 or levels == 0:
-            raise UserError(
-                f"the state_dict lacks {prefix}{_FIRST} or {prefix}up_transpose_conv, expected a whole U-Net"
-            )
-        return first.shape[0], levels
+    def unet_fields(prefix: str, start: str) -> dict[str, int]:
+        first = np.atleast_1d(weights.get(start + _FIRST, 1))
+        levels = sum(key.startswith(f"{start}up_transpose_conv.") for key in weights)
+        return {f"{prefix}channels": len(first), f"{prefix}levels": max(levels, 1)}
 
-    channels, levels = channels_and_levels("" if name == "unet" else _CASCADE.format(0))
-    fields = {"channels": channels, "levels": levels}
-    if name == "varnet":
-        fields["sens_channels"], fields["sens_levels"] = channels_and_levels(_SENSITIVITIES)
-        fields["cascades"] = sum(key.endswith(".dc_weight") for key in weights)
-    return fields
-
-
-class _Parameter(NamedTuple):
-    ours: str
-    theirs: str
-    kind: str  # in `_AXES`
-    shape: tuple[int, ...]  # in the state_dict
-
-
-def _parameters(name: str, fields: Mapping[str, int]) -> Iterator[_Parameter]:
-    """All parameters of a network."""
     if name == "unet":
-        yield from _unet_parameters(fields["channels"], fields["levels"], 1, "", "")
-        return
-    sensitivities = "sensitivities/unet/", _SENSITIVITIES
-    yield from _unet_parameters(fields["sens_channels"], fields["sens_levels"], 2, *sensitivities)
+        return unet_fields("", "")
+    cascades = sum(key.endswith(".dc_weight") for key in weights)
+    return {**unet_fields("", _CASCADE.format(0)), **unet_fields("sens_", _SENSITIVITIES), "cascades": max(cascades, 1)}
+
+
+def _parameters(name: str, fields: Mapping[str, int]) -> dict[str, _Parameter]:
+    """List all parameters of a network by their names in the state_dict."""
+    size = fields["channels"], fields["levels"]
+    if name == "unet":
+        return _unet_parameters("", "", 1, *size)
+    sens_size = fields["sens_channels"], fields["sens_levels"]
+    table = _unet_parameters("sensitivities/unet/", _SENSITIVITIES, 2, *sens_size)
     for i in range(fields["cascades"]):
-        yield _Parameter(f"cascade_{i}/weight", f"cascades.{i}.dc_weight", "vector", (1,))
-        yield from _unet_parameters(fields["channels"], fields["levels"], 2, f"cascade_{i}/unet/", _CASCADE.format(i))
+        table[f"cascades.{i}.dc_weight"] = f"cascade_{i}/weight", "vector", (1,)
+        table |= _unet_parameters(f"cascade_{i}/unet/", _CASCADE.format(i), 2, *size)
+    return table
 
 
-def _unet_parameters(channels: int, levels: int, images: int, ours: str, theirs: str) -> Iterator[_Parameter]:
-    """Parameters of a U-Net from `images` channels to as many, under the prefixes `ours` and `theirs`."""
-
-    def double_convolution(block: str, layers: str, before: int, after: int) -> Iterator[_Parameter]:
-        for ordinal, (layer, count) in enumerate(((0, before), (4, after))):
-            name = f"{theirs}{layers}.layers.{layer}.weight"
-            yield _Parameter(f"{ours}{block}/conv_{ordinal}/kernel", name, "convolution", (after, count, 3, 3))
-
+def _unet_parameters(ours: str, theirs: str, images: int, channels: int, levels: int) -> dict[str, _Parameter]:
+    """List those of a U-Net from `images` channels to as many, under the prefixes `ours` and `theirs`."""
     width = [channels << level for level in range(levels + 1)]
-    for level, before in enumerate([images, *width[:-2]]):
-        yield from double_convolution(f"down_{level}", f"down_sample_layers.{level}", before, width[level])
-    yield from double_convolution("bottleneck", "conv", width[-2], width[-1])
-    for level in range(levels):
-        # Theirs are counted in the order in which they run, from the bottom up.
-        ordinal = levels - 1 - level
-        name, shape = f"{theirs}up_transpose_conv.{ordinal}.layers.0.weight", (width[level + 1], width[level], 2, 2)
-        yield _Parameter(f"{ours}up_{level}/transpose/kernel", name, "transposed", shape)
-        layers = f"up_conv.{ordinal}" if level else f"up_conv.{ordinal}.0"
-        yield from double_convolution(f"up_{level}", layers, width[level + 1], width[level])
+    blocks = [("bottleneck", "conv", width[-2], width[-1])]
     last = f"{theirs}up_conv.{levels - 1}.1"
-    yield _Parameter(f"{ours}head/kernel", f"{last}.weight", "head", (images, channels, 1, 1))
-    yield _Parameter(f"{ours}head/bias", f"{last}.bias", "vector", (images,))
+    table: dict[str, _Parameter] = {
+        f"{last}.weight": (f"{ours}head/kernel", "head", (images, channels, 1, 1)),
+        f"{last}.bias": (f"{ours}head/bias", "vector", (images,)),
+    }
+    for level, before in enumerate([images, *width[:-2]]):
+        # Theirs are counted in the order in which they run, from the bottom up; the last is a sequence with the head.
+        up, shape = levels - 1 - level, (width[level + 1], width[level], 2, 2)
+        transpose = f"{theirs}up_transpose_conv.{up}.layers.0.weight"
+        table[transpose] = f"{ours}up_{level}/transpose/kernel", "transposed", shape
+        blocks.append((f"down_{level}", f"down_sample_layers.{level}", before, width[level]))
+        blocks.append((f"up_{level}", f"up_conv.{up}" if level else f"up_conv.{up}.0", width[level + 1], width[level]))
+    for block, layers, before, after in blocks:
+        for ordinal, layer, count in ((0, 0, before), (1, 4, after)):
+            kernel = f"{ours}{block}/conv_{ordinal}/kernel"
+            table[f"{theirs}{layers}.layers.{layer}.weight"] = kernel, "convolution", (after, count, 3, 3)
+    return table

@@ -62,20 +62,19 @@ def write(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     file = Path(path)
     if file.suffix not in SUFFIXES:
         raise UserError(f"--output is {path}, expected a name that ends in one of {', '.join(SUFFIXES)}")
+    contiguous = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
     with replacing(file) as part:
-        _save(part, {name: np.ascontiguousarray(x) for name, x in arrays.items()})
-
-
-def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    if file.suffix == ".npz":
-        return np.savez(file, **arrays)  # type: ignore[arg-type]
-    if file.suffix == ".safetensors":
-        return safetensors.numpy.save_file(arrays, file)
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"--output ends in {file.suffix}, which needs PyTorch: install torch, or use .npz") from error
-    return torch.save(collections.OrderedDict((name, torch.from_numpy(x)) for name, x in arrays.items()), file)
+        if file.suffix == ".npz":
+            np.savez(part, **contiguous)  # type: ignore[arg-type]
+        elif file.suffix == ".safetensors":
+            safetensors.numpy.save_file(contiguous, part)
+        else:
+            try:
+                import torch
+            except ImportError as error:
+                needs = f"--output ends in {file.suffix}, which needs PyTorch: install torch, or use .npz"
+                raise UserError(needs) from error
+            torch.save({name: torch.from_numpy(x) for name, x in contiguous.items()}, part)
 
 
 def _load(file: Path) -> Any:
@@ -119,14 +118,9 @@ class _TensorUnpickler(pickle.Unpickler):
 class _EmptyObject:
     """Stands for an object of any other class; takes whatever the pickle does to it."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_EmptyObject":
-        return super().__new__(cls)
-
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-    def __setstate__(self, state: Any) -> None: ...
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-    def append(self, value: Any) -> None:
-        """Drop the value."""
+
+    __setstate__ = __setitem__ = append = __init__
 
     def __call__(self, *args: Any, **kwargs: Any) -> "_EmptyObject":
         return self

@@ -12,13 +12,13 @@ from mrjax.demo import acquisition, anatomy
 from mrjax.demo.anatomy import TISSUES, Subject
 from mrjax.errors import UserError
 
-SMALL = {"size": 48, "slices": 3, "coils": 2, "repetitions": 2, "subjects": {"train": 2, "val": 1, "test": 1}}
+SMALL = {"size": 48, "slices": 3, "coils": 2, "repetitions": 2, "train": 2, "val": 1, "test": 1}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "first"
-    demo.make(folder, demo.Settings(**SMALL), progress=False)
+    demo.make(folder, demo.Settings(**SMALL))
     return folder
 
 
@@ -55,9 +55,9 @@ def test_rss_is_that_of_the_kspace(made):
 
 
 def test_same_seed_same_bytes(made, tmp_path):
-    fewer = SMALL | {"subjects": {"train": 1, "val": 1}}
-    demo.make(tmp_path / "again", demo.Settings(**fewer), progress=False)
-    demo.make(tmp_path / "other", demo.Settings(**fewer, seed=1), progress=False)
+    fewer = SMALL | {"train": 1, "test": 0}
+    demo.make(tmp_path / "again", demo.Settings(**fewer))
+    demo.make(tmp_path / "other", demo.Settings(**fewer, seed=1))
     assert len(files(tmp_path / "again")) == 12
     for name in files(tmp_path / "again"):
         assert (tmp_path / "again" / name).read_bytes() == (made / name).read_bytes()
@@ -171,8 +171,8 @@ def test_existing_output_is_refused(made, tmp_path):
         demo.make(made)
     assert files(made) == before
     (tmp_path / "empty").mkdir()
-    settings = demo.Settings(**(SMALL | {"subjects": {"val": 1}, "repetitions": 1}))
-    demo.make(tmp_path / "empty", settings, progress=False)
+    settings = demo.Settings(**(SMALL | {"repetitions": 1, "train": 0, "test": 0}))
+    demo.make(tmp_path / "empty", settings)
     assert len(files(tmp_path / "empty")) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 
@@ -180,12 +180,21 @@ def test_existing_output_is_refused(made, tmp_path):
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5, "write", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        demo.make(tmp_path / "out", demo.Settings(**SMALL), progress=False)
+        demo.make(tmp_path / "out", demo.Settings(**SMALL))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"size": 31}, {"coils": 0}, {"slices": 0}, {"seed": -1}, {"subjects": {"dev": 1}}, {"subjects": {}}]
+    "wrong",
+    [
+        {"size": 31},
+        {"coils": 0},
+        {"slices": 0},
+        {"seed": -1},
+        {"repetitions": 100},
+        {"train": 10000},
+        {"train": 0, "val": 0, "test": 0},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(UserError, match="expected"):
