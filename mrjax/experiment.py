@@ -92,7 +92,7 @@ class Experiment:
         if self.config.data.cache != "device":
             return []
         started = time.perf_counter()
-        caches = [DeviceCache.load(dataset, self.mesh, self.config.data.cache_half) for dataset in self.train_datasets]
+        caches = [DeviceCache(dataset, self.mesh, self.config.data.cache_half) for dataset in self.train_datasets]
         logger.info(
             "%d slices, %.2f GB on each device, are cached after %.1f s",
             sum(map(len, self.train_datasets)),

@@ -88,9 +88,8 @@ def _compare(kspace: np.ndarray, image: np.ndarray) -> tuple[float, float]:
     rss = magnitude_host(kspace.reshape(-1, *kspace.shape[-2:]))
     height, width = (min(pair) for pair in zip(rss.shape, image.shape, strict=True))
     rss, image = (crop_or_pad(x, (height, width)).ravel() for x in (rss, np.abs(image)))
-    spread = float(rss.std() * image.std())
-    correlation = float(((rss - rss.mean()) * (image - image.mean())).mean() / spread) if spread else 1.0
-    return correlation, float(np.linalg.norm(image) / max(np.linalg.norm(rss), np.finfo(np.float32).tiny))
+    correlation = np.corrcoef(rss, image)[0, 1] if rss.std() * image.std() else 1.0
+    return float(correlation), float(np.linalg.norm(image) / max(np.linalg.norm(rss), np.finfo(np.float32).tiny))
 
 
 def _list(slices: list[int] | tuple[int, ...]) -> str:

@@ -1,6 +1,7 @@
 """A cache on the accelerators: a whole dataset split over the devices, from which batches are drawn by number."""
 
 import collections
+import concurrent.futures
 import functools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -11,46 +12,48 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from mrjax.data.buffers import Batch
-from mrjax.data.dataset import Dataset, read_range
+from mrjax.data.dataset import Dataset
 from mrjax.parallel import sharding
 
 Arrays = dict[str, jax.Array]
 
 
 class DeviceCache:
-    """The examples of a dataset on the devices of a mesh, `device_bytes` on each."""
+    """The examples of a dataset on the devices of a mesh, `device_bytes` on each.
 
-    def __init__(self, stored: Arrays, mesh: Mesh):
-        self._stored = stored
-        split = PartitionSpec(sharding.EXAMPLES)
-        draw = jax.shard_map(_draw_shard, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
-        self._draw = jax.jit(draw, out_shardings=sharding.by_example(mesh))
-        self.device_bytes = sum(x.nbytes for x in stored.values()) // sharding.example_shards(mesh)
+    Each process reads those that its devices hold, once. They are split evenly over the `data` and `model` axes, the
+    last one repeated to fill up. `half` stores k-space in float16: each slice is scaled by a power of two so that its
+    largest sample is near the top of the range, and keeps 11 bits.
+    """
 
-    @classmethod
-    def load(cls, dataset: Dataset, mesh: Mesh, half: bool = False) -> "DeviceCache":
-        """Read every example once, on each process those that its devices hold.
-
-        They are split evenly over the `data` and `model` axes, the last one repeated to fill up. `half` stores k-space
-        in float16: each slice is scaled by a power of two so that its largest sample is near the top of the range, and
-        keeps 11 bits.
-        """
+    def __init__(self, dataset: Dataset, mesh: Mesh, half: bool = False):
         shards = sharding.example_shards(mesh)
         per_shard = -(-len(dataset) // shards)
 
         @functools.cache
         def read_shard(first: int) -> Batch:
-            return _encode(read_range(dataset, first, first + per_shard), half)
+            batch = {name: np.empty((per_shard, *shape), dtype) for name, (shape, dtype) in dataset.spec.items()}
 
-        def store(name: str, example: np.ndarray) -> jax.Array:
+            def read(row: int) -> None:
+                example = {name: array[row, ...] for name, array in batch.items()}
+                dataset.read_into(min(first + row, len(dataset) - 1), example)
+
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                list(pool.map(read, range(per_shard)))
+            return _encode(batch, half)
+
+        def store(name: str, shape: tuple[int, ...]) -> jax.Array:
             def read(index: Any) -> np.ndarray:
                 return read_shard(index[0].start or 0)[name]
 
-            shape = (per_shard * shards, *example.shape)
-            return jax.make_array_from_callback(shape, sharding.by_example(mesh), read)
+            return jax.make_array_from_callback((per_shard * shards, *shape), sharding.by_example(mesh), read)
 
-        first = _encode(read_range(dataset, 0, 1), half)
-        return cls({name: store(name, array[0]) for name, array in first.items()}, mesh)
+        encoded = _encode({name: np.zeros((1, *shape), dtype) for name, (shape, dtype) in dataset.spec.items()}, half)
+        self._stored = {name: store(name, array.shape[1:]) for name, array in encoded.items()}
+        self.device_bytes = sum(x.nbytes for x in self._stored.values()) // shards
+        split = PartitionSpec(sharding.EXAMPLES)
+        draw = jax.shard_map(_draw_shard, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+        self._draw = jax.jit(draw, out_shardings=sharding.by_example(mesh))
 
     def draw(self, numbers: jax.Array) -> Arrays:
         """Draw the examples of these numbers, (batch,) int32, as a batch split by example over the mesh."""
@@ -94,14 +97,11 @@ def _encode(examples: Batch, half: bool) -> Batch:
 
 def _decode(drawn: Arrays) -> Arrays:
     """Undo `_encode`."""
-    examples = {}
-    for name, array in drawn.items():
-        unit = drawn.get(f"{name}_unit")
-        if unit is not None:
-            array = jax.lax.complex(*jnp.moveaxis(array.astype(jnp.float32), 1, 0))
-            examples[name] = array * unit.reshape(-1, *[1] * (array.ndim - 1))
-        elif not name.endswith("_unit"):
-            examples[name] = array
+    examples = dict(drawn)
+    for name in [name for name in drawn if f"{name}_unit" in drawn]:
+        array = jax.lax.complex(*jnp.moveaxis(drawn[name].astype(jnp.float32), 1, 0))
+        unit = examples.pop(f"{name}_unit")
+        examples[name] = array * unit.reshape(-1, *[1] * (array.ndim - 1))
     return examples
 
 
@@ -118,11 +118,10 @@ def _draw_shard(stored: Arrays, numbers: jax.Array) -> Arrays:
 
     def draw_row(wanted: jax.Array) -> Arrays:
         """Draw one example for each device, `wanted` (devices,)."""
-
-        def send(array: jax.Array) -> jax.Array:
-            held = array.at[wanted - first].get(mode="fill", fill_value=0, wrap_negative_indices=False)
-            return jax.lax.psum_scatter(held, axes)
-
-        return {name: send(array) for name, array in stored.items()}
+        held = {
+            name: array.at[wanted - first].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+            for name, array in stored.items()
+        }
+        return jax.lax.psum_scatter(held, axes)
 
     return _decode(jax.lax.map(draw_row, jax.lax.all_gather(numbers, axes, axis=1)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import coil_images, to_kspace, write_pair, write_scan
+from conftest import coil_images, read_example, to_kspace, write_pair, write_scan
 from test_loader import describe, draw
 
 from mrjax import experiment, train, train_step
@@ -103,8 +103,8 @@ def test_pairs_are_bucketed_by_size_too(tmp_path: Path) -> None:
         write_pair(tmp_path / f"{number}.t5", 2, size, seed=number)
     datasets = buckets.bucket_by_size(describe(tmp_path, "paired"), 2)
     assert buckets.describe_buckets(datasets) == "2 shapes: 24x20 (2 slices), 32x28 (2 slices)"
-    assert np.array_equal(datasets[0][1]["target"], hdf5.read(str(tmp_path / "1.t5"), "target")[1])
-    assert [int(example["volume"]) for example in (datasets[0][0], datasets[1][0])] == [1, 0]
+    assert np.array_equal(read_example(datasets[0], 1)["target"], hdf5.read(str(tmp_path / "1.t5"), "target")[1])
+    assert [int(read_example(one, 0)["volume"]) for one in datasets] == [1, 0]
 
 
 @pytest.mark.parametrize("model", ["unet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("unet_dc", "varnet"))])

@@ -1,6 +1,7 @@
 """The .t5 file: every HDF5 layout reads as h5py reads it, whole or not at all."""
 
 import concurrent.futures
+import functools
 import pickle
 from pathlib import Path
 
@@ -111,16 +112,18 @@ def test_slices_never_written_are_zero_as_in_hdf5(tmp_path: Path) -> None:
     assert not reader.read_slice(path, "empty", 2).any()
 
 
-def test_threads_read_through_at_most_max_open_files_which_are_not_pickled(tmp_path: Path) -> None:
+def test_threads_read_through_few_open_files_which_are_not_pickled(tmp_path: Path, monkeypatch) -> None:
     paths = [str(tmp_path / f"{i}.t5") for i in range(6)]
     for number, path in enumerate(paths):
         with h5py.File(path, "w") as file:
             file.create_dataset("kspace", data=number * KSPACE, compression="gzip" if number % 2 else None)
-    reader = hdf5.Hdf5Reader(max_open=2)
+    few = functools.lru_cache(maxsize=2)(hdf5.open_file)
+    monkeypatch.setattr(hdf5, "_open", few)
+    reader = hdf5.Hdf5Reader()
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         read = list(pool.map(lambda i: reader.read_slice(paths[i % 6], "kspace", i % 5), range(60)))
     assert all(np.array_equal(x, i % 6 * KSPACE[i % 5]) for i, x in enumerate(read))
-    assert reader._open_file.cache_info().currsize == 2
+    assert few.cache_info().currsize == 2
     copy = pickle.loads(pickle.dumps(reader))
     assert np.array_equal(copy.read_slice(paths[1], "kspace", 0), KSPACE[0])
 
