@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -153,6 +154,11 @@ def write_pair(path: Path, slices: int = 3, size: tuple[int, int] = (32, 32), se
 def write_volume(path: Path, arrays: dict[str, np.ndarray], attributes: dict[str, object] | None = None) -> Path:
     hdf5.write(path, arrays, attributes)
     return path
+
+
+def read_array(path: str | Path, name: str) -> np.ndarray:
+    with h5py.File(path) as file:
+        return file[name][()]
 
 
 def read_example(dataset: Dataset, number: int) -> Batch:

@@ -11,11 +11,10 @@ Size = tuple[int, int]
 
 def crop_or_pad(x: np.ndarray, size: Size) -> np.ndarray:
     """Crop or zero-pad the last two axes about their centre (index n // 2, the zero frequency of k-space)."""
-    for axis, new in zip((-2, -1), size, strict=True):
-        old = x.shape[axis]
+    for axis, old, new in zip((-2, -1), x.shape[-2:], size, strict=True):
         before = new // 2 - old // 2
         if old > new:
-            x = np.take(x, range(-before, new - before), axis) if axis == -2 else x[..., -before : new - before]
+            x = x.take(range(-before, new - before), axis)
         elif old < new:
             widths = [(0, 0)] * x.ndim
             widths[axis] = (before, new - old - before)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from conftest import read_example, rss, write_pair, write_scan
+from conftest import read_array, read_example, rss, write_pair, write_scan
 from test_loader import dataset, draw, positions
 
 from mrjax.data import hdf5, readers
@@ -16,7 +16,7 @@ def test_pairs_are_read_as_stored(tmp_path: Path) -> None:
     for batch in draw(dataset(tmp_path, task="paired"), 3):
         for row, (number, i) in enumerate(positions([batch])):
             for name in ("input", "target"):
-                stored = hdf5.read(str(tmp_path / f"{number}.t5"), name)[i].astype(np.float32)
+                stored = read_array(tmp_path / f"{number}.t5", name)[i].astype(np.float32)
                 assert np.array_equal(batch[name][row], stored)
 
 
@@ -40,7 +40,7 @@ def test_adjacent_slices_follow_the_slice_and_repeat_at_the_ends(tmp_path: Path)
     path = write_scan(tmp_path / "a.t5", slices=4)
     source = SliceDataset([readers.describe(str(path))], (32, 32), adjacent_slices=2)
     assert source.spec["kspace"] == ((5, 2, 32, 32), np.complex64)
-    stored = hdf5.read(str(path), "kspace")
+    stored = read_array(path, "kspace")
     for i, order in enumerate(([0, 0, 0, 1, 2], [1, 0, 0, 2, 3], [2, 0, 1, 3, 3], [3, 1, 2, 3, 3])):
         assert np.array_equal(read_example(source, i)["kspace"], stored[order])
     images = rss(stored)
