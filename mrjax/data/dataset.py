@@ -61,7 +61,8 @@ class SliceDataset(Dataset):
         self._readers = {path: readers.reader_for(path) for path in paths}
         stack = (len(self._offsets),) if adjacent_slices else ()
         coils = max(volume.coils for volume in described)
-        spec: dict[str, tuple[tuple[int, ...], type]] = {}
+        labels = {"volume": np.int32, "slice": np.int32, "name": np.uint32, "maximum": np.float32}
+        spec: dict[str, tuple[tuple[int, ...], type]] = {name: ((), dtype) for name, dtype in labels.items()}
         if described[0].layout == "kspace":
             spec["kspace"] = ((*stack, coils, *self._size), np.complex64)
         else:
@@ -72,17 +73,10 @@ class SliceDataset(Dataset):
             spec["repetitions"] = ((count, coils, *self._size), np.complex64)
         if all(volume.stored_mask and not volume.undersampled for volume in described):
             spec["mask"] = (self._size[1:], np.bool_)
+            wanted = f"config.data.image_size, which is {self._size}, to be as wide"
             for volume in described:
-                found = f"{volume.path}: `mask` has {volume.shape[-1]} columns"
-                expect(
-                    volume.shape[-1] == size[1], found, f"config.data.image_size, which is {self._size}, to be as wide"
-                )
-        spec |= {
-            "volume": ((), np.int32),
-            "slice": ((), np.int32),
-            "name": ((), np.uint32),
-            "maximum": ((), np.float32),
-        }
+                width = volume.shape[-1]
+                expect(width == size[1], f"{volume.path}: `mask` has {width} columns", wanted)
         self.spec = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
 
     @property

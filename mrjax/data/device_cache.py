@@ -2,14 +2,12 @@
 
 import collections
 import concurrent.futures
-import functools
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from mrjax.data.buffers import Batch
 from mrjax.data.dataset import Dataset
@@ -28,32 +26,23 @@ class DeviceCache:
 
     def __init__(self, dataset: Dataset, mesh: Mesh, half: bool = False):
         shards = sharding.example_shards(mesh)
-        per_shard = -(-len(dataset) // shards)
+        rows = sharding.rows_of_process(mesh, -(-len(dataset) // shards) * shards)
 
-        @functools.cache
-        def read_shard(first: int) -> Batch:
-            batch = {name: np.empty((per_shard, *shape), dtype) for name, (shape, dtype) in dataset.spec.items()}
+        def read(row: int) -> Batch:
+            example = {name: np.empty(shape, dtype) for name, (shape, dtype) in dataset.spec.items()}
+            dataset.read_into(min(row, len(dataset) - 1), example)
+            return _encode(example, half)
 
-            def read(row: int) -> None:
-                example = {name: array[row, ...] for name, array in batch.items()}
-                dataset.read_into(min(first + row, len(dataset) - 1), example)
+        def store(i: int) -> None:
+            for name, array in read(rows[i]).items():
+                stored[name][i] = array
 
-            with concurrent.futures.ThreadPoolExecutor(4) as pool:
-                list(pool.map(read, range(per_shard)))
-            return _encode(batch, half)
-
-        def store(name: str, shape: tuple[int, ...]) -> jax.Array:
-            def read(index: Any) -> np.ndarray:
-                return read_shard(index[0].start or 0)[name]
-
-            return jax.make_array_from_callback((per_shard * shards, *shape), sharding.by_example(mesh), read)
-
-        encoded = _encode({name: np.zeros((1, *shape), dtype) for name, (shape, dtype) in dataset.spec.items()}, half)
-        self._stored = {name: store(name, array.shape[1:]) for name, array in encoded.items()}
+        stored = {name: np.empty((len(rows), *array.shape), array.dtype) for name, array in read(0).items()}
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(store, range(len(rows))))
+        self._stored = jax.make_array_from_process_local_data(sharding.by_example(mesh), stored)
         self.device_bytes = sum(x.nbytes for x in self._stored.values()) // shards
-        split = PartitionSpec(sharding.EXAMPLES)
-        draw = jax.shard_map(_draw_shard, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
-        self._draw = jax.jit(draw, out_shardings=sharding.by_example(mesh))
+        self._draw = jax.jit(sharding.per_device(_draw_shard, mesh), out_shardings=sharding.by_example(mesh))
 
     def draw(self, numbers: jax.Array) -> Arrays:
         """Draw the examples of these numbers, (batch,) int32, as a batch split by example over the mesh."""
@@ -78,20 +67,16 @@ def cached_batches(
         yield drawn_from.popleft().draw(sent.pop("example")) | sent
 
 
-def _encode(examples: Batch, half: bool) -> Batch:
-    """Split complex arrays into float (examples, 2, ...), with a `<name>_unit` (examples,) to multiply them by."""
-    encoded: Batch = {}
-    for name, array in examples.items():
-        if array.dtype.kind != "c":
-            encoded[name] = array
-            continue
-        pairs = np.stack([array.real, array.imag], axis=1)
-        unit = np.ones(len(array), np.float32)
-        if half:
-            largest = np.abs(pairs).max(axis=tuple(range(1, pairs.ndim)))
-            unit = np.exp2(np.ceil(np.log2(np.maximum(largest, 1e-30))) - 15).astype(np.float32)
-            pairs = (pairs / unit.reshape(-1, *[1] * (pairs.ndim - 1))).astype(np.float16)
-        encoded[name], encoded[f"{name}_unit"] = pairs, unit
+def _encode(example: Batch, half: bool) -> Batch:
+    """Split complex arrays into float (2, ...), with a number `<name>_unit` to multiply them by."""
+    encoded = dict(example)
+    for name, array in example.items():
+        if array.dtype.kind == "c":
+            pair, unit = np.stack([array.real, array.imag]), np.float32(1)
+            if half:
+                unit = np.exp2(np.ceil(np.log2(np.maximum(np.abs(pair).max(), 1e-30))) - 15).astype(np.float32)
+                pair = (pair / unit).astype(np.float16)
+            encoded[name], encoded[f"{name}_unit"] = pair, np.asarray(unit)
     return encoded
 
 

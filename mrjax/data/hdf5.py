@@ -30,8 +30,7 @@ class SliceOffsets(NamedTuple):
     dtype: np.dtype
 
 
-_lock = threading.Lock()  # HDF5 has one for the whole process.
-# A file is closed as it is dropped.
+_lock = threading.Lock()  # as HDF5 has one for the whole process
 _open = functools.lru_cache(maxsize=64)(lambda path: open_file(path))
 
 

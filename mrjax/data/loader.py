@@ -97,8 +97,7 @@ def _read_batches(
     reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=max(options.prefetch, 2))
     stream = numbers.map(read_batch).to_iter_dataset(reading)
     if options.workers:
-        if not flags.FLAGS.is_parsed():  # Grain asks absl; a library user has no command line to parse.
-            flags.FLAGS.mark_as_parsed()
+        flags.FLAGS.mark_as_parsed()  # Grain asks absl; a library user has no command line to parse.
         workers = grain.MultiprocessingOptions(num_workers=options.workers, per_worker_buffer_size=options.prefetch)
         stream = stream.mp_prefetch(workers, worker_init_fn=_start_worker)
     with contextlib.closing(iter(stream)) as iterator:

@@ -128,9 +128,9 @@ def displacement(fixed: np.ndarray, moving: np.ndarray, steps: int) -> tuple[flo
     grid = np.indices(fixed.shape, np.float64)
     centre = (np.array(fixed.shape) - 1) / 2
     position = np.stack([np.ones(fixed.shape), *((grid.T - centre) / np.maximum(centre, 1)).T])
-    weight = fixed.astype(np.float64) ** 2 / max((fixed.astype(np.float64) ** 2).sum(), np.finfo(np.float64).tiny)
-    affine = np.zeros((3, 4))
-    field = np.zeros(grid.shape)
+    energy = fixed.astype(np.float64) ** 2
+    weight = energy / max(energy.sum(), np.finfo(np.float64).tiny)
+    affine, field = np.zeros((3, 4)), np.zeros(grid.shape)
     for _ in range(steps):
         moved = ndimage.map_coordinates(moving, grid + field, np.float64, order=1, mode="nearest")
         mean = (fixed + moved) / 2
