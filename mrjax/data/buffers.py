@@ -89,12 +89,17 @@ class Buffers:
         return self._lend(self._pool[path])
 
     def _allocate(self) -> str:
-        descriptor, path = -1, str(len(self._pool))
         if self._shared:
             descriptor = os.memfd_create("mrjax-batch")
             os.ftruncate(descriptor, self._size)
-            path = f"/proc/{os.getpid()}/fd/{descriptor}"
-        self._pool[path] = mmap.mmap(descriptor, self._size)
+            path, memory = f"/proc/{os.getpid()}/fd/{descriptor}", mmap.mmap(descriptor, self._size)
+        else:
+            path = str(len(self._pool))
+            memory = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            # Large pages halve the time of the first fill. Only Linux has them, and not every kernel.
+            with contextlib.suppress(AttributeError, OSError):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        self._pool[path] = memory
         return path
 
     def _arrays(self, data: np.ndarray) -> Batch:

@@ -55,6 +55,7 @@ class SliceDataset(Dataset):
         self._size = (size[0], size[1])
         self._rule = rule
         self._offsets = [0, *range(-adjacent_slices, 0), *range(1, adjacent_slices + 1)]
+        self._names = {number: zlib.crc32(volume.name.encode()) for number, volume in self._volumes.items()}
         self.positions = [(number, i) for number, volume in self._volumes.items() for i in volume.full_slices]
         described = list(self._volumes.values())
         paths = [path for volume in described for path in (volume.path, *volume.repetitions)]
@@ -108,7 +109,7 @@ class SliceDataset(Dataset):
             for path, out in zip(volume.repetitions, example["repetitions"], strict=False):
                 self._read_kspace(volume, path, i, out)
         example["volume"][...], example["slice"][...] = volume_number, i
-        example["name"][...], example["maximum"][...] = zlib.crc32(volume.name.encode()), volume.maximum or 0
+        example["name"][...], example["maximum"][...] = self._names[volume_number], volume.maximum or 0
 
     def _read_kspace(self, volume: Volume, path: str, i: int, out: np.ndarray) -> None:
         out, padding = out[: volume.coils], out[volume.coils :]
