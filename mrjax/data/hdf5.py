@@ -37,8 +37,7 @@ _open = functools.lru_cache(maxsize=64)(lambda path: open_file(path))
 class Hdf5Reader:
     """Reads slices from any number of threads: uncompressed ones in one piece by their offset in the file.
 
-    HDF5 reads what is compressed or in pieces (not the files of fastMRI, M4Raw and mrjax), through at most 64 open
-    files.
+    HDF5 reads what is compressed or in pieces (not the files of fastMRI, M4Raw and mrjax), 64 open files at most.
     """
 
     suffixes: tuple[str, ...] = (".t5", ".h5", ".hdf5")

@@ -23,13 +23,11 @@ _NAME = re.compile(r"(.+_.+)(\d\d)")
 
 
 def group(volumes: Sequence[Volume]) -> tuple[list[Volume], list[str]]:
-    """Find the repetitions of each volume: files of the same folder, study, contrast and shape.
+    """Find the repetitions of each volume: files of one folder, study, contrast and shape, still against most of them.
 
-    Repetitions that moved against most of the others are left out. All samples are read for that.
-
-    Returns the volumes that have repetitions, in their order, with `repetitions` set and with the empty slices of all
-    of them; and a sentence for each volume that was left out. Raises `UserError` if a file cannot be read, or holds NaN
-    or Inf.
+    Reads all samples. Returns the volumes that have repetitions, in their order, with `repetitions` set and with the
+    empty slices of all of them; and a sentence for each volume that was left out. Raises `UserError` if a file cannot
+    be read, or holds NaN or Inf.
     """
     scans: dict[tuple[str, str, tuple[int, ...]], list[Volume]] = {}
     for volume in volumes:
