@@ -23,7 +23,7 @@ from benchmarks import scoring
 from benchmarks.report import Table, page_section, publish, replace_section
 from mrjax import cli, demo, experiment
 from mrjax.config import defaults
-from mrjax.data import hdf5
+from mrjax.data import hdf5, readers
 from mrjax.demo import acquisition, anatomy
 from mrjax.inference import Inference
 from mrjax.mri.fourier import magnitude_host
@@ -59,7 +59,7 @@ def make_data(folder: Path) -> None:
 
 def write_pairs(folder: Path, paths: list[Path], clean: np.ndarray, contrast: str) -> None:
     """Pair the clean image with each repetition, and with the mean of the others."""
-    images = [hdf5.read(str(path), "reconstruction_rss") for path in paths]
+    images = [readers.read_slices(str(path), "reconstruction_rss", demo.Settings().slices) for path in paths]
     for i, path in enumerate(paths):
         mean = np.mean([image for j, image in enumerate(images) if j != i], 0)
         attributes = {"acquisition": contrast, "max": float(clean.max())}

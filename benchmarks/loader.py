@@ -65,7 +65,7 @@ def make_folder(folder: Path, files: int, coils: int, size: int, gzip: bool = Fa
         kspace = parts.view(np.complex64)[..., 0]
         target = np.sqrt((np.abs(np.fft.ifft2(kspace, norm="ortho")) ** 2).sum(1)).astype(np.float32)
         path = folder / f"{number}_T101.h5"
-        header = ismrmrd.header((size, size), (size, size))
+        header = ismrmrd.header((size, size))
         arrays = {"kspace": kspace, "reconstruction_rss": target, "ismrmrd_header": header}
         hdf5.write(path, arrays, {"max": target.max(), "acquisition": "T1"})
         if gzip:

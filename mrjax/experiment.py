@@ -118,7 +118,7 @@ class Experiment:
         if self.config.data.cache != "device":
             return []
         started, mesh, half = time.perf_counter(), self.recipe.mesh, self.config.data.cache_half
-        caches = [DeviceCache.load(dataset, mesh, half) for dataset in self.train_datasets]
+        caches = [DeviceCache(dataset, mesh, half) for dataset in self.train_datasets]
         slices, size = sum(map(len, self.train_datasets)), sum(cache.device_bytes for cache in caches) / 1e9
         seconds = time.perf_counter() - started
         logger.info("%d slices, %.2f GB on each device, are cached after %.1f s", slices, size, seconds)

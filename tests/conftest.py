@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from ml_collections import ConfigDict
 
 from mrjax.config import defaults
 from mrjax.data import hdf5, ismrmrd
+from mrjax.data.buffers import Batch
+from mrjax.data.dataset import Dataset
 
 ROOT = Path(__file__).parents[1]
 PEERS = ("torch", "fastmri", "sigpy", "dipy")
@@ -106,7 +109,7 @@ def rss(images: np.ndarray) -> np.ndarray:
 def write_scan(path: Path, slices: int = 3, coils: int = 2, size: tuple[int, int] = (32, 32), seed: int = 0) -> Path:
     images = coil_images(slices, coils, *size, seed=seed)
     truth = rss(images)
-    arrays = {"kspace": to_kspace(images), "reconstruction_rss": truth, "ismrmrd_header": ismrmrd.header(size, size)}
+    arrays = {"kspace": to_kspace(images), "reconstruction_rss": truth, "ismrmrd_header": ismrmrd.header(size)}
     hdf5.write(
         path, arrays, {"max": truth.max(), "norm": np.linalg.norm(truth), "acquisition": "T1", "patient_id": "1"}
     )
@@ -151,6 +154,17 @@ def write_pair(path: Path, slices: int = 3, size: tuple[int, int] = (32, 32), se
 def write_volume(path: Path, arrays: dict[str, np.ndarray], attributes: dict[str, object] | None = None) -> Path:
     hdf5.write(path, arrays, attributes)
     return path
+
+
+def read_array(path: str | Path, name: str) -> np.ndarray:
+    with h5py.File(path) as file:
+        return file[name][()]
+
+
+def read_example(dataset: Dataset, number: int) -> Batch:
+    example = {name: np.empty(shape, dtype) for name, (shape, dtype) in dataset.spec.items()}
+    dataset.read_into(number, example)
+    return example
 
 
 def write_splits(folder: Path) -> Path:

@@ -5,7 +5,6 @@ Here a page is touched once in a run, and workers write into memory that both pr
 """
 
 import contextlib
-import itertools
 import math
 import mmap
 import os
@@ -23,16 +22,6 @@ SHARED = hasattr(os, "memfd_create")
 _ALIGNMENT = 64  # JAX takes arrays that start at a multiple of this without a copy on a CPU.
 
 _buffers_by_key: weakref.WeakValueDictionary[str, "Buffers"] = weakref.WeakValueDictionary()
-
-
-def batch_spec(spec: Spec, size: int) -> Spec:
-    """Add a leading batch axis to a spec."""
-    return {name: ((size, *shape), dtype) for name, (shape, dtype) in spec.items()}
-
-
-def allocate(spec: Spec) -> Batch:
-    """Allocate uninitialised arrays of a spec."""
-    return {name: np.empty(shape, dtype) for name, (shape, dtype) in spec.items()}
 
 
 class SharedBatch(NamedTuple):
@@ -66,11 +55,12 @@ class Buffers:
         self._lock = threading.Lock()
         # By the path where other processes open it; the last byte is 1 while a buffer is in use.
         self._pool: dict[str, mmap.mmap] = {}
-        self._received: dict[str, mmap.mmap] = {}
-        units = [-(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) for shape, dtype in spec.values()]
-        *offsets, end = (_ALIGNMENT * unit for unit in itertools.accumulate(units, initial=0))
-        self._offsets = dict(zip(spec, offsets, strict=True))
-        self._size = end + _ALIGNMENT
+        self._offsets: dict[str, int] = {}
+        end = 0
+        for name, (shape, dtype) in spec.items():
+            self._offsets[name] = end
+            end += -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        self._size = end + 1
         if key is None:
             _buffers_by_key[self._key] = self
 
@@ -93,10 +83,10 @@ class Buffers:
 
     def receive(self, path: str) -> Batch:
         """Return the batch that a worker process wrote into the memory at `path`."""
-        if path not in self._received:
+        if path not in self._pool:
             with open(path, "r+b") as file:
-                self._received[path] = mmap.mmap(file.fileno(), self._size)
-        return self._lend(self._received[path])
+                self._pool[path] = mmap.mmap(file.fileno(), self._size)
+        return self._lend(self._pool[path])
 
     def _allocate(self) -> str:
         if self._shared:
@@ -106,7 +96,8 @@ class Buffers:
         else:
             path = str(len(self._pool))
             memory = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            with contextlib.suppress(AttributeError, OSError):  # only Linux has large pages, and not every kernel
+            # Large pages halve the time of the first fill. Only Linux has them, and not every kernel.
+            with contextlib.suppress(AttributeError, OSError):
                 memory.madvise(mmap.MADV_HUGEPAGE)
         self._pool[path] = memory
         return path
@@ -121,17 +112,3 @@ class Buffers:
         data = np.frombuffer(memory, np.uint8)
         weakref.finalize(data, memory.__setitem__, -1, 0).atexit = False
         return self._arrays(data)
-
-
-def transfer(call: Callable[[int, list[Any], int], int], descriptor: int, array: np.ndarray, offset: int) -> None:
-    """Fill a C-contiguous array from an open file (`call` is os.preadv), or write it there (os.pwritev).
-
-    Raises:
-      OSError: the file holds fewer bytes from `offset` on.
-    """
-    left = array.reshape(-1).view(np.uint8).data
-    while left:
-        count = call(descriptor, [left], offset)
-        if not count:
-            raise OSError("the file ends before the slice does")
-        left, offset = left[count:], offset + count

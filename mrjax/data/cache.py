@@ -1,12 +1,13 @@
 """A cache in host memory: examples are read from their files once, by whichever worker process or thread is first."""
 
-import math
 import os
 import tempfile
 import weakref
 from typing import Any
 
-from mrjax.data.buffers import SHARED, Batch, transfer
+import numpy as np
+
+from mrjax.data.buffers import SHARED, Batch
 from mrjax.data.dataset import Dataset
 from mrjax.errors import UserError
 from mrjax.parallel.memory import available_memory
@@ -22,21 +23,21 @@ class HostCache(Dataset):
     def __init__(self, dataset: Dataset, path: str = ""):
         self._dataset = dataset
         self.spec = dataset.spec
-        self._example_size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.spec.values())
-        self._path = path or self._allocate()
-        self._descriptor = os.open(self._path, os.O_RDWR)
-        weakref.finalize(self, os.close, self._descriptor)
+        fields = [(name, dtype, shape) for name, (shape, dtype) in self.spec.items()]
+        example = np.dtype([*fields, ("is cached", np.bool_)], align=True)
+        self._path = path or self._allocate(len(dataset) * example.itemsize)
+        self._memory = np.asarray(np.memmap(self._path, example, "r+", shape=len(dataset)))
         if not path:
             _caches.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HostCache, (self._dataset, self._path)
 
-    def _allocate(self) -> str:
-        """Allocate the memory and return the path where any process can open it."""
-        # One byte for each example, 1 once it has been read; then the examples.
-        size = len(self) * (1 + self._example_size)
-        available = max(available_memory() - sum(cache.unfilled() for cache in _caches), 0)
+    def _allocate(self, size: int) -> str:
+        """Allocate memory of zeros and return the path where any process can open it."""
+        # Memory that the other caches have not filled yet is available no more.
+        files = [os.stat(cache._path) for cache in _caches]
+        available = max(available_memory() - sum(max(file.st_size - 512 * file.st_blocks, 0) for file in files), 0)
         if size > available:
             raise UserError(
                 f"config.data.cache is 'host', which takes {size / 1e9:.2f} GB for {len(self)} slices, found "
@@ -57,20 +58,14 @@ class HostCache(Dataset):
 
     def read_into(self, number: int, example: Batch) -> None:
         """Read an example, from memory if it was read before."""
-        offset = len(self) + number * self._example_size
-        cached = os.pread(self._descriptor, 1, number) == b"\1"
-        if not cached:
+        if self._memory["is cached"][number]:
+            for name in self.spec:
+                example[name][...] = self._memory[name][number]
+        else:
             self._dataset.read_into(number, example)
-        for name in self.spec:
-            transfer(os.preadv if cached else os.pwritev, self._descriptor, example[name], offset)
-            offset += example[name].nbytes
-        if not cached:
-            os.pwrite(self._descriptor, b"\1", number)
-
-    def unfilled(self) -> int:
-        """Return how many bytes of memory it has not taken yet."""
-        status = os.fstat(self._descriptor)
-        return max(status.st_size - 512 * status.st_blocks, 0)
+            for name in self.spec:
+                self._memory[name][number] = example[name]
+            self._memory["is cached"][number] = True
 
 
 _caches: weakref.WeakSet[HostCache] = weakref.WeakSet()

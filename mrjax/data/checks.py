@@ -28,8 +28,7 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
                 data = reader.read_slice(volume.path, name, i)
             except UserError as error:
                 return volume, [*faults, f"{error}, expected a whole file"]
-            # In float64 a sum of finite float32 cannot overflow, and one NaN or Inf shows in it.
-            if not np.isfinite(data.sum(dtype=np.complex128 if data.dtype.kind == "c" else np.float64)):
+            if not np.isfinite(data).all():
                 not_finite.append(i)
             elif not data.any():
                 empty.add(i)
@@ -37,9 +36,8 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
                 largest = max(largest, float(np.abs(np.nan_to_num(data)).max()))
         if not_finite:
             faults.append(f"{volume.path}: `{name}` holds NaN or Inf in {_list(not_finite)}, expected finite numbers")
-    if volume.target and volume.maximum is None:
-        volume = dataclasses.replace(volume, maximum=largest)
-    volume = dataclasses.replace(volume, empty=tuple(sorted(empty)))
+    maximum = largest if volume.target and volume.maximum is None else volume.maximum
+    volume = dataclasses.replace(volume, empty=tuple(sorted(empty)), maximum=maximum)
     if volume.layout == "kspace" and volume.full_slices and not faults:
         return _check_kspace(volume)
     return volume, faults
@@ -58,19 +56,14 @@ def _check_kspace(volume: Volume) -> tuple[Volume, list[str]]:
     correlation, ratio = max(map(_compare, kspace, images))
     if not 0.5 < ratio < 2:  # The image was scaled: its maximum says nothing about this k-space.
         volume = dataclasses.replace(volume, maximum=None)
-    if correlation >= 0.5:
-        return volume, []
-    return volume, [
-        f"{volume.path}: `{volume.target}` is not an image of `kspace` (correlation {correlation:.2f}), expected the "
-        "root-sum-of-squares of its coils"
-    ]
+    found = f"{volume.path}: `{volume.target}` is not an image of `kspace` (correlation {correlation:.2f})"
+    return volume, [] if correlation >= 0.5 else [f"{found}, expected the root-sum-of-squares of its coils"]
 
 
-def describe_empty_slices(volume: Volume) -> str | None:
-    """Return a sentence about the empty slices of a checked volume, None if it has none."""
-    if not volume.empty:
-        return None
-    return f"{volume.path}: nothing but zeros in {_list(volume.empty)}, expected an image in every slice"
+def describe_empty_slices(volume: Volume) -> str:
+    """Return a sentence about the empty slices of a checked volume, an empty one if it has none."""
+    found = f"{volume.path}: nothing but zeros in {_list(volume.empty)}"
+    return f"{found}, expected an image in every slice" if volume.empty else ""
 
 
 def _lacks_columns(kspace: np.ndarray) -> bool:
@@ -86,11 +79,10 @@ def _compare(kspace: np.ndarray, image: np.ndarray) -> tuple[float, float]:
     image of something else; and the ratio of their norms.
     """
     rss = magnitude_host(kspace.reshape(-1, *kspace.shape[-2:]))
-    height, width = (min(pair) for pair in zip(rss.shape, image.shape, strict=True))
+    height, width = np.minimum(rss.shape, image.shape)
     rss, image = (crop_or_pad(x, (height, width)).ravel() for x in (rss, np.abs(image)))
-    spread = float(rss.std() * image.std())
-    correlation = float(((rss - rss.mean()) * (image - image.mean())).mean() / spread) if spread else 1.0
-    return correlation, float(np.linalg.norm(image) / max(np.linalg.norm(rss), np.finfo(np.float32).tiny))
+    correlation = np.corrcoef(rss, image)[0, 1] if rss.std() * image.std() else 1.0
+    return float(correlation), float(np.linalg.norm(image) / max(np.linalg.norm(rss), np.finfo(np.float32).tiny))
 
 
 def _list(slices: list[int] | tuple[int, ...]) -> str:

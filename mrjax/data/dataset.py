@@ -1,16 +1,14 @@
 """Datasets: examples by number, each a dict of arrays of one spec."""
 
 import abc
-import concurrent.futures
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mrjax.data import readers, resize
-from mrjax.data.buffers import Batch, Spec, allocate, batch_spec
-from mrjax.data.volume import Volume
-from mrjax.errors import UserError
+from mrjax.data.buffers import Batch, Spec
+from mrjax.data.volume import Volume, expect
 
 
 class Dataset(abc.ABC):
@@ -25,11 +23,6 @@ class Dataset(abc.ABC):
     @abc.abstractmethod
     def read_into(self, number: int, example: Batch) -> None:
         """Read an example into arrays of `spec`, each C-contiguous."""
-
-    def __getitem__(self, number: int) -> Batch:
-        example = allocate(self.spec)
-        self.read_into(number, example)
-        return example
 
 
 class SliceDataset(Dataset):
@@ -46,50 +39,46 @@ class SliceDataset(Dataset):
       maximum: float32, the volume's maximum in the file's units, 0 if unknown
 
     With `adjacent_slices` = n above 0, kspace or input has a first axis of 2n + 1: the slice, the n before it and the n
-    after it; beyond either end the last slice is repeated. `rule` is that of `resize.resize_kspace`; `volume_numbers`
-    are those of the dataset's volumes, all by default. Raises `UserError` if a stored mask is not as wide as they.
+    after it; beyond either end the last slice is repeated. `rule` is that of `resize.resize_kspace`. Raises `UserError`
+    if a stored mask is not as wide as the slices.
     """
 
     def __init__(
         self,
-        volumes: Sequence[Volume],
+        volumes: Sequence[Volume] | Mapping[int, Volume],
         size: tuple[int, int],
         rule: str = "kspace",
         *,
         adjacent_slices: int = 0,
-        volume_numbers: Sequence[int] | None = None,
     ):
-        numbers = range(len(volumes)) if volume_numbers is None else volume_numbers
-        self._volumes = {number: volumes[number] for number in numbers}
+        self._volumes = dict(volumes if isinstance(volumes, Mapping) else enumerate(volumes))
         self._size = (size[0], size[1])
         self._rule = rule
         self._offsets = [0, *range(-adjacent_slices, 0), *range(1, adjacent_slices + 1)]
-        paths = [path for volume in self._volumes.values() for path in (volume.path, *volume.repetitions)]
-        self._readers = {path: readers.reader_for(path) for path in paths}
         self._names = {number: zlib.crc32(volume.name.encode()) for number, volume in self._volumes.items()}
         self.positions = [(number, i) for number, volume in self._volumes.items() for i in volume.full_slices]
+        described = list(self._volumes.values())
+        paths = [path for volume in described for path in (volume.path, *volume.repetitions)]
+        self._readers = {path: readers.reader_for(path) for path in paths}
+        stack = (len(self._offsets),) if adjacent_slices else ()
+        coils = max(volume.coils for volume in described)
         labels = {"volume": np.int32, "slice": np.int32, "name": np.uint32, "maximum": np.float32}
-        self.spec = self._array_spec() | {name: ((), np.dtype(dtype)) for name, dtype in labels.items()}
-
-    def _array_spec(self) -> Spec:
-        volumes = list(self._volumes.values())
-        stack = (len(self._offsets),) if len(self._offsets) > 1 else ()
-        if volumes[0].layout != "kspace":
-            spec: Spec = {"input": ((*stack, *self._size), np.dtype(np.float32))}
-            return spec | {"target": (self._size, np.dtype(np.float32))} if all(v.target for v in volumes) else spec
-        coils = max(volume.coils for volume in volumes)
-        spec = {"kspace": ((*stack, coils, *self._size), np.dtype(np.complex64))}
-        if count := max(len(volume.repetitions) for volume in volumes):
-            spec["repetitions"] = ((count, coils, *self._size), np.dtype(np.complex64))
-        if all(volume.stored_mask and not volume.undersampled for volume in volumes):
-            spec["mask"] = (self._size[1:], np.dtype(np.bool_))
-            for volume in volumes:
-                if volume.shape[-1] != self._size[1]:
-                    raise UserError(
-                        f"{volume.path}: `mask` has {volume.shape[-1]} columns, expected config.data.image_size, "
-                        f"which is {self._size}, to be as wide"
-                    )
-        return spec
+        spec: dict[str, tuple[tuple[int, ...], type]] = {name: ((), dtype) for name, dtype in labels.items()}
+        if described[0].layout == "kspace":
+            spec["kspace"] = ((*stack, coils, *self._size), np.complex64)
+        else:
+            spec["input"] = ((*stack, *self._size), np.float32)
+            if all(volume.target for volume in described):
+                spec["target"] = (self._size, np.float32)
+        if count := max(len(volume.repetitions) for volume in described):
+            spec["repetitions"] = ((count, coils, *self._size), np.complex64)
+        if all(volume.stored_mask and not volume.undersampled for volume in described):
+            spec["mask"] = (self._size[1:], np.bool_)
+            wanted = f"config.data.image_size, which is {self._size}, to be as wide"
+            for volume in described:
+                width = volume.shape[-1]
+                expect(width == size[1], f"{volume.path}: `mask` has {width} columns", wanted)
+        self.spec = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -126,13 +115,11 @@ class SliceDataset(Dataset):
         out, padding = out[: volume.coils], out[volume.coils :]
         padding[...] = 0
         kspace = self._readers[path].read_slice(path, "kspace", i, out)
-        masked = volume.undersampled and volume.stored_mask is not None
-        if kspace is out and not masked:
-            return
-        kspace = kspace.astype(np.complex64, copy=False).reshape(-1, *kspace.shape[-2:])
-        if masked:
-            kspace = np.where(np.asarray(volume.stored_mask), kspace, 0)
-        out[...] = resize.resize_kspace(kspace, self._size, self._rule)
+        if volume.undersampled and volume.stored_mask:
+            kspace = np.where(np.array(volume.stored_mask), kspace, 0)
+        if kspace is not out:
+            kspace = kspace.astype(np.complex64, copy=False).reshape(-1, *kspace.shape[-2:])
+            out[...] = resize.resize_kspace(kspace, self._size, self._rule)
 
     def _read_image(self, path: str, name: str, i: int, out: np.ndarray) -> None:
         image = self._readers[path].read_slice(path, name, i, out)
@@ -142,10 +129,7 @@ class SliceDataset(Dataset):
 
 
 class ExampleIndices(Dataset):
-    """The numbers of a dataset's examples in place of their arrays, for examples that are cached on the devices.
-
-    An example holds `example`, its number, and `bucket`, the number of the dataset; both int32.
-    """
+    """The numbers of a dataset's examples, `example`, and of the dataset, `bucket`, for a `DeviceCache`; both int32."""
 
     def __init__(self, length: int, bucket: int = 0):
         self._length = length
@@ -158,16 +142,3 @@ class ExampleIndices(Dataset):
     def read_into(self, number: int, example: Batch) -> None:
         """Write the number and the bucket."""
         example["example"][...], example["bucket"][...] = number, self._bucket
-
-
-def read_range(dataset: Dataset, first: int, last: int) -> Batch:
-    """Read the examples from `first` to before `last` in four threads, stacked; beyond the end the last is repeated."""
-    batch = allocate(batch_spec(dataset.spec, last - first))
-
-    def read(number: int) -> None:
-        row = {name: array[number - first, ...] for name, array in batch.items()}
-        dataset.read_into(min(number, len(dataset) - 1), row)
-
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        list(pool.map(read, range(first, last)))
-    return batch

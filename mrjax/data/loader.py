@@ -14,14 +14,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
 from mrjax.data.buckets import bucket_of_batch
-from mrjax.data.buffers import Batch, Buffers, SharedBatch, batch_spec
+from mrjax.data.buffers import Batch, Buffers, SharedBatch
 from mrjax.data.dataset import Dataset
 
 BatchStream = contextlib.AbstractContextManager[Iterator[Batch]]
@@ -44,10 +43,10 @@ def training_batches(datasets: Sequence[Dataset], options: LoaderOptions, *, see
     (rows,) uint32, their position in the stream. Its memory is used again once no view of the batch is held.
     """
     orders = [grain.MapDataset.range(len(dataset)).shuffle(seed=seed).repeat() for dataset in datasets]
-    lengths = tuple(len(dataset) for dataset in datasets)
-    schedule = functools.partial(bucket_of_batch, lengths, options.batch_size, seed)
-    numbers = grain.MapDataset.range(start // options.batch_size, sys.maxsize // options.batch_size)
-    return _iterate(numbers.map(_ReadBatch(datasets, orders, schedule, options, "index")), options)
+    lengths, size = tuple(map(len, datasets)), options.batch_size
+    schedule = functools.partial(bucket_of_batch, lengths, size, seed)
+    numbers = grain.MapDataset.range(start // size, sys.maxsize // size)
+    return _read_batches(datasets, orders, schedule, numbers, "index", options)
 
 
 def evaluation_batches(datasets: Sequence[Dataset], options: LoaderOptions) -> BatchStream:
@@ -56,53 +55,49 @@ def evaluation_batches(datasets: Sequence[Dataset], options: LoaderOptions) -> B
     The last batch of a dataset is filled up with examples whose `valid` (rows,) bool is False.
     """
     orders = [range(len(dataset)) for dataset in datasets]
-    counts = [-(-len(order) // options.batch_size) for order in orders]
-    schedule = [(number, before) for number, count in enumerate(counts) for before in range(count)]
+    counts = [-(-len(dataset) // options.batch_size) for dataset in datasets]
+    schedule = [(bucket, before) for bucket, count in enumerate(counts) for before in range(count)]
     numbers = grain.MapDataset.range(len(schedule))
-    return _iterate(numbers.map(_ReadBatch(datasets, orders, schedule.__getitem__, options, "valid")), options)
-
-
-@dataclasses.dataclass
-class _ReadBatch:
-    """Reads this process's rows of the batch of a number.
-
-    `orders` say for each dataset which example is at each position of that dataset's stream, the last one repeated
-    beyond its end; `schedule` for each batch its dataset, and the number of batches that this one had before.
-    """
-
-    datasets: Sequence[Dataset]
-    orders: Sequence[Sequence[int]]
-    schedule: Callable[[int], tuple[int, int]]
-    options: LoaderOptions
-    label: str
-
-    def __post_init__(self) -> None:
-        size = self.options.batch_size
-        self.rows = range(size) if self.options.rows is None else self.options.rows
-        added = {self.label: ((), np.dtype({"index": np.uint32, "valid": np.bool_}[self.label]))}
-        self.buffers = [Buffers(batch_spec(dataset.spec | added, len(self.rows))) for dataset in self.datasets]
-
-    def __call__(self, number: int) -> Batch | SharedBatch:
-        bucket, before = self.schedule(number)
-        dataset, order, size = self.datasets[bucket], self.orders[bucket], self.options.batch_size
-
-        def read(batch: Batch) -> None:
-            for i, row in enumerate(self.rows):
-                position = before * size + row
-                batch[self.label][i] = number * size + row if self.label == "index" else position < len(dataset)
-                example = {name: batch[name][i, ...] for name in dataset.spec}
-                dataset.read_into(order[min(position, len(order) - 1)], example)
-
-        return self.buffers[bucket].fill(read)
+    return _read_batches(datasets, orders, schedule.__getitem__, numbers, "valid", options)
 
 
 @contextlib.contextmanager
-def _iterate(batches: Any, options: LoaderOptions) -> Iterator[Iterator[Batch]]:
-    read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=max(options.prefetch, 2))
-    stream = batches.to_iter_dataset(read)
+def _read_batches(
+    datasets: Sequence[Dataset],
+    orders: Sequence[Sequence[int]],
+    schedule: Callable[[int], tuple[int, int]],
+    numbers: grain.MapDataset,
+    label: str,
+    options: LoaderOptions,
+) -> Iterator[Iterator[Batch]]:
+    """Open a stream of this process's rows of the batches of these numbers, with `label`, 'index' or 'valid'.
+
+    `schedule` says for each batch its dataset, and the number of batches that this one had before; `orders` for each
+    dataset which example is at each position of that dataset's stream, the last one repeated beyond its end.
+    """
+    size = options.batch_size
+    rows = range(size) if options.rows is None else options.rows
+    labels = {label: ((), np.dtype({"index": np.uint32, "valid": np.bool_}[label]))}
+    specs = [dataset.spec | labels for dataset in datasets]
+    buffers = [Buffers({name: ((len(rows), *shape), dtype) for name, (shape, dtype) in spec.items()}) for spec in specs]
+
+    def read_batch(number: int) -> Batch | SharedBatch:
+        bucket, before = schedule(number)
+        dataset, order = datasets[bucket], orders[bucket]
+
+        def write(batch: Batch) -> None:
+            for i, row in enumerate(rows):
+                position = before * size + row
+                batch[label][i] = number * size + row if label == "index" else position < len(dataset)
+                example = {name: batch[name][i, ...] for name in dataset.spec}
+                dataset.read_into(order[min(position, len(order) - 1)], example)
+
+        return buffers[bucket].fill(write)
+
+    reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=max(options.prefetch, 2))
+    stream = numbers.map(read_batch).to_iter_dataset(reading)
     if options.workers:
-        if not flags.FLAGS.is_parsed():  # Grain asks absl; a library user has no command line to parse.
-            flags.FLAGS.mark_as_parsed()
+        flags.FLAGS.mark_as_parsed()  # Grain asks absl; a library user has no command line to parse.
         workers = grain.MultiprocessingOptions(num_workers=options.workers, per_worker_buffer_size=options.prefetch)
         stream = stream.mp_prefetch(workers, worker_init_fn=_start_worker)
     with contextlib.closing(iter(stream)) as iterator:
@@ -113,10 +108,10 @@ def _start_worker(index: int, count: int) -> None:
     """Tie a worker to its parent: it ignores the signals that the parent handles, and ends with it."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
+    def exit_with_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
 
-def _exit_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
+    threading.Thread(target=exit_with_parent, daemon=True).start()

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mrjax.data.hdf5 import Hdf5Reader
-from mrjax.data.volume import Reader, Volume
-from mrjax.errors import UserError
+from mrjax.data.volume import Reader, Volume, expect
 
 READERS: dict[str, Reader] = {"hdf5": Hdf5Reader()}
 
@@ -29,16 +28,15 @@ def find(paths: str | Iterable[str]) -> list[str]:
         return sorted({found for path in paths for found in find(str(path))})
     suffixes = [suffix for reader in READERS.values() for suffix in reader.suffixes]
     if os.path.isdir(paths) and Path(paths).suffix.lower() not in suffixes:
-        found = [str(path) for path in Path(paths).rglob("*") if path.suffix.lower() in suffixes]
+        files = (path for path in Path(paths).rglob("*") if path.suffix.lower() in suffixes)
+        found = [str(path) for path in files if not path.name.startswith(".")]
     elif os.path.exists(paths):
         return [paths]
     else:
         found = [path for path in glob.glob(paths, recursive=True) if os.path.isfile(path)]
-    found = [path for path in found if not Path(path).name.startswith(".")]
-    if not found:
-        *most, last = suffixes
-        what = f"no {', '.join(most)} or {last} file in it" if os.path.isdir(paths) else "no such file or folder"
-        raise UserError(f"{paths}: {what}, expected a file, a folder of them or a glob")
+    *most, last = suffixes
+    what = f"no {', '.join(most)} or {last} file in it" if os.path.isdir(paths) else "no such file or folder"
+    expect(found, f"{paths}: {what}", "a file, a folder of them or a glob")
     return sorted(found)
 
 

@@ -1,18 +1,20 @@
 """Repetitions of a scan, M4Raw's <study>_<contrast><NN>.h5: which belong together, and which moved."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mrjax.data import readers
 from mrjax.data.resize import crop_or_pad
-from mrjax.data.volume import Volume
+from mrjax.data.volume import Volume, expect
 from mrjax.errors import UserError
+from mrjax.mri.fourier import magnitude_host
 
 MAX_PIXELS = 0.5  # root-mean-square displacement of the head within its slices up to which a repetition did not move
 MAX_SLICES = 0.2  # and across them: M4Raw's are 6 mm apart and its pixels 0.9 mm wide
@@ -20,16 +22,13 @@ COARSE_SIZE = 64  # the samples a side of k-space that images are compared by: i
 _NAME = re.compile(r"(.+_.+)(\d\d)")
 
 
-def group(volumes: Iterable[Volume]) -> tuple[list[Volume], list[str]]:
-    """Find the repetitions of each volume: files of the same folder, study, contrast and shape.
+def group(volumes: Sequence[Volume]) -> tuple[list[Volume], list[str]]:
+    """Find the repetitions of each volume: files of one folder, study, contrast and shape, still against most of them.
 
-    Repetitions that moved against most of the others are left out. All samples are read for that.
-
-    Returns the volumes that have repetitions, in their order, with `repetitions` set and with the empty slices of all
-    of them; and a sentence for each volume that was left out. Raises `UserError` if a file cannot be read, or holds NaN
-    or Inf.
+    Reads all samples. Returns the volumes that have repetitions, in their order, with `repetitions` set and with the
+    empty slices of all of them; and a sentence for each volume that was left out. Raises `UserError` if a file cannot
+    be read, or holds NaN or Inf.
     """
-    volumes = list(volumes)
     scans: dict[tuple[str, str, tuple[int, ...]], list[Volume]] = {}
     for volume in volumes:
         scans.setdefault((*_scan(volume.path), volume.shape), []).append(volume)
@@ -38,13 +37,13 @@ def group(volumes: Iterable[Volume]) -> tuple[list[Volume], list[str]]:
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for scan, sentences in pool.map(_leave_out_moved, scans.values()):
             left_out += sentences
-            empty = tuple(sorted({i for volume in scan for i in volume.empty}))
             if len(scan) == 1:
                 left_out.append(
                     f"{scan[0].path}: has no other repetition to compare with, expected files named "
                     "<study>_<contrast><NN> with one study and contrast, and arrays of one shape, in its folder"
                 )
                 continue
+            empty = tuple(sorted({i for volume in scan for i in volume.empty}))
             for volume in scan:
                 paths = tuple(one.path for one in scan if one is not volume)
                 kept[volume.path] = dataclasses.replace(volume, repetitions=paths, empty=empty)
@@ -56,10 +55,8 @@ def add_repetitions(volume: Volume) -> Volume:
     scan = [volume]
     for path in readers.find(str(Path(volume.path).parent)):
         if path != volume.path and _scan(path) == _scan(volume.path):
-            try:
+            with contextlib.suppress(UserError):  # a file that the user did not name
                 scan.append(readers.describe(path, "kspace"))
-            except UserError:  # a file that the user did not name
-                continue
     return next((one for one in group(scan)[0] if one.path == volume.path), volume)
 
 
@@ -77,17 +74,17 @@ def _leave_out_moved(scan: list[Volume]) -> tuple[list[Volume], list[str]]:
     images = images[:, images.any((2, 3)).all(0)]  # slices that no repetition lacks
     scale = np.maximum(np.array(scan[0].data_shape) / COARSE_SIZE, 1)  # pixels of the file in one of the coarse image
     moved = np.zeros((len(scan), len(scan), 2))  # pixels, slices
-    near = np.ones((len(scan), len(scan)), bool)
+
+    def measure(i: int, j: int, steps: int) -> None:
+        *pixels, slices = displacement(images[i], images[j], steps)
+        moved[i, j] = moved[j, i] = np.hypot(*(scale * pixels)), slices
+
+    # One step tells whether anything moved, and noise cannot sway it; more steps tell how far.
     for i, j in itertools.combinations(range(len(scan)), 2):
-        # One step tells whether anything moved, and noise cannot sway it; more steps tell how far.
-        for steps in (1, 20):
-            rows, columns, slices = displacement(images[i], images[j], steps)
-            pixels = float(np.hypot(*(scale * (rows, columns))))
-            moved[i, j] = moved[j, i] = pixels, slices
-            if steps == 1:
-                near[i, j] = near[j, i] = pixels <= MAX_PIXELS and slices <= MAX_SLICES
-            if near[i, j]:
-                break
+        measure(i, j, 1)
+    near = np.all(moved <= (MAX_PIXELS, MAX_SLICES), axis=-1)
+    for i, j in np.argwhere(np.triu(~near)):
+        measure(i, j, 20)
     most = near.sum(1) == near.sum(1).max()
     reference = int(np.argmin(np.where(most, moved[..., 0].sum(1), np.inf)))
     sentences = [
@@ -104,18 +101,15 @@ def coarse_images(volume: Volume) -> np.ndarray:
 
     Raises `UserError` if the file cannot be read, or is not finite.
     """
-    from scipy import fft  # slow to import, and most tasks have no repetitions
-
-    size = (min(volume.data_shape[0], COARSE_SIZE), min(volume.data_shape[1], COARSE_SIZE))
+    height, width = (min(n, COARSE_SIZE) for n in volume.data_shape)
     # A Hann window: no ringing, and images smooth enough for the gradients to reach over a few pixels.
-    window = np.outer(*(np.hanning(n + 2)[1:-1] for n in size)).astype(np.float32)
+    window = np.outer(np.hanning(height + 2)[1:-1], np.hanning(width + 2)[1:-1]).astype(np.float32)
     reader, images = readers.reader_for(volume.path), []
     for i in range(volume.slices):
-        kspace = reader.read_slice(volume.path, "kspace", i).reshape(volume.shape[1:]).astype(np.complex64, copy=False)
-        windowed = fft.ifftshift(crop_or_pad(kspace, size) * window, (-2, -1))
-        images.append(np.sqrt((np.abs(fft.fftshift(fft.ifft2(windowed), (-2, -1))) ** 2).sum(0)))
-        if not np.isfinite(images[-1]).all():
-            raise UserError(f"{volume.path}: `kspace` holds NaN or Inf in slice {i}, expected finite numbers")
+        kspace = reader.read_slice(volume.path, "kspace", i).reshape(volume.shape[1:])
+        images.append(magnitude_host(crop_or_pad(kspace, (height, width)) * window))
+        found = f"{volume.path}: `kspace` holds NaN or Inf in slice {i}"
+        expect(np.isfinite(images[-1]).all(), found, "finite numbers")
     return np.stack(images)
 
 
@@ -127,14 +121,14 @@ def displacement(fixed: np.ndarray, moving: np.ndarray, steps: int) -> tuple[flo
     displacements below a voxel, hardly swayed by noise; later steps find greater ones, but go astray in strong noise.
     Returned is the root mean square, weighted by the intensity.
     """
-    from scipy import ndimage
+    from scipy import ndimage  # slow to import, and most tasks have no repetitions
 
     grid = np.indices(fixed.shape, np.float64)
     centre = (np.array(fixed.shape) - 1) / 2
     position = np.stack([np.ones(fixed.shape), *((grid.T - centre) / np.maximum(centre, 1)).T])
-    weight = fixed.astype(np.float64) ** 2 / max((fixed.astype(np.float64) ** 2).sum(), np.finfo(np.float64).tiny)
-    affine = np.zeros((3, 4))
-    field = np.zeros(grid.shape)
+    energy = fixed.astype(np.float64) ** 2
+    weight = energy / max(energy.sum(), np.finfo(np.float64).tiny)
+    affine, field = np.zeros((3, 4)), np.zeros(grid.shape)
     for _ in range(steps):
         moved = ndimage.map_coordinates(moving, grid + field, np.float64, order=1, mode="nearest")
         mean = (fixed + moved) / 2

@@ -11,11 +11,10 @@ Size = tuple[int, int]
 
 def crop_or_pad(x: np.ndarray, size: Size) -> np.ndarray:
     """Crop or zero-pad the last two axes about their centre (index n // 2, the zero frequency of k-space)."""
-    for axis, new in zip((-2, -1), size, strict=True):
-        old = x.shape[axis]
+    for axis, old, new in zip((-2, -1), x.shape[-2:], size, strict=True):
         before = new // 2 - old // 2
         if old > new:
-            x = np.take(x, range(-before, new - before), axis) if axis == -2 else x[..., -before : new - before]
+            x = x.swapaxes(axis, -1)[..., -before : new - before].swapaxes(axis, -1)
         elif old < new:
             widths = [(0, 0)] * x.ndim
             widths[axis] = (before, new - old - before)
@@ -33,23 +32,15 @@ def resize_kspace(kspace: np.ndarray, size: Size, rule: str) -> np.ndarray:
         return kspace
     if rule == "image":
         cropped = centred_fft2_host(crop_or_pad(centred_ifft2_host(kspace), size))
-        return np.where(_measured_columns(kspace, size[1]), cropped, 0)
+        measured, old, new = np.flatnonzero(kspace.any(tuple(range(kspace.ndim - 1)))), kspace.shape[-1], size[1]
+        if measured.size in (0, old):
+            return cropped
+        # Cropping the image smears k-space into columns at the edge that no scanner measured.
+        low, high = (measured[[0, -1]] - old // 2) / old
+        frequency = (np.arange(new) - new // 2) / new
+        return np.where((frequency >= low) & (frequency <= high), cropped, 0)
     # An orthonormal transform of fewer samples divides by a smaller root, which would change the image's units.
     return crop_or_pad(kspace, size) * np.float32(np.sqrt(np.prod(size) / np.prod(kspace.shape[-2:])))
-
-
-def _measured_columns(kspace: np.ndarray, width: int) -> np.ndarray:
-    """Find the columns of a cropped image's k-space whose frequencies were measured: (width,) bool.
-
-    Cropping the image smears k-space into columns at the edge that no scanner measured.
-    """
-    measured = np.flatnonzero(kspace.any(tuple(range(kspace.ndim - 1))))
-    old = kspace.shape[-1]
-    if measured.size in (0, old):
-        return np.ones(width, bool)
-    frequency = (np.arange(width) - width // 2) / width
-    low, high = (measured[[0, -1]] - old // 2) / old
-    return (frequency >= low) & (frequency <= high)
 
 
 def undo_resize_kspace(image: np.ndarray, size: Size, rule: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mrjax.data import checks, readers, repetitions
-from mrjax.data.volume import Volume
+from mrjax.data.volume import Volume, expect
 from mrjax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -23,12 +23,9 @@ def find_split(data: Any, split: str) -> list[str]:
     """
     if data[split]:
         return readers.find(data[split])
-    if not data.dir:
-        raise UserError(
-            f"config.data.{split} is not set, nor is config.data.dir; expected one of them to name the files"
-        )
-    if not os.path.isdir(data.dir):
-        raise UserError(f"config.data.dir is {data.dir!r}: no such folder, expected one with train/, val/ and test/")
+    expect(data.dir, f"config.data.{split} is not set, nor is config.data.dir", "one of them to name the files")
+    found = f"config.data.dir is {data.dir!r}: no such folder"
+    expect(os.path.isdir(data.dir), found, "one with train/, val/ and test/")
     names = (split, f"multicoil_{split}", f"singlecoil_{split}", f"multicoil_{split}_full")
     for name in names:
         if os.path.isdir(os.path.join(data.dir, name)):
@@ -49,31 +46,24 @@ def describe_split(
 ) -> list[Volume]:
     """Describe and check the files of a split, each of which needs a target.
 
-    Files without the repetitions that a task needs, and repetitions that moved, are left out and logged.
-
-    Args:
-      paths: the files.
-      task: config.task.
-      on_bad_file: 'error' raises a `UserError` for the first faulty file; 'skip' leaves faulty files out and logs them,
-        and if a file's only fault is empty slices, just those slices.
-      read_samples: whether to read every sample, or the headers only.
-      mask: config.acquisition.mask; 'stored' if files hold fully sampled k-space and the `mask` to undersample it with.
+    With `on_bad_file` 'error' the first faulty file raises a `UserError`; 'skip' leaves faulty files out and logs them,
+    and if a file's only fault is empty slices, just those slices. Files without the repetitions that a task needs, and
+    repetitions that moved, are left out and logged. `read_samples` is False to read the headers only; `mask` is
+    config.acquisition.mask: 'stored' if files hold fully sampled k-space and the `mask` to undersample it with.
     """
     volumes: list[Volume] = []
-    left_out: list[str] = []
     for path in paths:
         try:
             volumes.append(_describe(path, task, read_samples, mask, skip_empty=on_bad_file == "skip"))
         except UserError as error:
             if on_bad_file != "skip":
-                raise UserError(
-                    f"{error}; mend the file, or set config.data.on_bad_file='skip' to leave it out"
-                ) from error
+                way_out = "mend the file, or set config.data.on_bad_file='skip' to leave it out"
+                raise UserError(f"{error}; {way_out}") from error
             logger.warning("left out: %s", error)
     if task in REPETITION_TASKS:
         volumes, left_out = repetitions.group(volumes)
-    for sentence in left_out:
-        logger.warning("left out: %s", sentence)
+        for sentence in left_out:
+            logger.warning("left out: %s", sentence)
     if not volumes:
         raise UserError(f"none of the {len(paths)} files can be used, the first is {paths[0]}")
     return volumes
@@ -84,20 +74,14 @@ def _describe(path: str, task: str, read_samples: bool, mask: str, skip_empty: b
     volume = readers.describe(path, task_layout(task))
     faults: list[str] = []
     if mask == "stored" and volume.layout == "kspace":
-        if volume.stored_mask is None:
-            raise UserError(
-                f"{volume.path}: has no data set `mask`, expected one for config.acquisition.mask = 'stored': "
-                f"({volume.shape[-1]},), a value per column of its fully sampled `kspace`"
-            )
+        columns = f"({volume.shape[-1]},), a value per column of its fully sampled `kspace`"
+        needed = f"one for config.acquisition.mask = 'stored': {columns}"
+        expect(volume.stored_mask, f"{path}: has no data set `mask`", needed)
         volume = dataclasses.replace(volume, undersampled=False)
     if read_samples and not volume.undersampled:
         volume, faults = checks.check(volume)
-    if volume.undersampled:
-        raise UserError(
-            f"{volume.path}: `kspace` is undersampled already, expected fully sampled k-space as the target"
-        )
-    if volume.layout == "paired" and not volume.target:
-        raise UserError(f"{volume.path}: has no data set `target`, expected one beside `input`")
+    expect(not volume.undersampled, f"{path}: `kspace` is undersampled already", "fully sampled k-space as the target")
+    expect(volume.layout == "kspace" or volume.target, f"{path}: has no data set `target`", "one beside `input`")
     if faults:
         raise UserError(faults[0])
     if sentence := checks.describe_empty_slices(volume):
@@ -110,11 +94,8 @@ def _describe(path: str, task: str, read_samples: bool, mask: str, skip_empty: b
 def require_maximum(volumes: Sequence[Volume]) -> None:
     """Raise a `UserError` if the maximum of a volume is not known, which config.normalise = 'volume' needs."""
     for volume in volumes:
-        if not volume.maximum:
-            raise UserError(
-                f"{volume.path}: has no attribute `max` in the units of its data, expected one for "
-                "config.normalise='volume'; 'slice' needs none"
-            )
+        found = f"{volume.path}: has no attribute `max` in the units of its data"
+        expect(volume.maximum, found, "one for config.normalise='volume'; 'slice' needs none")
 
 
 def fingerprint(volumes: Sequence[Volume]) -> str:

@@ -16,6 +16,17 @@ TARGET_NAMES = {"kspace": ("reconstruction_rss", "reconstruction_esc", "target")
 _M4RAW_NAME = re.compile(r"_(T1|T2|FLAIR|GRE)\d\d$")
 
 
+def expect(condition: Any, found: str, expected: str) -> None:
+    """Raise a `UserError` of what was found and what was expected instead, unless the condition holds."""
+    if not condition:
+        raise UserError(f"{found}, expected {expected}")
+
+
+def _expect_array(label: str, array: Any, kinds: str, fits: bool, shape: str) -> None:
+    expect(array.dtype.kind in kinds, f"{label} is {array.dtype}", "complex numbers" if kinds == "c" else "numbers")
+    expect(fits, f"{label} has shape {tuple(array.shape)}", shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class Volume:
     """What the headers of a file tell of its volume, and after `checks.check` what only its samples tell."""
@@ -100,18 +111,33 @@ def describe_arrays(
     `layout` is 'kspace' or 'paired' if one is needed; by default the first that the file has. Raises `UserError` if an
     array is missing, or its shape or dtype is not that of the layout.
     """
-    found = ", ".join(f"`{name}`" for name in sorted(arrays)) or "no data set at all"
     layout = layout or next((one for one, name in DATA_NAMES.items() if name in arrays), None)
-    if layout is None:
-        raise UserError(f"{path}: has no data set `kspace` nor `input`, found: {found}")
+    if layout is None or DATA_NAMES[layout] not in arrays:
+        needed = "kspace` nor `input" if layout is None else DATA_NAMES[layout]
+        found = ", ".join(f"`{name}`" for name in sorted(arrays)) or "no data set at all"
+        raise UserError(f"{path}: has no data set `{needed}`, found: {found}")
     name, kspace = DATA_NAMES[layout], layout == "kspace"
-    if name not in arrays:
-        raise UserError(f"{path}: has no data set `{name}`, found: {found}")
-    shape = _data_shape(f"{path}: `{name}`", arrays[name], kspace)
+    label, shape = f"{path}: `{name}`", tuple(map(int, arrays[name].shape))
+    if kspace:
+        _expect_array(label, arrays[name], "c", len(shape) in (3, 4), "(slices, coils, height, width)")
+        shape = shape if len(shape) == 4 else (shape[0], 1, *shape[1:])
+    else:
+        _expect_array(label, arrays[name], "fciu", len(shape) == 3, "(slices, height, width)")
+    expect(0 not in shape, f"{label} has shape {shape}", "at least one sample along each axis")
     target = next((one for one in TARGET_NAMES[layout] if one in arrays), None)
     if target:
-        _check_target(f"{path}: `{target}`", arrays[target], name, shape)
-    stored_mask = _read_mask(f"{path}: `mask`", arrays["mask"], shape[-1]) if kspace and "mask" in arrays else None
+        size = tuple(arrays[target].shape)
+        fits = len(size) == 3 and size[0] == shape[0] if kspace else size == shape
+        slices = f"(slices, height, width) with the {shape[0]} slices of `kspace`"
+        expected = slices if kspace else f"{shape}, the shape of `input`"
+        _expect_array(f"{path}: `{target}`", arrays[target], "fciu", fits, expected)
+    stored_mask = None
+    if kspace and "mask" in arrays:
+        label, columns = f"{path}: `mask`", np.nan_to_num(arrays["mask"]).reshape(-1)  # NaN keeps nothing
+        expected = f"({shape[-1]},), a value per column"
+        expect(columns.size == shape[-1], f"{label} has shape {arrays['mask'].shape}", expected)
+        expect(columns.any(), f"{label} keeps no column", "at least one that is not zero")
+        stored_mask = tuple(map(bool, columns))
     maximum = attributes.get("max")
     m4raw = _M4RAW_NAME.search(Path(path).stem)
     contrast = attributes.get("acquisition", m4raw.group(1) if m4raw else "unknown")
@@ -123,42 +149,7 @@ def describe_arrays(
         contrast=contrast.decode() if isinstance(contrast, bytes) else str(contrast),
         target=target,
         target_shape=arrays[target].shape if target else None,
-        maximum=None if maximum is None else float(np.asarray(maximum).reshape(-1)[0]),
+        maximum=None if maximum is None else float(np.ravel(maximum)[0]),
         stored_mask=stored_mask,
         undersampled=stored_mask is not None,
     )
-
-
-def _data_shape(label: str, data: Any, kspace: bool) -> tuple[int, ...]:
-    """Check the shape and dtype of the data and return the shape, with a coil axis if it is k-space."""
-    shape = tuple(map(int, data.shape))
-    if kspace:
-        _expect(data.dtype.kind == "c", f"{label} is {data.dtype}", "complex numbers")
-        _expect(len(shape) in (3, 4), f"{label} has shape {shape}", "(slices, coils, height, width)")
-    else:
-        _expect(data.dtype.kind in "fciu", f"{label} is {data.dtype}", "numbers")
-        _expect(len(shape) == 3, f"{label} has shape {shape}", "(slices, height, width)")
-    _expect(0 not in shape, f"{label} has shape {shape}", "at least one sample along each axis")
-    return (shape[0], 1, *shape[1:]) if kspace and len(shape) == 3 else shape
-
-
-def _check_target(label: str, target: Any, data_name: str, data_shape: tuple[int, ...]) -> None:
-    found = f"{label} has shape {target.shape}"
-    if data_name == "input":
-        _expect(target.shape == data_shape, found, f"{data_shape}, the shape of `input`")
-    slices = f"(slices, height, width) with the {data_shape[0]} slices of `{data_name}`"
-    _expect(len(target.shape) == 3 and target.shape[0] == data_shape[0], found, slices)
-    _expect(target.dtype.kind in "fciu", f"{label} is {target.dtype}", "numbers")
-
-
-def _read_mask(label: str, mask: Any, width: int) -> tuple[bool, ...]:
-    columns = np.asarray(mask).reshape(-1)
-    _expect(columns.size == width, f"{label} has shape {mask.shape}", f"({width},), a value per column")
-    kept = (columns == columns) & columns.astype(bool)  # NaN keeps nothing
-    _expect(kept.any(), f"{label} keeps no column", "at least one that is not zero")
-    return tuple(map(bool, kept))
-
-
-def _expect(condition: bool, found: str, expected: str) -> None:
-    if not condition:
-        raise UserError(f"{found}, expected {expected}")

@@ -83,7 +83,7 @@ def _write_subject(folder: Path, template: Template, settings: Settings, subject
     study = f"2026{subject.split + 1:02d}{subject.number + 1:04d}"
     head = anatomy.make_anatomy(template, subject, size=size, slices=slices)
     coils = acquisition.make_sensitivities(subject, size=size, coils=settings.coils, slices=slices)
-    header = ismrmrd.header((size, size), (size, size), pixel_mm=(pixel, pixel), thickness_mm=anatomy.THICKNESS)
+    header = ismrmrd.header((size, size), pixel, anatomy.THICKNESS)
     for i, contrast in enumerate(acquisition.PROTOCOLS):
         image = acquisition.make_image(head, subject, contrast)
         for repetition in range(1, settings.repetitions + 1):

@@ -7,12 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import coil_images, to_kspace, write_pair, write_scan
+from conftest import coil_images, read_array, read_example, to_kspace, write_pair, write_scan
 from test_loader import describe, draw
 
 from mrjax import experiment, train, train_step
 from mrjax.config import defaults
-from mrjax.data import buckets, hdf5, loader
+from mrjax.data import buckets, loader
 from mrjax.data.buckets import bucket_of_batch
 from mrjax.errors import UserError
 from mrjax.inference import Inference, score
@@ -64,7 +64,7 @@ def test_a_bucket_holds_the_slices_of_one_size_as_stored_with_coils_zero_padded(
         assert batch["index"].tolist() == list(range(4 * number, 4 * number + 4))
         for kspace, volume, i in zip(batch["kspace"], batch["volume"].tolist(), batch["slice"].tolist(), strict=True):
             seen[volume, i] = seen.get((volume, i), 0) + 1
-            stored = hdf5.read(volumes[volume].path, "kspace")[i]
+            stored = read_array(volumes[volume].path, "kspace")[i]
             assert np.array_equal(kspace[: len(stored)], stored)
             assert not kspace[len(stored) :].any()
     assert len(seen) == 18
@@ -103,8 +103,8 @@ def test_pairs_are_bucketed_by_size_too(tmp_path: Path) -> None:
         write_pair(tmp_path / f"{number}.t5", 2, size, seed=number)
     datasets = buckets.bucket_by_size(describe(tmp_path, "paired"), 2)
     assert buckets.describe_buckets(datasets) == "2 shapes: 24x20 (2 slices), 32x28 (2 slices)"
-    assert np.array_equal(datasets[0][1]["target"], hdf5.read(str(tmp_path / "1.t5"), "target")[1])
-    assert [int(example["volume"]) for example in (datasets[0][0], datasets[1][0])] == [1, 0]
+    assert np.array_equal(read_example(datasets[0], 1)["target"], read_array(tmp_path / "1.t5", "target")[1])
+    assert [int(read_example(one, 0)["volume"]) for one in datasets] == [1, 0]
 
 
 def test_zero_padded_coils_change_neither_acquisition_nor_reconstruction() -> None:

@@ -38,7 +38,7 @@ def test_cached_batches_of_several_sizes_are_those_sent_by_the_host(tmp_path: Pa
         write_scan(tmp_path / f"{number}_T101.t5", 5 + number, coils, tuple(size), seed=number)
     mesh = sharding.make_mesh(shape, jax.devices()[: np.prod(shape)])
     datasets = buckets.bucket_by_size(describe(tmp_path), 2)
-    caches = [DeviceCache.load(dataset, mesh) for dataset in datasets]
+    caches = [DeviceCache(dataset, mesh) for dataset in datasets]
     indices = [ExampleIndices(len(dataset), bucket) for bucket, dataset in enumerate(datasets)]
     options = loader.LoaderOptions(8)
     with (
@@ -64,7 +64,7 @@ def test_a_cache_holds_examples_that_do_not_divide_and_half_precision_keeps_11_b
     dataset = Examples({"kspace": kspace, "slice": np.arange(5, dtype=np.int32), "maximum": np.ones(5, np.float32)})
     numbers = jax.device_put(np.array([4, 0, 3, 1, 2, 4, 0, 0], np.int32), sharding.by_example(mesh))
     for half, error in ((False, 0), (True, 2.0**-11)):
-        cache = DeviceCache.load(dataset, mesh, half)
+        cache = DeviceCache(dataset, mesh, half)
         drawn = cache.draw(numbers)
         assert sorted(drawn) == ["kspace", "maximum", "slice"]
         assert drawn["kspace"].dtype == jnp.complex64

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import coil_images, to_kspace, write_scan
+from conftest import coil_images, read_array, to_kspace, write_scan
 
 from mrjax.data import checks, hdf5, loader, readers, splits
 from mrjax.data.dataset import SliceDataset
@@ -48,7 +48,7 @@ def test_a_reader_from_outside_the_package_gives_the_batches_of_hdf5(scans: Path
     monkeypatch.setitem(readers.READERS, "npy", NpyFolderReader())
     (scans / "npy").mkdir()
     for path in readers.find(str(scans / "train")):
-        arrays = {name: hdf5.read(path, name) for name in ("kspace", "reconstruction_rss")}
+        arrays = {name: read_array(path, name) for name in ("kspace", "reconstruction_rss")}
         reader = readers.READERS["npy"]
         reader.write_like(path, scans / "npy" / f"{Path(path).stem}{reader.suffixes[0]}", arrays, {})
     streams = []
@@ -64,7 +64,7 @@ def test_a_reader_from_outside_the_package_gives_the_batches_of_hdf5(scans: Path
         assert all(np.array_equal(one[name], other[name]) for name in one)
     folder = readers.find(str(scans / "npy"))[0]
     assert readers.find(folder) == [folder]
-    broken = hdf5.read(str(scans / "train" / "0_T101.t5"), "kspace")
+    broken = read_array(scans / "train" / "0_T101.t5", "kspace")
     broken[1, 0, 5, 5] = np.nan
     np.save(Path(folder) / "kspace.npy", broken)
     assert "NaN or Inf in slice 1" in checks.check(readers.describe(folder))[1][0]

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_repetitions, write_scan
+from conftest import read_array, write_repetitions, write_scan
 from scipy import ndimage
 from test_loader import describe, draw
 
@@ -99,7 +99,7 @@ def test_examples_hold_the_repetitions_and_slices_that_any_of_them_lacks_are_lef
     write_repetitions(tmp_path, "1_T1", 3)
     write_repetitions(tmp_path, "1_T2", 2, seed=1)
     lacking = str(tmp_path / "1_T102.h5")
-    data = {name: hdf5.read(lacking, name) for name in ("kspace", "reconstruction_rss")}
+    data = {name: read_array(lacking, name) for name in ("kspace", "reconstruction_rss")}
     for array in data.values():
         array[1] = 0
     hdf5.write(lacking, data)
@@ -110,8 +110,8 @@ def test_examples_hold_the_repetitions_and_slices_that_any_of_them_lacks_are_lef
     example = {name: np.full(shape, 7, dtype) for name, (shape, dtype) in source.spec.items()}
     for place, (number, i) in enumerate(source.positions):
         source.read_into(place, example)
-        assert np.array_equal(example["kspace"], hdf5.read(volumes[number].path, "kspace")[i])
-        expected = [hdf5.read(path, "kspace")[i] for path in volumes[number].repetitions]
+        assert np.array_equal(example["kspace"], read_array(volumes[number].path, "kspace")[i])
+        expected = [read_array(path, "kspace")[i] for path in volumes[number].repetitions]
         assert volumes[number].path not in volumes[number].repetitions
         assert np.array_equal(example["repetitions"][: len(expected)], expected)
         assert not example["repetitions"][len(expected) :].any()

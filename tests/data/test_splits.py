@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import coil_images, to_kspace
+from conftest import coil_images, read_example, to_kspace
 from test_loader import describe
 
 from mrjax.data import hdf5, readers, splits
@@ -18,7 +18,7 @@ def test_a_stored_mask_is_applied(tmp_path: Path) -> None:
     mask = np.arange(16) % 3 == 0
     hdf5.write(tmp_path / "a.t5", {"kspace": kspace, "mask": mask.astype(np.float32)})
     slices = SliceDataset([readers.describe(str(tmp_path / "a.t5"))], (16, 16))
-    assert np.array_equal(slices[0]["kspace"], kspace[0] * mask)
+    assert np.array_equal(read_example(slices, 0)["kspace"], kspace[0] * mask)
     with pytest.raises(UserError, match="undersampled already"):
         describe(tmp_path)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import coil_images, rss, to_kspace
+from conftest import coil_images, read_example, rss, to_kspace
 
 from mrjax.data import hdf5, splits
 from mrjax.data.dataset import SliceDataset
@@ -211,7 +211,7 @@ def test_a_stored_mask_is_read_and_applied_to_fully_sampled_kspace(tmp_path: Pat
         return splits.describe_split(paths, "kspace", on_bad_file="error", read_samples=True, mask="stored")
 
     found = read()
-    example = SliceDataset(found, (16, 16), "kspace")[1]
+    example = read_example(SliceDataset(found, (16, 16), "kspace"), 1)
     assert np.array_equal(example["kspace"], kspace[1])
     assert np.array_equal(example["mask"], mask)
     task = tasks.kspace(Acquisition((4.0,), (0.08,), (0.0, 0.0), mask="stored"), Augment())

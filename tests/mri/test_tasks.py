@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import coil_images, rss, to_kspace, write_pair, write_repetitions, write_scan
+from conftest import coil_images, read_array, rss, to_kspace, write_pair, write_repetitions, write_scan
 from test_train import equal, parameters
 
 from mrjax import train
-from mrjax.data import hdf5, readers, splits
+from mrjax.data import readers, splits
 from mrjax.inference import Inference, score
 from mrjax.mri import tasks
 from mrjax.mri.acquire import Acquisition
@@ -192,7 +192,7 @@ def test_denoise_end_to_end(repeated: Path, tiny, tmp_path: Path, caplog) -> Non
     paths = [str(repeated / "test" / f"4_T10{i}.h5") for i in (1, 2, 3)]
     volume = splits.describe_split(paths, "denoise", on_bad_file="error", read_samples=True)[0]
     images = inference.reconstruct(volume)
-    first, second, third = (image(hdf5.read(path, "kspace")) for path in paths)
+    first, second, third = (image(read_array(path, "kspace")) for path in paths)
     np.testing.assert_allclose(images["corrupted"], first, atol=1e-5)
     np.testing.assert_allclose(images["target"], (second + third) / 2, atol=1e-5)
     alone = inference.reconstruct(readers.describe(paths[0]))
