@@ -25,8 +25,7 @@ class Metric:
     """A metric of a volume, computed from values of its slices.
 
     Attributes:
-      label, decimals: its name and unit in a table, and how many decimals a table shows.
-      caption: how a picture shows its value, a format string.
+      label, decimals: its name and unit, and how many decimals of a value are shown.
       slice_values: (target, prediction, data_range) -> float32 (slices, ...), on the device; the images are real
         float32 (slices, height, width), data_range is (slices,).
       volume_value: (slice values of one volume, float64; data_range) -> the volume's value, on the host.
@@ -34,9 +33,12 @@ class Metric:
 
     label: str
     decimals: int
-    caption: str
     slice_values: Callable[[Array, Array, Array], Array]
     volume_value: Callable[[np.ndarray, np.float64], np.floating]
+
+    def format(self, value: float) -> str:
+        """Format a value for a table or a picture."""
+        return f"{value:.{self.decimals}f}"
 
 
 def slice_values(target: ArrayLike, prediction: ArrayLike, data_range: ArrayLike) -> dict[str, Array]:
@@ -131,7 +133,7 @@ def _psnr(squared_error: np.ndarray, data_range: np.float64) -> np.floating:
 
 
 METRICS = {
-    "nmse": Metric("NMSE", 4, "NMSE {:.3g}", _error_and_energy, _nmse),
-    "psnr": Metric("PSNR (dB)", 2, "PSNR {:.1f} dB", _squared_error, _psnr),
-    "ssim": Metric("SSIM", 4, "SSIM {:.3f}", ssim_slices, lambda values, _: values.mean()),
+    "nmse": Metric("NMSE", 4, _error_and_energy, _nmse),
+    "psnr": Metric("PSNR (dB)", 2, _squared_error, _psnr),
+    "ssim": Metric("SSIM", 4, ssim_slices, lambda values, _: values.mean()),
 }
