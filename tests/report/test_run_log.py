@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mrjax.errors import UserError
-from mrjax.report.run_log import Interval, Meter, RunLog, read_rows
+from mrjax.report.run_log import Meter, RunLog, read_rows
 
 
 class Rows:
@@ -60,7 +60,7 @@ def test_a_run_that_waits_for_its_data_says_which_fields_to_change(caplog) -> No
         caplog.clear()
         log = Rows()
         timer = meter(log)
-        timer._unreported = Interval(1, values, 10.0, share)
+        timer._unreported = (1, values, {"images_per_second": 10.0, "data_wait": share})
         # Nothing is computed for it on the device: that would wait for all steps in flight.
         with caplog.at_level("INFO", "mrjax"), jax.transfer_guard("disallow"):
             timer._report()
@@ -72,6 +72,7 @@ def test_rows_newer_than_the_step_a_run_resumes_from_are_cut_off(tmp_path: Path)
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in (2, 4, 6)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 8, "lo')
     with RunLog(str(tmp_path), start=4, steps=10) as log:
+        log.open_board()
         log.write_scalars(5, {"loss": 0.5})
         log.write_images(5, "x", {name: np.ones((4, 4)) for name in ("corrupted", "reconstruction", "target")})
     assert [row["step"] for row in read_rows(str(tmp_path))] == [2, 4, 5]
