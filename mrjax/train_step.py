@@ -155,7 +155,7 @@ def gradient(recipe: Recipe, params: Any, batch: Batch) -> tuple[jax.Array, Any]
     parts = sharding.micro_batches(batch, recipe.grad_accumulation_steps, mesh)
     if mesh.shape["spatial"] == 1:
         of_device = functools.partial(accumulate_gradient, functools.partial(loss_of_batch, recipe))
-        loss, gradients = sharding.mean_gradient(of_device, mesh, recipe.model.dtype)(params, parts)
+        loss, gradients = sharding.mean_gradient(of_device, params, parts, mesh, recipe.model.dtype)
     else:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # as shard_map does: it tells operations the platform
             loss, gradients = accumulate_gradient(functools.partial(loss_of_split_rows, recipe), params, parts)
@@ -216,7 +216,7 @@ def predict(recipe: Recipe, params: Any, batch: Batch) -> tuple[Batch, jax.Array
     mesh, model = recipe.mesh, recipe.model
     inputs, scaling, images, peak = sharding.per_device(functools.partial(evaluation_inputs, recipe), mesh)(batch)
     if mesh.shape["spatial"] == 1:
-        run = sharding.per_device(functools.partial(run_network, model), mesh, replicated_args=1)
+        run = sharding.per_device(functools.partial(run_network, model), mesh, (sharding.REPLICATED, sharding.SPLIT))
         prediction = run(params, inputs)
     else:
         params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))

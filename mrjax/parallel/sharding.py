@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 AXES = ("data", "model", "spatial")
 EXAMPLES = ("data", "model")
+REPLICATED, SPLIT = PartitionSpec(), PartitionSpec(EXAMPLES)  # the same on every device; examples split
 
 
 def make_mesh(shape: tuple[int, int, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
@@ -29,12 +30,12 @@ def make_mesh(shape: tuple[int, int, int] | None = None, devices: Sequence[Any] 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding of an array that is the same on every device."""
-    return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, REPLICATED)
 
 
 def by_example(mesh: Mesh) -> NamedSharding:
     """Return the sharding of a batch: the leading axis split over `data` and `model`."""
-    return NamedSharding(mesh, PartitionSpec(EXAMPLES))
+    return NamedSharding(mesh, SPLIT)
 
 
 def by_row(mesh: Mesh) -> NamedSharding:
@@ -58,10 +59,8 @@ def by_parameter(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def abstract_state(state: Any, mesh: Mesh) -> Any:
-    """Give the shapes of a state (a tree of arrays or ShapeDtypeStructs) their shardings by `by_parameter`."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=by_parameter(mesh, leaf.shape)), state
-    )
+    """Give the shapes of a state (a tree of ShapeDtypeStructs) their shardings by `by_parameter`."""
+    return jax.tree.map(lambda leaf: leaf.update(sharding=by_parameter(mesh, leaf.shape)), state)
 
 
 def constrain_state(state: Any, mesh: Mesh) -> Any:
@@ -83,37 +82,30 @@ def with_parameter_layout(gradients: Any, mesh: Mesh) -> Any:
     return jax.shard_map(row_major, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)(gradients)
 
 
-def per_device(function: Callable[..., Any], mesh: Mesh, replicated_args: int = 0) -> Callable[..., Any]:
+def per_device(function: Callable[..., Any], mesh: Mesh, in_specs: Any = SPLIT) -> Callable[..., Any]:
     """Map a function of batches over the devices, each computing its own examples: nothing is sent.
 
-    XLA would gather a batch for an FFT. The first `replicated_args` arguments are the same on every device.
+    XLA would gather a batch for an FFT. Arguments that are no batches have specs of their own.
     """
-    split = PartitionSpec(EXAMPLES)
-
-    def run(*args: Any) -> Any:
-        specs = tuple(PartitionSpec() if place < replicated_args else split for place in range(len(args)))
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(*args)
-
-    return run
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=SPLIT, check_vma=False)
 
 
 def mean_gradient(
-    function: Callable[[Any, Any], tuple[jax.Array, Any]], mesh: Mesh, dtype: DTypeLike
-) -> Callable[[Any, Any], tuple[jax.Array, Any]]:
-    """Average the loss and gradient that `function` computes on each device from its own examples.
+    function: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, parts: Any, mesh: Mesh, dtype: DTypeLike
+) -> tuple[jax.Array, Any]:
+    """Average the loss and gradient that `function` computes on each device from whole parameters and its own examples.
 
     Each device runs the program of one: its memory and traffic do not grow with their number, and what is sent are the
-    gradients, once, in the precision of the parameters.
+    gradients, once, in the precision of the parameters. They come out laid out by `by_parameter`.
 
     Args:
-      function: of (params, parts), whole parameters and parts of a batch (parts, batch, ...), to a scalar and
-        gradients.
+      function: of (params, parts) to a scalar and gradients.
+      params: laid out by `by_parameter`.
+      parts: of a batch, (parts, batch, ...).
       mesh: whose `spatial` axis is 1: images must not be split.
       dtype: in which the function uses kernels of convolutions (of four axes), and in which these are gathered.
-
-    Returns:
-      A function of the same arguments, whose gradients are laid out by `by_parameter`.
     """
+    specs = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, params)
 
     def gather(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
         if "model" not in spec:
@@ -127,20 +119,14 @@ def mean_gradient(
         shard = jax.lax.psum_scatter(gradient, "model", scatter_dimension=spec.index("model"), tiled=True)
         return jax.lax.psum(shard, "data") / example_shards(mesh)
 
-    def run(params: Any, parts: Any) -> tuple[jax.Array, Any]:
-        specs = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, params)
+    def on_device(params: Any, parts: Any) -> tuple[jax.Array, Any]:
+        loss, gradients = function(jax.tree.map(gather, params, specs), parts)
+        if mesh.size == 1:
+            return loss, gradients
+        return jax.lax.pmean(loss, EXAMPLES), jax.tree.map(average, gradients, specs)
 
-        def on_device(params: Any, parts: Any) -> tuple[jax.Array, Any]:
-            loss, gradients = function(jax.tree.map(gather, params, specs), parts)
-            if mesh.size == 1:
-                return loss, gradients
-            return jax.lax.pmean(loss, EXAMPLES), jax.tree.map(average, gradients, specs)
-
-        in_specs, out_specs = (specs, PartitionSpec(None, EXAMPLES)), (PartitionSpec(), specs)
-        mapped = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-        return mapped(params, parts)
-
-    return run
+    in_specs, out_specs = (specs, PartitionSpec(None, EXAMPLES)), (REPLICATED, specs)
+    return jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(params, parts)
 
 
 def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:

@@ -113,7 +113,7 @@ class Meter:
         self._log.bar.update()
 
     def flush(self, *, last: bool) -> None:
-        """Log complete intervals, at the last step all; raise a `UserError` if the state is not finite, to be saved."""
+        """Log complete intervals, all if `last`; raise a `UserError` if the state is not finite, so not to be saved."""
         if last and self._metrics:
             self._close_interval()
         require_finite(self._step, jax.device_get(self._in_flight[-1]))
