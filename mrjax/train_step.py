@@ -216,7 +216,7 @@ def predict(recipe: Recipe, params: Any, batch: Batch) -> tuple[Batch, jax.Array
     mesh, model = recipe.mesh, recipe.model
     inputs, scaling, images, peak = sharding.per_device(functools.partial(evaluation_inputs, recipe), mesh)(batch)
     if mesh.shape["spatial"] == 1:
-        run = sharding.per_device(functools.partial(run_network, model), mesh, (sharding.REPLICATED, sharding.SPLIT))
+        run = sharding.per_device(functools.partial(run_network, model), mesh, replicated_args=1)
         prediction = run(params, inputs)
     else:
         params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))

@@ -19,7 +19,6 @@ from jax.typing import DTypeLike
 
 AXES = ("data", "model", "spatial")
 EXAMPLES = ("data", "model")
-REPLICATED, SPLIT = PartitionSpec(), PartitionSpec(EXAMPLES)  # the same on every device; examples split
 
 
 def make_mesh(shape: tuple[int, int, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
@@ -30,12 +29,12 @@ def make_mesh(shape: tuple[int, int, int] | None = None, devices: Sequence[Any] 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding of an array that is the same on every device."""
-    return NamedSharding(mesh, REPLICATED)
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def by_example(mesh: Mesh) -> NamedSharding:
     """Return the sharding of a batch: the leading axis split over `data` and `model`."""
-    return NamedSharding(mesh, SPLIT)
+    return NamedSharding(mesh, PartitionSpec(EXAMPLES))
 
 
 def by_row(mesh: Mesh) -> NamedSharding:
@@ -82,12 +81,14 @@ def with_parameter_layout(gradients: Any, mesh: Mesh) -> Any:
     return jax.shard_map(row_major, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)(gradients)
 
 
-def per_device(function: Callable[..., Any], mesh: Mesh, in_specs: Any = SPLIT) -> Callable[..., Any]:
-    """Map a function of batches over the devices, each computing its own examples: nothing is sent.
+def per_device(function: Callable[..., Any], mesh: Mesh, replicated_args: int = 0) -> Callable[..., Any]:
+    """Map a function of a batch over the devices, each computing its own examples: nothing is sent.
 
-    XLA would gather a batch for an FFT. Arguments that are no batches have specs of their own.
+    XLA would gather a batch for an FFT. Before the batch come `replicated_args` arguments, the same on every device.
     """
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=SPLIT, check_vma=False)
+    split = PartitionSpec(EXAMPLES)
+    in_specs = (*[PartitionSpec()] * replicated_args, split)
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
 
 
 def mean_gradient(
@@ -96,14 +97,9 @@ def mean_gradient(
     """Average the loss and gradient that `function` computes on each device from whole parameters and its own examples.
 
     Each device runs the program of one: its memory and traffic do not grow with their number, and what is sent are the
-    gradients, once, in the precision of the parameters. They come out laid out by `by_parameter`.
-
-    Args:
-      function: of (params, parts) to a scalar and gradients.
-      params: laid out by `by_parameter`.
-      parts: of a batch, (parts, batch, ...).
-      mesh: whose `spatial` axis is 1: images must not be split.
-      dtype: in which the function uses kernels of convolutions (of four axes), and in which these are gathered.
+    gradients, once, in the precision of the parameters. Parameters and gradients are laid out by `by_parameter`; parts
+    of a batch are (parts, batch, ...), and images are whole: the mesh's `spatial` axis is 1. In `dtype` the function
+    uses kernels of convolutions (of four axes), and these are gathered.
     """
     specs = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, params)
 
@@ -125,7 +121,7 @@ def mean_gradient(
             return loss, gradients
         return jax.lax.pmean(loss, EXAMPLES), jax.tree.map(average, gradients, specs)
 
-    in_specs, out_specs = (specs, PartitionSpec(None, EXAMPLES)), (REPLICATED, specs)
+    in_specs, out_specs = (specs, PartitionSpec(None, EXAMPLES)), (PartitionSpec(), specs)
     return jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(params, parts)
 
 

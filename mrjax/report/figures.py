@@ -86,35 +86,31 @@ def draw_curves(path: str | os.PathLike[str], rows: Sequence[Mapping[str, float]
     Rows are those of metrics.jsonl: 'step' with any of `CURVES`; values that are not finite are left out.
     """
     figure = Figure(figsize=(11, 3.2), dpi=110, layout="constrained")
-    for axes, (key, title) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
-        points = np.array([(row["step"], row[key]) for row in rows if key in row], np.float64).reshape(-1, 2)
-        points = points[np.isfinite(points).all(1)]
+    for axes, (key, name) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
+        finite = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
+        points, title = np.array(finite, np.float64).reshape(-1, 2), name
         if key == "loss":
             axes.set_yscale("log")
             points = points[points[:, 1] > 0]
-        _draw_curve(axes, points, title, mark_best=key != "loss")
-        axes.set_xlim(0, max((row["step"] for row in rows), default=0) or 1)
-    _save(figure, path)
-
-
-def _draw_curve(axes: Axes, points: np.ndarray, title: str, *, mark_best: bool) -> None:
-    if len(points):
-        axes.plot(*points.T, color=LINE, linewidth=1.4, marker="." if len(points) < 30 else "", clip_on=False)
-        if mark_best:
+        elif len(points):
             step, value = points[points[:, 1].argmax()]
             axes.plot(step, value, "o", color=LINE, markersize=6, clip_on=False)
-            title += f": best {value:.4g} at step {step:,.0f}"
-    else:
-        axes.set_yticks([])
-        axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center", fontsize=9, color=INK)
-    axes.set_title(title, loc="left", fontsize=9.5, color=INK)
-    axes.set_xlabel("step", fontsize=9, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.tick_params(which="both", colors=INK, labelsize=8.5)
-    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#b9bec6")
+            title = f"{name}: best {value:.4g} at step {step:,.0f}"
+        if len(points):
+            axes.plot(*points.T, color=LINE, linewidth=1.4, marker="." if len(points) < 30 else "", clip_on=False)
+        else:
+            axes.set_yticks([])
+            axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center", fontsize=9, color=INK)
+        axes.set_title(title, loc="left", fontsize=9.5, color=INK)
+        axes.set_xlabel("step", fontsize=9, color=INK)
+        axes.set_xlim(0, max((row["step"] for row in rows), default=0) or 1)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.tick_params(which="both", colors=INK, labelsize=8.5)
+        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#b9bec6")
+    _save(figure, path)
 
 
 def _image_axes(rows: int, columns: int, shape: tuple[int, ...], title: str, right: int = MARGIN) -> tuple[Figure, Any]:

@@ -165,11 +165,8 @@ def require_finite(step: int, metrics: dict[str, Any]) -> None:
 
 def read_rows(workdir: str) -> list[dict[str, Any]]:
     """Read the rows of a run's metrics.jsonl; a last line cut short by a kill is left out."""
-    file = Path(workdir) / "metrics.jsonl"
     rows = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines():
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return rows
