@@ -24,13 +24,19 @@ Metrics = dict[str, jax.Array]
 
 
 class RunLog(contextlib.AbstractContextManager["RunLog"]):
-    """Writes metrics.jsonl, TensorBoard files and a progress bar, on the first process only; a context manager.
+    """Times the steps from `start` + 1 to `steps`, and logs them one interval of `log_every` steps late.
 
-    Rows newer than the step `start` are cut off. `open_board` comes before the first row.
+    So the device never waits for the log. A step has `batch_size` slices, over all devices. The first process alone
+    writes metrics.jsonl, TensorBoard files and a progress bar; rows newer than `start` are cut off.
     """
 
-    def __init__(self, workdir: str, start: int, steps: int):
-        self._file, self._start, self._board = Path(workdir) / "metrics.jsonl", start, None
+    def __init__(self, workdir: str, *, start: int, steps: int, batch_size: int, log_every: int):
+        self._file, self._board = Path(workdir) / "metrics.jsonl", None
+        self._start, self._steps, self._batch_size, self._log_every = start, steps, batch_size, log_every
+        self._step = start
+        self._metrics: list[Metrics] = []
+        self._in_flight: collections.deque[Metrics] = collections.deque(maxlen=3)
+        self._unreported: tuple[int, list[Metrics], dict[str, float]] | None = None
         self._active = jax.process_index() == 0
         if self._active:
             rows = [row for row in read_rows(workdir) if row["step"] <= start]
@@ -38,52 +44,13 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
                 part.write_text("".join(json.dumps(row) + "\n" for row in rows))
         # None: a bar needs a terminal; elsewhere the log's lines say the same.
         disable = None if self._active else True
-        self.bar = tqdm.tqdm(total=steps, initial=start, unit="step", disable=disable, dynamic_ncols=True)
+        self._bar = tqdm.tqdm(total=steps, initial=start, unit="step", disable=disable, dynamic_ncols=True)
+        self.restart_clock()
 
     def __exit__(self, *exception: Any) -> None:
-        self.bar.close()
+        self._bar.close()
         if self._board:
             self._board.close()
-
-    def open_board(self) -> None:
-        """Open the TensorBoard file, which takes seconds: tensorboardX imports PyTorch where there is one."""
-        if self._active:
-            import tensorboardX
-
-            folder = self._file.with_name("tensorboard")
-            self._board = tensorboardX.SummaryWriter(str(folder), purge_step=self._start + 1)
-
-    def write_scalars(self, step: int, values: dict[str, float]) -> None:
-        """Write a row of metrics.jsonl and a point of each curve."""
-        if self._board:
-            with self._file.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-            self._board.flush()
-
-    def write_images(self, step: int, name: str, images: dict[str, np.ndarray]) -> None:
-        """Draw corrupted input, reconstruction, target and error x 4, (height, width) each, side by side."""
-        if self._board:
-            white = float(images["target"].max()) or 1.0
-            error = 4 * np.abs(images["reconstruction"] - images["target"])
-            row = np.hstack([images["corrupted"], images["reconstruction"], images["target"], error])
-            self._board.add_image(name, np.clip(row / white, 0, 1)[None], step)
-
-
-class Meter:
-    """Times the steps from `start` + 1 to `steps` and logs their metrics one interval of `log_every` steps late.
-
-    So the device never waits for the log. A step has `batch_size` slices, over all devices.
-    """
-
-    def __init__(self, log: RunLog, *, start: int, steps: int, batch_size: int, log_every: int):
-        self._log, self._steps, self._batch_size, self._log_every = log, steps, batch_size, log_every
-        self._first, self._step = start + 1, start
-        self._metrics: list[Metrics] = []
-        self._in_flight: collections.deque[Metrics] = collections.deque(maxlen=3)
-        self._unreported: tuple[int, list[Metrics], dict[str, float]] | None = None
-        self.restart_clock()
 
     def wait_for(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield batches, timing how long the device had nothing left to do while one was awaited."""
@@ -103,14 +70,14 @@ class Meter:
         self._metrics.append(metrics)
         self._in_flight.append(metrics)
         jax.block_until_ready(self._in_flight[0])
-        if step == self._first:
+        if step == self._start + 1:
             jax.block_until_ready(metrics)
             logger.info(FIRST_STEP)
-            self._log.open_board()  # now, rather than before the first step or in the middle of a timed interval
+            self._open_board()
             self.restart_clock()  # the first step is slower than all others
         elif step % self._log_every == 0:
             self._close_interval()
-        self._log.bar.update()
+        self._bar.update()
 
     def flush(self, *, last: bool) -> None:
         """Log complete intervals, all if `last`; raise a `UserError` if the state is not finite, so not to be saved."""
@@ -122,6 +89,30 @@ class Meter:
     def restart_clock(self) -> None:
         """Leave out of the timing what was done since the last step."""
         self._timed_from, self._clock, self._waited = self._step, time.perf_counter(), 0.0
+
+    def write_scalars(self, step: int, values: dict[str, float]) -> None:
+        """Write a row of metrics.jsonl and a point of each curve, after the first step."""
+        if self._board:
+            with self._file.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+            self._board.flush()
+
+    def write_images(self, step: int, name: str, images: dict[str, np.ndarray]) -> None:
+        """Draw corrupted input, reconstruction, target and error x 4, (height, width) each, side by side."""
+        if self._board:
+            white = float(images["target"].max()) or 1.0
+            error = 4 * np.abs(images["reconstruction"] - images["target"])
+            row = np.hstack([images["corrupted"], images["reconstruction"], images["target"], error])
+            self._board.add_image(name, np.clip(row / white, 0, 1)[None], step)
+
+    def _open_board(self) -> None:
+        if self._active:
+            import tensorboardX  # takes seconds, as it imports PyTorch where there is one
+
+            folder = self._file.with_name("tensorboard")
+            self._board = tensorboardX.SummaryWriter(str(folder), purge_step=self._start + 1)
 
     def _close_interval(self) -> None:
         self._report()
@@ -139,7 +130,7 @@ class Meter:
         metrics = jax.device_get(on_device)
         means = {name: statistics.fmean(float(values[name]) for values in metrics) for name in metrics[0]}
         require_finite(step, means)
-        self._log.write_scalars(step, means | {"learning_rate": float(metrics[-1]["learning_rate"])} | timing)
+        self.write_scalars(step, means | {"learning_rate": float(metrics[-1]["learning_rate"])} | timing)
         speed, left = timing["images_per_second"], (self._steps - step) * self._batch_size
         logger.info(
             "step %d/%d  loss %.5f  %.1f images/s  %d:%02d left",
