@@ -1,8 +1,8 @@
 """Figures: panels of a slice, galleries of methods, and learning curves, without a display or global state."""
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,7 @@ CURVES = {"loss": "training loss", "val/psnr": "validation PSNR, dB", "val/ssim"
 
 
 def draw_panel(
-    path: str | os.PathLike[str],
-    images: Mapping[str, np.ndarray],
-    *,
-    title: str = "",
-    metrics: Mapping[str, Mapping[str, float]] | None = None,
+    path: str | Path, images: Mapping[str, np.ndarray], title: str, metrics: Mapping[str, Mapping[str, float]]
 ) -> None:
     """Draw corrupted | reconstruction | ground truth | absolute error of a slice as a PNG, complete or not at all.
 
@@ -51,8 +47,8 @@ def draw_panel(
     count, right = (len(columns), MARGIN) if target is None else (len(columns) + 1, MARGIN + BAR)
     figure, axes = _image_axes(1, count, reconstruction.shape, title, right)
     for cell, name in zip(axes[0], columns, strict=False):
-        values = metrics.get(name, {}) if metrics else {}
-        note = "   ".join(f"{METRICS[key].label} {METRICS[key].format(value)}" for key, value in values.items())
+        values = metrics.get(name, {}).items()
+        note = "   ".join(f"{METRICS[key].label} {METRICS[key].format(value)}" for key, value in values)
         _show(cell, images[name], IMAGE_COLOURS, white, COLUMNS[name], note)
     if target is not None:
         (error,), limit, scale = _errors_in_percent(target, [reconstruction], white)
@@ -64,7 +60,7 @@ def draw_panel(
     _save(figure, path)
 
 
-def draw_gallery(path: str | os.PathLike[str], images: Mapping[str, np.ndarray], *, title: str = "") -> None:
+def draw_gallery(path: str | Path, images: Mapping[str, np.ndarray], title: str) -> None:
     """Draw the reconstructions of one slice by several methods, and below each its absolute error, as a PNG.
 
     Images are real (height, width) in one unit, by name; the first is the target, whose grey scale all share.
@@ -80,7 +76,7 @@ def draw_gallery(path: str | os.PathLike[str], images: Mapping[str, np.ndarray],
     _save(figure, path)
 
 
-def draw_curves(path: str | os.PathLike[str], rows: Sequence[Mapping[str, float]]) -> None:
+def draw_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Draw training loss (logarithmic) and validation PSNR and SSIM over steps as a PNG.
 
     Rows are those of metrics.jsonl: 'step' with any of `CURVES`; values that are not finite are left out.
@@ -122,8 +118,8 @@ def _image_axes(rows: int, columns: int, shape: tuple[int, ...], title: str, rig
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
     figure.subplots_adjust(MARGIN / width, MARGIN / height, 1 - right / width, 1 - HEADER / height)
     figure.subplots_adjust(wspace=GAP / image_width, hspace=GAP / image_height)
-    # A file name may hold "$", which matplotlib would parse as mathematics.
     x, y = MARGIN / width, 1 - MARGIN / height
+    # A file name may hold "$", which matplotlib would parse as mathematics.
     figure.suptitle(title, x=x, y=y, ha="left", size=12.5, color=TEXT, weight="bold", parse_math=False)
     empty = {"frame_on": False, "xticks": (), "yticks": ()}
     return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw=empty)
@@ -152,6 +148,6 @@ def _errors_in_percent(
     return errors, 100 / gain, f"\u00d7{gain}: 0 to {100 / gain:g} % of white"
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def _save(figure: Figure, path: str | Path) -> None:
     with replacing(path) as part:
         figure.savefig(part, format="png")
