@@ -13,7 +13,7 @@ from mrjax.data import splits
 from mrjax.experiment import Experiment
 from mrjax.measures import evaluator
 from mrjax.parallel import memory, processes
-from mrjax.report.run_log import Meter, RunLog, read_rows
+from mrjax.report.run_log import RunLog, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -39,24 +39,22 @@ def train(config: ConfigDict, workdir: str) -> None:
         state = run.restore_or_init(experiment.abstract_state, experiment.init_state)
         start = step = int(state.step)
         log_header(experiment, workdir, state.params, start)
-        with RunLog(workdir, start, config.steps) as log, experiment.training_batches(start) as batches:
-            meter = Meter(
-                log, start=start, steps=config.steps, batch_size=config.batch_size, log_every=config.log_every
-            )
-            for step, batch in zip(range(start + 1, config.steps + 1), meter.wait_for(batches), strict=False):
+        log = RunLog(workdir, start=start, steps=config.steps, batch_size=config.batch_size, log_every=config.log_every)
+        with log, experiment.training_batches(start) as batches:
+            for step, batch in zip(range(start + 1, config.steps + 1), log.wait_for(batches), strict=False):
                 state, metrics = train_step(state, batch)
-                meter.add(step, metrics)
+                log.add(step, metrics)
                 stop = stop_after(step)  # at the same step on every process
                 last = stop or step == config.steps
                 save = last or step % config.checkpoint_every == 0
                 evaluate = step == config.steps or step % config.eval_every == 0
                 if save or evaluate:
-                    meter.flush(last=last)  # a state that is not finite is never saved
+                    log.flush(last=last)  # a state that is not finite is never saved
                     if evaluate:
                         run.save_if_best(state, step, validate(experiment, state.eval_params, step, log))
                     if save:
                         run.save(state, step)
-                    meter.restart_clock()
+                    log.restart_clock()
                 if stop:
                     break
     if jax.process_index() == 0:

@@ -116,7 +116,7 @@ def gradient(recipe: Recipe, params: Any, batch: Batch) -> tuple[jax.Array, Any]
     parts = sharding.micro_batches(batch, recipe.grad_accumulation_steps, mesh)
     if mesh.shape["spatial"] == 1:
         of_device = functools.partial(accumulate_gradient, functools.partial(loss_of_batch, recipe))
-        loss, gradients = sharding.mean_gradient(of_device, mesh, recipe.model.dtype)(params, parts)
+        loss, gradients = sharding.mean_gradient(of_device, params, parts, mesh, recipe.model.dtype)
     else:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # as shard_map does: it tells operations the platform
             loss, gradients = accumulate_gradient(functools.partial(loss_of_split_rows, recipe), params, parts)

@@ -25,8 +25,7 @@ class Metric:
     """A metric of a volume, computed from values of its slices.
 
     Attributes:
-      label, decimals: its name and unit in a table, and how many decimals a table shows.
-      caption: how a picture shows its value, a format string.
+      label, decimals: its name and unit, and how many decimals of a value are shown.
       slice_values: (target, prediction, data_range) -> float32 (slices, ...), on the device; the images are real
         float32 (slices, height, width), data_range is (slices,).
       volume_value: (slice values of one volume, float64; data_range) -> the volume's value, on the host.
@@ -34,9 +33,12 @@ class Metric:
 
     label: str
     decimals: int
-    caption: str
     slice_values: Callable[[Array, Array, Array], Array]
     volume_value: Callable[[np.ndarray, np.float64], np.floating]
+
+    def format(self, value: float) -> str:
+        """Format a value for a table or a picture."""
+        return f"{value:.{self.decimals}f}"
 
 
 def slice_values(target: ArrayLike, prediction: ArrayLike, data_range: ArrayLike) -> dict[str, Array]:
@@ -45,13 +47,13 @@ def slice_values(target: ArrayLike, prediction: ArrayLike, data_range: ArrayLike
     Target and prediction are real (slices, height, width); the slices may belong to different volumes, whose maximum is
     the data range, scalar or (slices,). By the name of the metric, return float32 (slices, ...).
 
-    Raises:
-      UserError: complex images, shapes that differ, or slices smaller than 7x7.
+    Raises `UserError` for complex images, shapes that differ, or slices smaller than 7x7.
     """
     shape, other = jnp.shape(target), jnp.shape(prediction)
     if shape != other or len(shape) != 3:
-        needed = "a target and a prediction of one shape (slices, height, width)"
-        raise UserError(f"Metrics need {needed}, found {shape} and {other}.")
+        raise UserError(
+            f"Metrics need a target and a prediction of one shape (slices, height, width), found {shape} and {other}."
+        )
     if jnp.iscomplexobj(target) or jnp.iscomplexobj(prediction):
         raise UserError("Metrics need real volumes, found complex ones: take the magnitude first.")
     target, prediction = jnp.asarray(target, jnp.float32), jnp.asarray(prediction, jnp.float32)
@@ -111,10 +113,6 @@ def _window_deviations(x: Array, y: Array, axis: int) -> tuple[Array, Array, tup
     return mean_x, mean_y, (xx, yy, xy)
 
 
-def _squared_error(target: Array, prediction: Array, data_range: Array) -> Array:
-    return jnp.square(target - prediction).mean((1, 2))
-
-
 def _error_and_energy(target: Array, prediction: Array, data_range: Array) -> Array:
     return jnp.stack([jnp.square(x).mean((1, 2)) for x in (target - prediction, target)], -1)
 
@@ -125,13 +123,13 @@ def _nmse(error_and_energy: np.ndarray, data_range: np.float64) -> np.floating:
     return error / energy
 
 
-def _psnr(squared_error: np.ndarray, data_range: np.float64) -> np.floating:
+def _psnr(error_and_energy: np.ndarray, data_range: np.float64) -> np.floating:
     """10 log10(data range^2 / mean squared error)."""
-    return 10 * np.log10(np.square(data_range) / squared_error.mean())
+    return 10 * np.log10(np.square(data_range) / error_and_energy[:, 0].mean())
 
 
 METRICS = {
-    "nmse": Metric("NMSE", 4, "NMSE {:.3g}", _error_and_energy, _nmse),
-    "psnr": Metric("PSNR (dB)", 2, "PSNR {:.1f} dB", _squared_error, _psnr),
-    "ssim": Metric("SSIM", 4, "SSIM {:.3f}", ssim_slices, lambda values, _: values.mean()),
+    "nmse": Metric("NMSE", 4, _error_and_energy, _nmse),
+    "psnr": Metric("PSNR (dB)", 2, _error_and_energy, _psnr),
+    "ssim": Metric("SSIM", 4, ssim_slices, lambda values, _: values.mean()),
 }

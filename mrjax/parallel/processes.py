@@ -113,7 +113,7 @@ def find_processes() -> tuple[int, int]:
     Raises `UserError` if the variables are incomplete, or contradict each other.
     """
     values = [os.environ.get(name, "") for name in VARIABLES]
-    if all(name in os.environ for name in VARIABLES):
+    if all(values):
         _, num_processes, process_id = values
         if process_id.isdigit() and num_processes.isdigit() and int(process_id) < int(num_processes):
             return int(process_id), int(num_processes)

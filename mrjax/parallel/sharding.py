@@ -58,10 +58,8 @@ def by_parameter(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def abstract_state(state: Any, mesh: Mesh) -> Any:
-    """Give the shapes of a state (a tree of arrays or ShapeDtypeStructs) their shardings by `by_parameter`."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=by_parameter(mesh, leaf.shape)), state
-    )
+    """Give the shapes of a state (a tree of ShapeDtypeStructs) their shardings by `by_parameter`."""
+    return jax.tree.map(lambda leaf: leaf.update(sharding=by_parameter(mesh, leaf.shape)), state)
 
 
 def constrain_state(state: Any, mesh: Mesh) -> Any:
@@ -84,36 +82,26 @@ def with_parameter_layout(gradients: Any, mesh: Mesh) -> Any:
 
 
 def per_device(function: Callable[..., Any], mesh: Mesh, replicated_args: int = 0) -> Callable[..., Any]:
-    """Map a function of batches over the devices, each computing its own examples: nothing is sent.
+    """Map a function of a batch over the devices, each computing its own examples: nothing is sent.
 
-    XLA would gather a batch for an FFT. The first `replicated_args` arguments are the same on every device.
+    XLA would gather a batch for an FFT. Before the batch come `replicated_args` arguments, the same on every device.
     """
     split = PartitionSpec(EXAMPLES)
-
-    def run(*args: Any) -> Any:
-        specs = tuple(PartitionSpec() if place < replicated_args else split for place in range(len(args)))
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(*args)
-
-    return run
+    in_specs = (*[PartitionSpec()] * replicated_args, split)
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
 
 
 def mean_gradient(
-    function: Callable[[Any, Any], tuple[jax.Array, Any]], mesh: Mesh, dtype: DTypeLike
-) -> Callable[[Any, Any], tuple[jax.Array, Any]]:
-    """Average the loss and gradient that `function` computes on each device from its own examples.
+    function: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, parts: Any, mesh: Mesh, dtype: DTypeLike
+) -> tuple[jax.Array, Any]:
+    """Average the loss and gradient that `function` computes on each device from whole parameters and its own examples.
 
     Each device runs the program of one: its memory and traffic do not grow with their number, and what is sent are the
-    gradients, once, in the precision of the parameters.
-
-    Args:
-      function: of (params, parts), whole parameters and parts of a batch (parts, batch, ...), to a scalar and
-        gradients.
-      mesh: whose `spatial` axis is 1: images must not be split.
-      dtype: in which the function uses kernels of convolutions (of four axes), and in which these are gathered.
-
-    Returns:
-      A function of the same arguments, whose gradients are laid out by `by_parameter`.
+    gradients, once, in the precision of the parameters. Parameters and gradients are laid out by `by_parameter`; parts
+    of a batch are (parts, batch, ...), and images are whole: the mesh's `spatial` axis is 1. In `dtype` the function
+    uses kernels of convolutions (of four axes), and these are gathered.
     """
+    specs = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, params)
 
     def gather(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
         if "model" not in spec:
@@ -127,20 +115,14 @@ def mean_gradient(
         shard = jax.lax.psum_scatter(gradient, "model", scatter_dimension=spec.index("model"), tiled=True)
         return jax.lax.psum(shard, "data") / example_shards(mesh)
 
-    def run(params: Any, parts: Any) -> tuple[jax.Array, Any]:
-        specs = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, params)
+    def on_device(params: Any, parts: Any) -> tuple[jax.Array, Any]:
+        loss, gradients = function(jax.tree.map(gather, params, specs), parts)
+        if mesh.size == 1:
+            return loss, gradients
+        return jax.lax.pmean(loss, EXAMPLES), jax.tree.map(average, gradients, specs)
 
-        def on_device(params: Any, parts: Any) -> tuple[jax.Array, Any]:
-            loss, gradients = function(jax.tree.map(gather, params, specs), parts)
-            if mesh.size == 1:
-                return loss, gradients
-            return jax.lax.pmean(loss, EXAMPLES), jax.tree.map(average, gradients, specs)
-
-        in_specs, out_specs = (specs, PartitionSpec(None, EXAMPLES)), (PartitionSpec(), specs)
-        mapped = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-        return mapped(params, parts)
-
-    return run
+    in_specs, out_specs = (specs, PartitionSpec(None, EXAMPLES)), (PartitionSpec(), specs)
+    return jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(params, parts)
 
 
 def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:

@@ -1,18 +1,17 @@
 """Figures: panels of a slice, galleries of methods, and learning curves, without a display or global state."""
 
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from mrjax.data.files import replacing
 from mrjax.measures.metrics import METRICS
@@ -22,181 +21,133 @@ BACKGROUND, TEXT, FAINT = "#0b0c0e", "#e3e6ea", "#9aa1ab"
 INK, LINE = "#30343a", "#2f6db3"
 IMAGE_COLOURS, ERROR_COLOURS = (colormaps[name].with_extremes(bad="magenta") for name in ("gray", "inferno"))
 COLUMNS = {"corrupted": "corrupted", "reconstruction": "reconstruction", "target": "ground truth"}
-ERROR = "absolute error"
 DPI = 144  # 10 points are 20 pixels
 SHORT_SIDE = 448  # pixels of the shorter side of an image, or more, so that the metrics above it fit
 LONG_SIDE = 2048  # pixels beyond which a narrow image is not magnified
-MARGIN, GAP, TITLE, NAME, NOTE, BAR = 28, 8, 50, 36, 30, 112  # pixels
+MARGIN, GAP, HEADER, BAR = 28, 8, 144, 112  # pixels
 CURVES = {"loss": "training loss", "val/psnr": "validation PSNR, dB", "val/ssim": "validation SSIM"}
 
 
 def draw_panel(
-    path: str | os.PathLike[str],
-    images: Mapping[str, np.ndarray],
-    *,
-    title: str = "",
-    metrics: Mapping[str, Mapping[str, float]] | None = None,
+    path: str | Path, images: Mapping[str, np.ndarray], title: str, metrics: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """Draw corrupted | reconstruction | ground truth | absolute error of a slice as a PNG.
+    """Draw corrupted | reconstruction | ground truth | absolute error of a slice as a PNG, complete or not at all.
 
     All images share one grey scale, from 0 (black) to the 99.5th percentile of the target, or of the reconstruction
     where there is no target. The error has a scale of its own, 1, 2, 5, 10, ... times as steep, which is stated. A
     pixel of an image is a square of whole screen pixels; values that are not finite are magenta, since black would
     look like no error.
 
-    Args:
-      path: the PNG; it appears under this name once it is complete.
-      images: 'corrupted', 'reconstruction' and, where known, 'target': real (height, width), in one unit.
-      title: volume, contrast, slice.
-      metrics: values under a column's name, such as {"reconstruction": {"psnr": 32.1, "ssim": 0.95}}.
+    Images are 'corrupted', 'reconstruction' and, where known, 'target': real (height, width), in one unit. Metrics are
+    shown under the name of their image, such as {"reconstruction": {"psnr": 32.1, "ssim": 0.95}}.
     """
-    columns = {COLUMNS[name]: np.asarray(images[name], np.float64) for name in COLUMNS if name in images}
-    notes = {name: "   ".join(map(_caption, values, values.values())) for name, values in (metrics or {}).items()}
-    white, gain = _percentile(columns.get("ground truth", columns["reconstruction"])) or 1.0, 0
-    if "target" in images:
-        with np.errstate(invalid="ignore"):
-            columns[ERROR] = np.abs(columns["ground truth"] - columns["reconstruction"])
-        gain = _error_gain(columns[ERROR], white)
-        notes[ERROR] = _describe_gain(gain)
-    grid = _Grid(1, columns, title, notes, bar=bool(gain))
-    for column, (name, image) in enumerate(columns.items()):
-        grid.draw_image(0, column, image, white, gain if name == ERROR else 0)
-    if gain:
-        grid.draw_error_bar(len(columns) - 1, gain)
-    _save(grid.figure, path)
+    columns = [name for name in COLUMNS if name in images]
+    target, reconstruction = images.get("target"), images["reconstruction"]
+    white = _percentile(reconstruction if target is None else target) or 1.0
+    count, right = (len(columns), MARGIN) if target is None else (len(columns) + 1, MARGIN + BAR)
+    figure, axes = _image_axes(1, count, reconstruction.shape, title, right)
+    for cell, name in zip(axes[0], columns, strict=False):
+        values = metrics.get(name, {}).items()
+        note = "   ".join(f"{METRICS[key].label} {METRICS[key].format(value)}" for key, value in values)
+        _show(cell, images[name], IMAGE_COLOURS, white, COLUMNS[name], note)
+    if target is not None:
+        (error,), limit, scale = _errors_in_percent(target, [reconstruction], white)
+        shown = _show(axes[0, -1], error, ERROR_COLOURS, limit, "absolute error", scale)
+        bar = axes[0, -1].inset_axes((1.04, 0, 0.03, 1))
+        figure.colorbar(shown, cax=bar, format="{x:g} %", ticks=MaxNLocator(5))
+        bar.tick_params(colors=FAINT, labelsize=8.5, length=3)
+        bar.spines[:].set_visible(False)
+    _save(figure, path)
 
 
-def draw_gallery(path: str | os.PathLike[str], images: Mapping[str, np.ndarray], *, title: str = "") -> None:
+def draw_gallery(path: str | Path, images: Mapping[str, np.ndarray], title: str) -> None:
     """Draw the reconstructions of one slice by several methods, and below each its absolute error, as a PNG.
 
     Images are real (height, width) in one unit, by name; the first is the target, whose grey scale all share.
     """
-    target, *reconstructions = (np.asarray(image, np.float64) for image in images.values())
+    target, *reconstructions = images.values()
     white = _percentile(target) or 1.0
-    errors = [np.abs(image - target) for image in reconstructions]
-    gain = min(_error_gain(error, white) for error in errors)
-    grid = _Grid(2, images, title)
-    for column, image in enumerate([target, *reconstructions]):
-        grid.draw_image(0, column, image, white)
-    for column, error in enumerate(errors, start=1):
-        grid.draw_image(1, column, error, white, gain)
-    grid.write(MARGIN, grid.top(1) + 8, f"{ERROR} below, {_describe_gain(gain)}", size=9, color=FAINT)
-    _save(grid.figure, path)
+    errors, limit, scale = _errors_in_percent(target, reconstructions, white)
+    figure, axes = _image_axes(2, len(images), target.shape, title)
+    for cell, (name, image) in zip(axes[0], images.items(), strict=True):
+        _show(cell, image, IMAGE_COLOURS, white, name, f"absolute error below, {scale}" if image is target else "")
+    for cell, error in zip(axes[1, 1:], errors, strict=True):
+        _show(cell, error, ERROR_COLOURS, limit)
+    _save(figure, path)
 
 
-def draw_curves(path: str | os.PathLike[str], rows: Iterable[Mapping[str, float]]) -> None:
+def draw_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Draw training loss (logarithmic) and validation PSNR and SSIM over steps as a PNG.
 
     Rows are those of metrics.jsonl: 'step' with any of `CURVES`; values that are not finite are left out.
     """
-    rows = list(rows)
-    figure = Figure(figsize=(11, 3.2), dpi=110, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    for axes, (key, title) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
-        points = np.array([(row["step"], row[key]) for row in rows if key in row], np.float64).reshape(-1, 2)
-        points = points[np.isfinite(points).all(1)]
+    figure = Figure(figsize=(11, 3.2), dpi=110, layout="constrained")
+    for axes, (key, name) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
+        finite = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
+        points, title = np.array(finite, np.float64).reshape(-1, 2), name
         if key == "loss":
             axes.set_yscale("log")
             points = points[points[:, 1] > 0]
-        _draw_curve(axes, points, title, mark_best=key != "loss")
+        elif len(points):
+            step, value = points[points[:, 1].argmax()]
+            axes.plot(step, value, "o", color=LINE, markersize=6, clip_on=False)
+            title = f"{name}: best {value:.4g} at step {step:,.0f}"
+        if len(points):
+            axes.plot(*points.T, color=LINE, linewidth=1.4, marker="." if len(points) < 30 else "", clip_on=False)
+        else:
+            axes.set_yticks([])
+            axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center", fontsize=9, color=INK)
+        axes.set_title(title, loc="left", fontsize=9.5, color=INK)
+        axes.set_xlabel("step", fontsize=9, color=INK)
         axes.set_xlim(0, max((row["step"] for row in rows), default=0) or 1)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.tick_params(which="both", colors=INK, labelsize=8.5)
+        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#b9bec6")
     _save(figure, path)
 
 
-def _draw_curve(axes: Axes, points: np.ndarray, title: str, *, mark_best: bool) -> None:
-    if len(points):
-        axes.plot(*points.T, color=LINE, linewidth=1.4, marker="." if len(points) < 30 else "", clip_on=False)
-        if mark_best:
-            step, value = points[points[:, 1].argmax()]
-            axes.plot(step, value, "o", color=LINE, markersize=6, clip_on=False)
-            title += f": best {value:.4g} at step {step:,.0f}"
-    else:
-        axes.set_yticks([])
-        axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center", fontsize=9, color=INK)
-    axes.set_title(title, loc="left", fontsize=9.5, color=INK)
-    axes.set_xlabel("step", fontsize=9, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.tick_params(which="both", colors=INK, labelsize=8.5)
-    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#b9bec6")
+def _image_axes(rows: int, columns: int, shape: tuple[int, ...], title: str, right: int = MARGIN) -> tuple[Figure, Any]:
+    """Make a dark figure and its (rows, columns) of axes, which magnify images by a whole number of screen pixels."""
+    zoom = max(1, min(math.ceil(SHORT_SIDE / min(shape)), LONG_SIDE // max(shape)))
+    image_height, image_width = (zoom * side for side in shape)
+    width = MARGIN + columns * (image_width + GAP) - GAP + right
+    height = HEADER + rows * (image_height + GAP) - GAP + MARGIN
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
+    figure.subplots_adjust(MARGIN / width, MARGIN / height, 1 - right / width, 1 - HEADER / height)
+    figure.subplots_adjust(wspace=GAP / image_width, hspace=GAP / image_height)
+    x, y = MARGIN / width, 1 - MARGIN / height
+    # A file name may hold "$", which matplotlib would parse as mathematics.
+    figure.suptitle(title, x=x, y=y, ha="left", size=12.5, color=TEXT, weight="bold", parse_math=False)
+    empty = {"frame_on": False, "xticks": (), "yticks": ()}
+    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw=empty)
 
 
-class _Grid:
-    """A dark figure of rows and named columns of images, laid out in pixels so that no image is resampled."""
-
-    def __init__(
-        self,
-        rows: int,
-        columns: Mapping[str, np.ndarray],
-        title: str,
-        notes: Mapping[str, str] | None = None,
-        bar: bool = False,
-    ):
-        shape = next(iter(columns.values())).shape
-        zoom = max(1, min(math.ceil(SHORT_SIDE / min(shape)), LONG_SIDE // max(shape)))
-        self.image_height, self.image_width = (zoom * side for side in shape)
-        names_top = MARGIN + (TITLE if title else 0)
-        self.header = names_top + NAME + (NOTE if notes else 0)
-        self.width = self.left(len(columns)) - GAP + MARGIN + (BAR if bar else 0)
-        self.height = self.top(rows) - GAP + MARGIN
-        self.figure = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI, facecolor=BACKGROUND)
-        FigureCanvasAgg(self.figure)
-        self.write(MARGIN, MARGIN, title, size=12.5, color=TEXT, weight="bold")
-        for column, name in enumerate(columns):
-            self.write(self.left(column), names_top, name, size=10.5, color=TEXT)
-            self.write(self.left(column), names_top + NAME - 4, (notes or {}).get(name, ""), size=9, color=FAINT)
-
-    def left(self, column: int) -> int:
-        return MARGIN + column * (self.image_width + GAP)
-
-    def top(self, row: int) -> int:
-        return self.header + row * (self.image_height + GAP)
-
-    def add_axes(self, left: int, top: int, width: int) -> Axes:
-        x, y = left / self.width, 1 - (top + self.image_height) / self.height
-        return self.figure.add_axes((x, y, width / self.width, self.image_height / self.height))
-
-    def write(self, left: int, top: int, text: str, **style: Any) -> None:
-        # A file name may hold "$", which matplotlib would parse as mathematics.
-        self.figure.text(left / self.width, 1 - top / self.height, text, va="top", parse_math=False, **style)
-
-    def draw_image(self, row: int, column: int, image: np.ndarray, white: float, gain: int = 0) -> None:
-        """Draw an image, or an error if there is a `gain`, from 0 to `white` (over the gain)."""
-        axes = self.add_axes(self.left(column), self.top(row), self.image_width)
-        axes.set_axis_off()
-        colours = ERROR_COLOURS if gain else IMAGE_COLOURS
-        axes.imshow(image, colours, vmin=0, vmax=white / (gain or 1), interpolation="nearest", aspect="auto")
-
-    def draw_error_bar(self, column: int, gain: int) -> None:
-        axes = self.add_axes(self.left(column) + self.image_width + 2 * GAP, self.top(0), 14)
-        percent = ScalarMappable(Normalize(0, 100 / gain), ERROR_COLOURS)
-        self.figure.colorbar(percent, cax=axes, format=StrMethodFormatter("{x:g} %"), ticks=MaxNLocator(5))
-        axes.tick_params(colors=FAINT, labelsize=8.5, length=3)
-        axes.spines[:].set_visible(False)
+def _show(axes: Axes, image: np.ndarray, colours: Colormap, limit: float, name: str = "", note: str = "") -> AxesImage:
+    axes.set_title(name, loc="left", pad=18, size=10.5, color=TEXT, parse_math=False)
+    axes.annotate(note, (0, 1), (0, 5), "axes fraction", "offset points", size=9, color=FAINT, parse_math=False)
+    return axes.imshow(image, colours, vmin=0, vmax=limit, interpolation="nearest", aspect="auto")
 
 
-def _percentile(images: np.ndarray) -> float:
+def _percentile(image: np.ndarray) -> float:
     """The 99.5th percentile of what is finite, at least 0."""
-    finite = images[np.isfinite(images)]
+    finite = image[np.isfinite(image)]
     return max(0.0, float(np.percentile(finite, 99.5))) if finite.size else 0.0
 
 
-def _error_gain(error: np.ndarray, white: float) -> int:
-    """The largest of 1, 2, 5, 10, ... 1000 that keeps `gain` times the error's 99.5th percentile within white."""
-    fraction = _percentile(error) / white
-    return max((gain for gain in (2, 5, 10, 20, 50, 100, 200, 500, 1000) if gain * fraction <= 1), default=1)
+def _errors_in_percent(
+    target: np.ndarray, reconstructions: Iterable[np.ndarray], white: float
+) -> tuple[list[np.ndarray], float, str]:
+    """Absolute errors in percent of white, the upper limit of a scale that holds their 99.5th percentiles, its name."""
+    with np.errstate(invalid="ignore"):
+        errors = [100 / white * np.abs(image - target) for image in reconstructions]
+    largest = max(map(_percentile, errors))
+    gain = max((gain for gain in (2, 5, 10, 20, 50, 100, 200, 500, 1000) if gain * largest <= 100), default=1)
+    return errors, 100 / gain, f"\u00d7{gain}: 0 to {100 / gain:g} % of white"
 
 
-def _describe_gain(gain: int) -> str:
-    return f"\u00d7{gain}: 0 to {100 / gain:g} % of white"
-
-
-def _caption(name: str, value: float) -> str:
-    return METRICS[name].caption.format(value) if name in METRICS else f"{name} {value:.3g}"
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def _save(figure: Figure, path: str | Path) -> None:
     with replacing(path) as part:
         figure.savefig(part, format="png")

@@ -1,16 +1,15 @@
 """Log a run: the means over an interval of steps, a progress bar, metrics.jsonl and TensorBoard files."""
 
 import collections
-import functools
+import contextlib
 import json
 import logging
 import math
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,95 +23,34 @@ FIRST_STEP = "the first step is done"
 Metrics = dict[str, jax.Array]
 
 
-class RunLog:
-    """Writes metrics.jsonl, TensorBoard files and a progress bar, on the first process only; a context manager.
+class RunLog(contextlib.AbstractContextManager["RunLog"]):
+    """Times the steps from `start` + 1 to `steps`, and logs them one interval of `log_every` steps late.
 
-    Rows that are newer than the step a run starts from are cut off.
+    So the device never waits for the log. A step has `batch_size` slices, over all devices. The first process alone
+    writes metrics.jsonl, TensorBoard files and a progress bar; rows newer than `start` are cut off.
     """
 
-    def __init__(self, workdir: str, start: int, steps: int):
-        self._file = Path(workdir) / "metrics.jsonl"
-        self._start = start
+    def __init__(self, workdir: str, *, start: int, steps: int, batch_size: int, log_every: int):
+        self._file, self._board = Path(workdir) / "metrics.jsonl", None
+        self._start, self._steps, self._batch_size, self._log_every = start, steps, batch_size, log_every
+        self._step = start
+        self._metrics: list[Metrics] = []
+        self._in_flight: collections.deque[Metrics] = collections.deque(maxlen=3)
+        self._unreported: tuple[int, list[Metrics], dict[str, float]] | None = None
         self._active = jax.process_index() == 0
         if self._active:
             rows = [row for row in read_rows(workdir) if row["step"] <= start]
             with replacing(self._file) as part:
                 part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        # A bar needs a terminal; elsewhere the log's lines say the same.
-        visible = self._active and sys.stderr.isatty()
-        self.bar = tqdm.tqdm(total=steps, initial=start, unit="step", disable=not visible, dynamic_ncols=True)
-
-    def __enter__(self) -> "RunLog":
-        return self
+        # None: a bar needs a terminal; elsewhere the log's lines say the same.
+        disable = None if self._active else True
+        self._bar = tqdm.tqdm(total=steps, initial=start, unit="step", disable=disable, dynamic_ncols=True)
+        self.restart_clock()
 
     def __exit__(self, *exception: Any) -> None:
-        self.bar.close()
-        if self._active:
+        self._bar.close()
+        if self._board:
             self._board.close()
-
-    @functools.cached_property
-    def _board(self) -> Any:
-        import tensorboardX  # which imports PyTorch where there is one: the first step need not wait for that
-
-        return tensorboardX.SummaryWriter(str(self._file.with_name("tensorboard")), purge_step=self._start + 1)
-
-    def open_board(self) -> None:
-        """Open the TensorBoard file now, which takes seconds, rather than in the middle of a timed interval."""
-        if self._active:
-            _ = self._board
-
-    def write_scalars(self, step: int, values: dict[str, float]) -> None:
-        """Write a row of metrics.jsonl and a point of each curve."""
-        if self._active:
-            with self._file.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-            self._board.flush()
-
-    def write_images(self, step: int, name: str, images: dict[str, np.ndarray]) -> None:
-        """Draw corrupted input, reconstruction, target and error x 4, (height, width) each, side by side."""
-        if self._active:
-            white = float(images["target"].max()) or 1.0
-            error = 4 * np.abs(images["reconstruction"] - images["target"])
-            row = np.hstack([images["corrupted"], images["reconstruction"], images["target"], error])
-            self._board.add_image(name, np.clip(row / white, 0, 1)[None], step)
-
-
-class Interval(NamedTuple):
-    """Steps between two lines of the log.
-
-    Attributes:
-      step: the last one.
-      metrics: of each step, still on the device.
-      images_per_second: over all devices.
-      data_wait: the share of the time in which the device had nothing to do but wait for data, at most.
-    """
-
-    step: int
-    metrics: list[Metrics]
-    images_per_second: float
-    data_wait: float
-
-
-class Meter:
-    """Times the steps of a run and logs their metrics one interval late: the device never waits for the log.
-
-    Args:
-      log: where rows are written.
-      start: steps done before.
-      steps: the last step.
-      batch_size: slices in a step.
-      log_every: steps in an interval.
-    """
-
-    def __init__(self, log: RunLog, *, start: int, steps: int, batch_size: int, log_every: int):
-        self._log, self._steps, self._batch_size, self._log_every = log, steps, batch_size, log_every
-        self._first, self._step = start + 1, start
-        self._metrics: list[Metrics] = []
-        self._in_flight: collections.deque[Metrics] = collections.deque(maxlen=3)
-        self._unreported: Interval | None = None
-        self.restart_clock()
 
     def wait_for(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield batches, timing how long the device had nothing left to do while one was awaited."""
@@ -124,32 +62,25 @@ class Meter:
             yield batch
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Take the metrics of a step just dispatched; at most two steps are in flight when this returns.
+        """Take the metrics of a step just dispatched; raise a `UserError` if those of the last interval are not finite.
 
-        More would only fill the device's memory with waiting batches.
-
-        Raises:
-          UserError: the metrics of the interval before are not finite.
+        At most two steps are in flight when this returns: more would only fill the device's memory with batches.
         """
         self._step = step
         self._metrics.append(metrics)
         self._in_flight.append(metrics)
         jax.block_until_ready(self._in_flight[0])
-        if step == self._first:
+        if step == self._start + 1:
             jax.block_until_ready(metrics)
             logger.info(FIRST_STEP)
-            self._log.open_board()
+            self._open_board()
             self.restart_clock()  # the first step is slower than all others
         elif step % self._log_every == 0:
             self._close_interval()
-        self._log.bar.update()
+        self._bar.update()
 
     def flush(self, *, last: bool) -> None:
-        """Log the intervals that are complete, and at the last step what is left.
-
-        Raises:
-          UserError: metrics that are not finite: such a state must not be saved.
-        """
+        """Log complete intervals, all if `last`; raise a `UserError` if the state is not finite, so not to be saved."""
         if last and self._metrics:
             self._close_interval()
         require_finite(self._step, jax.device_get(self._in_flight[-1]))
@@ -159,39 +90,62 @@ class Meter:
         """Leave out of the timing what was done since the last step."""
         self._timed_from, self._clock, self._waited = self._step, time.perf_counter(), 0.0
 
+    def write_scalars(self, step: int, values: dict[str, float]) -> None:
+        """Write a row of metrics.jsonl and a point of each curve, after the first step."""
+        if self._board:
+            with self._file.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+            self._board.flush()
+
+    def write_images(self, step: int, name: str, images: dict[str, np.ndarray]) -> None:
+        """Draw corrupted input, reconstruction, target and error x 4, (height, width) each, side by side."""
+        if self._board:
+            white = float(images["target"].max()) or 1.0
+            error = 4 * np.abs(images["reconstruction"] - images["target"])
+            row = np.hstack([images["corrupted"], images["reconstruction"], images["target"], error])
+            self._board.add_image(name, np.clip(row / white, 0, 1)[None], step)
+
+    def _open_board(self) -> None:
+        if self._active:
+            import tensorboardX  # takes seconds, as it imports PyTorch where there is one
+
+            folder = self._file.with_name("tensorboard")
+            self._board = tensorboardX.SummaryWriter(str(folder), purge_step=self._start + 1)
+
     def _close_interval(self) -> None:
         self._report()
         seconds = time.perf_counter() - self._clock
         speed = (self._step - self._timed_from) * self._batch_size / seconds
-        self._unreported = Interval(self._step, self._metrics, speed, self._waited / seconds)
-        self._metrics = []
+        # data_wait: the share of the time in which the device had nothing to do but wait for data, at most
+        timing = {"images_per_second": speed, "data_wait": self._waited / seconds}
+        self._unreported, self._metrics = (self._step, self._metrics, timing), []
         self.restart_clock()
 
     def _report(self) -> None:
-        interval, self._unreported = self._unreported, None
-        if interval is None:
+        if self._unreported is None:
             return
-        metrics = jax.device_get(interval.metrics)
-        row = {name: statistics.fmean(float(step[name]) for step in metrics) for name in metrics[0]}
-        require_finite(interval.step, row)
-        row["learning_rate"] = float(metrics[-1]["learning_rate"])
-        row |= {"images_per_second": interval.images_per_second, "data_wait": interval.data_wait}
-        self._log.write_scalars(interval.step, row)
-        left = (self._steps - interval.step) * self._batch_size / max(interval.images_per_second, 1e-9)
+        (step, on_device, timing), self._unreported = self._unreported, None
+        metrics = jax.device_get(on_device)
+        means = {name: statistics.fmean(float(values[name]) for values in metrics) for name in metrics[0]}
+        require_finite(step, means)
+        self.write_scalars(step, means | {"learning_rate": float(metrics[-1]["learning_rate"])} | timing)
+        speed, left = timing["images_per_second"], (self._steps - step) * self._batch_size
         logger.info(
             "step %d/%d  loss %.5f  %.1f images/s  %d:%02d left",
-            *(interval.step, self._steps, row["loss"], interval.images_per_second, left // 60, left % 60),
+            *(step, self._steps, means["loss"], speed, *divmod(left / max(speed, 1e-9), 60)),
         )
-        if interval.data_wait > 0.05:
+        if timing["data_wait"] > 0.05:
             logger.warning(
                 "waited for data %.0f %% of the time: set config.data.cache to 'host' or 'device', or raise "
                 "config.data.workers or config.data.prefetch",
-                100 * interval.data_wait,
+                100 * timing["data_wait"],
             )
 
 
 def require_finite(step: int, metrics: dict[str, Any]) -> None:
-    """Raise a `UserError` if loss, gradients or parameters are not finite, so that such a state is never saved."""
+    """Raise a `UserError` if one of a step's metrics is not finite."""
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise UserError(
@@ -202,11 +156,8 @@ def require_finite(step: int, metrics: dict[str, Any]) -> None:
 
 def read_rows(workdir: str) -> list[dict[str, Any]]:
     """Read the rows of a run's metrics.jsonl; a last line cut short by a kill is left out."""
-    file = Path(workdir) / "metrics.jsonl"
     rows = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines():
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return rows

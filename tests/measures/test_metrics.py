@@ -116,7 +116,6 @@ def test_a_metric_is_added_by_one_entry(monkeypatch):
     peak_error = metrics.Metric(
         label="peak error",
         decimals=3,
-        caption="peak error {:.3g}",
         slice_values=lambda target, prediction, _: abs(target - prediction).max((1, 2)),
         volume_value=lambda values, _: values.max(),
     )

@@ -39,7 +39,7 @@ def reference_gradient(x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
 def on_one_device(function, mesh=None):
     """Jit a function as one device of a mesh computes it, the only place where the C++ operations run."""
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-    return jax.jit(lambda *args: sharding.per_device(function, mesh, replicated_args=len(args))(*args))
+    return jax.jit(lambda *args: sharding.per_device(function, mesh, replicated_args=len(args) - 1)(*args))
 
 
 def with_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, ...]:
