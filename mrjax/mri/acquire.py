@@ -44,16 +44,15 @@ def draw_protocol(
     """
     acceleration_key, mask_key, noise_key = jax.random.split(key, 3)
     choice = jax.random.randint(acceleration_key, (), 0, len(acquisition.accelerations))
-    acceleration = jnp.asarray(acquisition.accelerations)[choice]
-    centre_fraction = jnp.asarray(acquisition.centre_fractions)[choice]
+    acceleration, centre_fraction = jnp.asarray((acquisition.accelerations, acquisition.centre_fractions))[:, choice]
     height, width = kspace.shape[-2:]
     echo = find_echo(kspace)
     mask = masks.MASKS[acquisition.mask](mask_key, masks.Scan(sampled, height, acceleration, centre_fraction, echo))
     low, high = acquisition.snr or acquisition.noise
     sigma = None
     if high > 0:
-        drawn = jax.random.uniform(noise_key, (), minval=low, maxval=high)
-        sigma = noise.sigma_from_snr(drawn, target) if acquisition.snr else target.max() * drawn
+        level = jax.random.uniform(noise_key, (), minval=low, maxval=high)
+        sigma = noise.sigma_from_snr(level, target) if acquisition.snr else target.max() * level
     if acquisition.motion_p <= 0:
         return Protocol(mask, sigma)
     # `split` made the three keys above as fold_in of 0, 1 and 2 would.

@@ -4,7 +4,6 @@ Readouts run along the height, one phase-encode column after the other from left
 time until the next: motion goes on between the readouts and within them.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -47,7 +46,8 @@ def draw_walk(key: jax.Array, degrees: float, pixels: tuple[float, float], rest_
 def move(kspace: jax.Array, motion: Motion) -> jax.Array:
     """Move the head at rest of centred k-space (coils, height, width) complex64; sensitivities move with it."""
     height, width = kspace.shape[-2:]
-    time = (jnp.arange(width) + jnp.arange(height)[:, None] / height) / width
+    row, column = jnp.arange(height)[:, None], jnp.arange(width)
+    time = (column + row / height) / width
     segments = motion.find_segments(time)
 
     def rotate_segment(rotated: jax.Array, segment: jax.Array) -> tuple[jax.Array, None]:
@@ -55,7 +55,7 @@ def move(kspace: jax.Array, motion: Motion) -> jax.Array:
 
     rotated, _ = jax.lax.scan(rotate_segment, kspace, jnp.arange(len(motion.angles)))
     down, right = motion.interpolate_shifts(time)
-    return rotated * _phase(_frequencies(height)[:, None] * down + _frequencies(width) * right)
+    return rotated * _phase((row - height // 2) / height * down + (column - width // 2) / width * right)
 
 
 def rotate(kspace: jax.Array, angle: jax.Array) -> jax.Array:
@@ -65,22 +65,14 @@ def rotate(kspace: jax.Array, angle: jax.Array) -> jax.Array:
     """
     height, width = kspace.shape[-2:]
     radians = jnp.deg2rad(angle)
-    y, x = (jnp.arange(n) - n // 2 for n in (height, width))
-    row_shear = _phase(jnp.tan(radians / 2) * y[:, None] * _frequencies(width))
-    column_shear = _phase(-jnp.sin(radians) * x * _frequencies(height)[:, None])
-    once = _centred(jnp.fft.ifft, kspace, -2) * row_shear
-    twice = _centred(jnp.fft.ifft, _centred(jnp.fft.fft, once, -2), -1) * column_shear
-    return _centred(jnp.fft.fft, _centred(jnp.fft.ifft, _centred(jnp.fft.fft, twice, -1), -2) * row_shear, -2)
-
-
-def _frequencies(size: int) -> jax.Array:
-    """Compute the frequencies of centred k-space samples, in cycles per pixel."""
-    return (jnp.arange(size) - size // 2) / size
+    y, x = (jnp.fft.ifftshift(jnp.arange(n) - n // 2) for n in (height, width))  # in the order of an FFT
+    row_shear = _phase(jnp.tan(radians / 2) * y[:, None] * jnp.fft.fftfreq(width))
+    column_shear = _phase(-jnp.sin(radians) * x * jnp.fft.fftfreq(height)[:, None])
+    rotated = jnp.fft.ifftshift(kspace, (-2, -1))
+    for axis, shear in ((-2, row_shear), (-1, column_shear), (-2, row_shear)):
+        rotated = jnp.fft.fft(jnp.fft.ifft(rotated, axis=axis) * shear, axis=axis)
+    return jnp.fft.fftshift(rotated, (-2, -1))
 
 
 def _phase(cycles: jax.Array) -> jax.Array:
     return jnp.exp(-2j * jnp.pi * cycles)
-
-
-def _centred(transform: Callable[..., jax.Array], x: jax.Array, axis: int) -> jax.Array:
-    return jnp.fft.fftshift(transform(jnp.fft.ifftshift(x, axis), axis=axis), axis)

@@ -28,12 +28,6 @@ def _outermost(measured: jax.Array) -> jax.Array:
     return measured & ((position < depth) | (position >= count - depth))
 
 
-def sigma_from_covariance(covariance: jax.Array) -> jax.Array:
-    """Compute the root-mean-square sigma of the coils that have noise, from a covariance (coils, coils)."""
-    variance = jnp.diagonal(covariance).real
-    return jnp.sqrt(variance.sum() / jnp.maximum((variance > 0).sum(), 1) / 2)
-
-
 def sigma_from_snr(snr: jax.Array, target: jax.Array) -> jax.Array:
     """Compute the sigma at which the mean signal of a fully sampled root-sum-of-squares image is `snr` sigma.
 
@@ -53,7 +47,8 @@ def correlate(noise: jax.Array, covariance: jax.Array) -> jax.Array:
 
     Noise (coils, height, width) complex64 stays white if the covariance is zero throughout.
     """
-    scale = 2 * sigma_from_covariance(covariance) ** 2
+    variance = jnp.diagonal(covariance).real
+    scale = variance.sum() / jnp.maximum((variance > 0).sum(), 1)
     identity = jnp.eye(len(covariance), dtype=covariance.dtype)
     # A little white noise keeps the Cholesky factor finite for coils that are empty or copies of one another.
     relative = jnp.where(scale > 0, covariance / jnp.where(scale > 0, scale, 1), identity) + 1e-6 * identity

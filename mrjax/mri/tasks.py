@@ -4,6 +4,7 @@
 leading batch axis; a slice may come as one of a stack, (1 + adjacent, ...), the slice itself first.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,21 +63,20 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Task:
     columns to keep, if files store it.
     """
 
-    def make_example(kspace: jax.Array, stored_mask: jax.Array | None, keys: Keys) -> Example:
-        kspace, adjacent = split_adjacent(kspace, 3)
-        sampled = _sampled_columns(kspace)
-        if stored_mask is not None:
-            sampled &= stored_mask.astype(bool)
-        affine = _draw_affine(keys, augment, kspace)
+    def make_example(batch: Batch, keys: Keys) -> Example:
+        stack = _as_stack(batch["kspace"], 4)
+        sampled = _sampled_columns(stack)
+        if "mask" in batch:
+            sampled &= batch["mask"].astype(bool)
+        affine = _draw_affine(keys, augment, stack)
         if affine is None:
-            target = magnitude(kspace)
+            target = magnitude(stack[0])
         else:
-            images = warp(ifft2c(kspace), affine)
-            kspace, target = fft2c(images), root_sum_of_squares(images)
-            adjacent = None if adjacent is None else warp_kspace(adjacent, affine)
-        return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
+            images = warp(ifft2c(stack), affine)
+            stack, target = fft2c(images), root_sum_of_squares(images[0])
+        return _acquire(stack, sampled, target, keys, acquisition)
 
-    return lambda batch, keys: jax.vmap(make_example)(batch["kspace"], batch.get("mask"), keys)
+    return jax.vmap(make_example)
 
 
 def denoise(acquisition: Acquisition, augment: Augment, one_repetition: bool = False) -> Task:
@@ -90,34 +90,28 @@ def denoise(acquisition: Acquisition, augment: Augment, one_repetition: bool = F
     loses a share 1 - cos(p/2) of their signal. The price is the noise floor of a magnitude, which no averaging removes
     (about the root of signal^2 + 2 n sigma^2 for n coils); it is the same in the input and in every file's own image.
 
+    With `one_repetition` (the task 'noise2noise') the target in training is one of the others, drawn anew each time
+    (Lehtinen et al., arXiv:1803.04189): its noise is independent of the input's, so that the squared error tends to the
+    same network as the mean would give.
+
     Augmentation by anything but flips interpolates, which smooths the noise that is to be removed: prefer flips alone.
     """
 
-    def make_example(kspace: jax.Array, repetitions: jax.Array, keys: Keys) -> Example:
-        kspace, adjacent = split_adjacent(kspace, 3)
-        sampled = _sampled_columns(kspace)
+    def make_example(batch: Batch, keys: Keys) -> Example:
+        stack, repetitions = _as_stack(batch["kspace"], 4), batch["repetitions"]
+        sampled = _sampled_columns(stack)
         if one_repetition and keys.augment is not None:
             choice, augmentation = jax.random.split(keys.augment)
             keys = keys._replace(augment=augmentation)
             score = jnp.where(_present(repetitions), jax.random.uniform(choice, (len(repetitions),)), -1)
             repetitions = repetitions[jnp.argmax(score)][None]
-        affine = _draw_affine(keys, augment, kspace)
+        affine = _draw_affine(keys, augment, stack)
         if affine is not None:
-            kspace, repetitions = warp_kspace(kspace, affine), warp_kspace(repetitions, affine)
-            adjacent = None if adjacent is None else warp_kspace(adjacent, affine)
+            stack, repetitions = (fft2c(warp(ifft2c(x), affine)) for x in (stack, repetitions))
         target = magnitude(repetitions).sum(0) / jnp.maximum(_present(repetitions).sum(), 1)
-        return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
+        return _acquire(stack, sampled, target, keys, acquisition)
 
-    return lambda batch, keys: jax.vmap(make_example)(batch["kspace"], batch["repetitions"], keys)
-
-
-def noise2noise(acquisition: Acquisition, augment: Augment) -> Task:
-    """Make a task whose target is one other repetition, drawn anew each time (Lehtinen et al., arXiv:1803.04189).
-
-    Its noise is independent of the input's, so that the squared error tends to the same network as the mean would give.
-    Batches are those of the task 'denoise', which also is how it is evaluated.
-    """
-    return denoise(acquisition, augment, one_repetition=True)
+    return jax.vmap(make_example)
 
 
 def paired(acquisition: Acquisition, augment: Augment) -> Task:
@@ -126,40 +120,30 @@ def paired(acquisition: Acquisition, augment: Augment) -> Task:
     The batch holds `input` (batch, [1 + adjacent,] height, width) and `target` (batch, height, width) float32.
     """
 
-    def make_example(corrupted: jax.Array, target: jax.Array, keys: Keys) -> Example:
-        corrupted, adjacent = split_adjacent(corrupted, 2)
-        affine = _draw_affine(keys, augment, target)
+    def make_example(batch: Batch, keys: Keys) -> Example:
+        images = jnp.concatenate([_as_stack(batch["input"], 3), batch["target"][None]])
+        affine = _draw_affine(keys, augment, images)
         if affine is not None:
-            corrupted, target = warp(jnp.stack([corrupted, target]), affine)
-            adjacent = None if adjacent is None else warp(adjacent, affine)
-        return Example(corrupted, target, adjacent=_channels_last(adjacent))
+            images = warp(images, affine)
+        return _gather(images[:-1], images[-1])
 
-    return lambda batch, keys: jax.vmap(make_example)(batch["input"], batch["target"], keys)
+    return jax.vmap(make_example)
 
 
+@jax.vmap
 def as_measured(batch: Batch, keys: Keys) -> Example:
     """Take undersampled `kspace`, or an `input` image, as it is, for the target as well, which nobody knows."""
-
-    def make_example(data: jax.Array) -> Example:
-        if "kspace" not in batch:
-            image, adjacent = split_adjacent(data, 2)
-            return Example(image, image, adjacent=_channels_last(adjacent))
-        kspace, adjacent = split_adjacent(data, 3)
-        image, mask = magnitude(kspace), _sampled_columns(kspace)[None]
-        return Example(image, image, kspace, mask, _channels_last(None if adjacent is None else magnitude(adjacent)))
-
-    return jax.vmap(make_example)(batch["kspace"] if "kspace" in batch else batch["input"])
+    if "kspace" not in batch:
+        images = _as_stack(batch["input"], 3)
+        return _gather(images, images[0])
+    stack = _as_stack(batch["kspace"], 4)
+    images = magnitude(stack)
+    return _gather(images, images[0], stack[0], _sampled_columns(stack)[None])
 
 
-def split_adjacent(data: jax.Array, axes: int) -> tuple[jax.Array, jax.Array | None]:
-    """Split a stack (1 + adjacent, ...) into a slice of so many axes and its adjacent slices; None without a stack."""
-    return (data, None) if data.ndim == axes else (data[0], data[1:])
-
-
-def warp_kspace(kspace: jax.Array, affine: jax.Array) -> jax.Array:
-    """Apply `warp` to the images of k-space (..., coils, height, width)."""
-    images = ifft2c(kspace)
-    return fft2c(warp(images.reshape(-1, *images.shape[-2:]), affine).reshape(images.shape))
+def _as_stack(data: jax.Array, axes: int) -> jax.Array:
+    """Return a stack (1 + adjacent, ...) of so many axes, of a slice alone too."""
+    return data if data.ndim == axes else data[None]
 
 
 def _draw_affine(keys: Keys, augment: Augment, image: jax.Array) -> jax.Array | None:
@@ -169,8 +153,8 @@ def _draw_affine(keys: Keys, augment: Augment, image: jax.Array) -> jax.Array | 
     return draw_affine(keys.augment, augment, *image.shape[-2:])
 
 
-def _sampled_columns(kspace: jax.Array) -> jax.Array:
-    return jnp.any(kspace != 0, axis=(0, 1))
+def _sampled_columns(stack: jax.Array) -> jax.Array:
+    return jnp.any(stack[0] != 0, axis=(0, 1))
 
 
 def _present(repetitions: jax.Array) -> jax.Array:
@@ -178,32 +162,26 @@ def _present(repetitions: jax.Array) -> jax.Array:
     return jnp.any(repetitions != 0, axis=(1, 2, 3))
 
 
-def _channels_last(images: jax.Array | None) -> jax.Array | None:
-    return None if images is None else jnp.moveaxis(images, 0, -1)
-
-
-def _acquire(
-    kspace: jax.Array,
-    adjacent: jax.Array | None,
-    sampled: jax.Array,
-    target: jax.Array,
-    keys: Keys,
-    acquisition: Acquisition,
-) -> Example:
+def _acquire(stack: jax.Array, sampled: jax.Array, target: jax.Array, keys: Keys, acquisition: Acquisition) -> Example:
     """Measure a slice and its adjacent slices by one protocol, each with noise of its own."""
-    protocol = draw_protocol(keys.protocol, kspace, sampled, target, acquisition)
-    measured = measure(keys.noise, kspace, protocol, acquisition)
-    images = None
-    if adjacent is not None:
-        # Numbers above those of the slice's coils, which `white_noise` folds into the same key.
-        noise_keys = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, 2**30 + jnp.arange(len(adjacent)))
-        images = magnitude(jax.vmap(lambda key, x: measure(key, x, protocol, acquisition))(noise_keys, adjacent))
-    return Example(magnitude(measured), target, measured, protocol.mask, _channels_last(images))
+    protocol = draw_protocol(keys.protocol, stack[0], sampled, target, acquisition)
+    # Numbers above those of the slice's coils, which `white_noise` folds into the same key.
+    others = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, 2**30 + jnp.arange(len(stack) - 1))
+    noise_keys = jnp.concatenate([keys.noise[None], others])
+    measured = jax.vmap(lambda key, kspace: measure(key, kspace, protocol, acquisition))(noise_keys, stack)
+    return _gather(magnitude(measured), target, measured[0], protocol.mask)
+
+
+def _gather(
+    images: jax.Array, target: jax.Array, kspace: jax.Array | None = None, mask: jax.Array | None = None
+) -> Example:
+    """Make the example of corrupted images (1 + adjacent, height, width)."""
+    return Example(images[0], target, kspace, mask, jnp.moveaxis(images[1:], 0, -1) if len(images) > 1 else None)
 
 
 TASKS: dict[str, Callable[[Acquisition, Augment], Task]] = {
     "kspace": kspace,
     "paired": paired,
     "denoise": denoise,
-    "noise2noise": noise2noise,
+    "noise2noise": functools.partial(denoise, one_repetition=True),
 }
