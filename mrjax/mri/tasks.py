@@ -64,17 +64,18 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Task:
     """
 
     def make_example(batch: Batch, keys: Keys) -> Example:
-        stack = _as_stack(batch["kspace"], 4)
-        sampled = _sampled_columns(stack)
+        kspace, adjacent = _split_adjacent(batch["kspace"], 3)
+        sampled = _sampled_columns(kspace)
         if "mask" in batch:
             sampled &= batch["mask"].astype(bool)
-        affine = _draw_affine(keys, augment, stack)
+        affine = _draw_affine(keys, augment, kspace)
         if affine is None:
-            target = magnitude(stack[0])
+            target = magnitude(kspace)
         else:
-            images = warp(ifft2c(stack), affine)
-            stack, target = fft2c(images), root_sum_of_squares(images[0])
-        return _acquire(stack, sampled, target, keys, acquisition)
+            images = warp(ifft2c(kspace), affine)
+            kspace, target = fft2c(images), root_sum_of_squares(images)
+            adjacent = fft2c(warp(ifft2c(adjacent), affine))
+        return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
     return jax.vmap(make_example)
 
@@ -98,18 +99,18 @@ def denoise(acquisition: Acquisition, augment: Augment, one_repetition: bool = F
     """
 
     def make_example(batch: Batch, keys: Keys) -> Example:
-        stack, repetitions = _as_stack(batch["kspace"], 4), batch["repetitions"]
-        sampled = _sampled_columns(stack)
+        kspace, adjacent = _split_adjacent(batch["kspace"], 3)
+        sampled, repetitions = _sampled_columns(kspace), batch["repetitions"]
         if one_repetition and keys.augment is not None:
             choice, augmentation = jax.random.split(keys.augment)
             keys = keys._replace(augment=augmentation)
             score = jnp.where(_present(repetitions), jax.random.uniform(choice, (len(repetitions),)), -1)
             repetitions = repetitions[jnp.argmax(score)][None]
-        affine = _draw_affine(keys, augment, stack)
+        affine = _draw_affine(keys, augment, kspace)
         if affine is not None:
-            stack, repetitions = (fft2c(warp(ifft2c(x), affine)) for x in (stack, repetitions))
+            kspace, adjacent, repetitions = (fft2c(warp(ifft2c(x), affine)) for x in (kspace, adjacent, repetitions))
         target = magnitude(repetitions).sum(0) / jnp.maximum(_present(repetitions).sum(), 1)
-        return _acquire(stack, sampled, target, keys, acquisition)
+        return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
     return jax.vmap(make_example)
 
@@ -121,11 +122,12 @@ def paired(acquisition: Acquisition, augment: Augment) -> Task:
     """
 
     def make_example(batch: Batch, keys: Keys) -> Example:
-        images = jnp.concatenate([_as_stack(batch["input"], 3), batch["target"][None]])
-        affine = _draw_affine(keys, augment, images)
+        (corrupted, adjacent), target = _split_adjacent(batch["input"], 2), batch["target"]
+        affine = _draw_affine(keys, augment, target)
         if affine is not None:
-            images = warp(images, affine)
-        return _gather(images[:-1], images[-1])
+            corrupted, target = warp(jnp.stack([corrupted, target]), affine)
+            adjacent = warp(adjacent, affine)
+        return Example(corrupted, target, adjacent=_channels(adjacent))
 
     return jax.vmap(make_example)
 
@@ -134,16 +136,17 @@ def paired(acquisition: Acquisition, augment: Augment) -> Task:
 def as_measured(batch: Batch, keys: Keys) -> Example:
     """Take undersampled `kspace`, or an `input` image, as it is, for the target as well, which nobody knows."""
     if "kspace" not in batch:
-        images = _as_stack(batch["input"], 3)
-        return _gather(images, images[0])
-    stack = _as_stack(batch["kspace"], 4)
-    images = magnitude(stack)
-    return _gather(images, images[0], stack[0], _sampled_columns(stack)[None])
+        image, adjacent = _split_adjacent(batch["input"], 2)
+        return Example(image, image, adjacent=_channels(adjacent))
+    kspace, adjacent = _split_adjacent(batch["kspace"], 3)
+    image = magnitude(kspace)
+    return Example(image, image, kspace, _sampled_columns(kspace)[None], _channels(magnitude(adjacent)))
 
 
-def _as_stack(data: jax.Array, axes: int) -> jax.Array:
-    """Return a stack (1 + adjacent, ...) of so many axes, of a slice alone too."""
-    return data if data.ndim == axes else data[None]
+def _split_adjacent(data: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
+    """Split a stack (1 + adjacent, ...), or a slice alone, into the slice of so many axes and its adjacent slices."""
+    stack = data[None] if data.ndim == axes else data
+    return stack[0], stack[1:]
 
 
 def _draw_affine(keys: Keys, augment: Augment, image: jax.Array) -> jax.Array | None:
@@ -153,8 +156,8 @@ def _draw_affine(keys: Keys, augment: Augment, image: jax.Array) -> jax.Array | 
     return draw_affine(keys.augment, augment, *image.shape[-2:])
 
 
-def _sampled_columns(stack: jax.Array) -> jax.Array:
-    return jnp.any(stack[0] != 0, axis=(0, 1))
+def _sampled_columns(kspace: jax.Array) -> jax.Array:
+    return jnp.any(kspace != 0, axis=(0, 1))
 
 
 def _present(repetitions: jax.Array) -> jax.Array:
@@ -162,21 +165,26 @@ def _present(repetitions: jax.Array) -> jax.Array:
     return jnp.any(repetitions != 0, axis=(1, 2, 3))
 
 
-def _acquire(stack: jax.Array, sampled: jax.Array, target: jax.Array, keys: Keys, acquisition: Acquisition) -> Example:
-    """Measure a slice and its adjacent slices by one protocol, each with noise of its own."""
-    protocol = draw_protocol(keys.protocol, stack[0], sampled, target, acquisition)
-    # Numbers above those of the slice's coils, which `white_noise` folds into the same key.
-    others = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, 2**30 + jnp.arange(len(stack) - 1))
-    noise_keys = jnp.concatenate([keys.noise[None], others])
-    measured = jax.vmap(lambda key, kspace: measure(key, kspace, protocol, acquisition))(noise_keys, stack)
-    return _gather(magnitude(measured), target, measured[0], protocol.mask)
+def _channels(adjacent: jax.Array) -> jax.Array | None:
+    """Make images (adjacent, height, width) channels, the last axis; None without any."""
+    return jnp.moveaxis(adjacent, 0, -1) if len(adjacent) else None
 
 
-def _gather(
-    images: jax.Array, target: jax.Array, kspace: jax.Array | None = None, mask: jax.Array | None = None
+def _acquire(
+    kspace: jax.Array,
+    adjacent: jax.Array,
+    sampled: jax.Array,
+    target: jax.Array,
+    keys: Keys,
+    acquisition: Acquisition,
 ) -> Example:
-    """Make the example of corrupted images (1 + adjacent, height, width)."""
-    return Example(images[0], target, kspace, mask, jnp.moveaxis(images[1:], 0, -1) if len(images) > 1 else None)
+    """Measure a slice and its adjacent slices by one protocol, each with noise of its own."""
+    protocol = draw_protocol(keys.protocol, kspace, sampled, target, acquisition)
+    measured = measure(keys.noise, kspace, protocol, acquisition)
+    # Numbers above those of the slice's coils, which `white_noise` folds into the same key.
+    noise_keys = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, 2**30 + jnp.arange(len(adjacent)))
+    adjacent = jax.vmap(lambda key, x: measure(key, x, protocol, acquisition))(noise_keys, adjacent)
+    return Example(magnitude(measured), target, measured, protocol.mask, _channels(magnitude(adjacent)))
 
 
 TASKS: dict[str, Callable[[Acquisition, Augment], Task]] = {
