@@ -1,7 +1,4 @@
-"""Augmentation: random rotation, scaling, flips and translation of image stacks, inside the jitted step.
-
-To imitate another patient rather than another scanner, warp the clean coil images and corrupt them afterwards.
-"""
+"""Augmentation: random rotation, scaling, flips and translation of clean images, inside the jitted step."""
 
 import dataclasses
 

@@ -28,15 +28,14 @@ def combine(coil_images: jax.Array, maps: jax.Array) -> jax.Array:
     return (maps.conj() * coil_images).sum(-3)
 
 
-def adaptive_maps(coil_images: jax.Array, window: int = 5) -> jax.Array:
+def adaptive_maps(coil_images: jax.Array) -> jax.Array:
     """Estimate sensitivities (coils, height, width): dominant eigenvectors of the coils' covariances.
 
     `combine(coil_images, adaptive_maps(coil_images))` is the adaptive combination of Walsh et al. (Magn Reson Med 43
-    (2000) 682) for coils of white noise. Covariances are of squares of `window` pixels; sum |S|^2 = 1, 0 where the
-    images are.
+    (2000) 682) for coils of white noise. Covariances are of 5 x 5 pixels; sum |S|^2 = 1, 0 where the images are.
     """
     products = coil_images[:, None] * coil_images.conj()
-    local = jax.lax.reduce_window(products, jnp.complex64(0), jax.lax.add, (1, 1, window, window), (1,) * 4, "SAME")
+    local = jax.lax.reduce_window(products, jnp.complex64(0), jax.lax.add, (1, 1, 5, 5), (1,) * 4, "SAME")
     return dominant_eigenvector(local, products.sum((-2, -1)))[1]
 
 

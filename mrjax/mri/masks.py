@@ -23,7 +23,7 @@ class Scan(NamedTuple):
     height: int  # of k-space, in samples
     acceleration: jax.Array  # scalar, at least 1; 'equispaced' and 'magic' round it to an integer
     centre_fraction: jax.Array  # scalar from 0 to 1 / acceleration, the share of columns, or of samples, in the centre
-    echo: tuple[jax.Array, jax.Array]  # row and column of the centre of k-space, integer scalars
+    echo: jax.Array  # (row, column) of the centre of k-space, integers
 
 
 def random_columns(key: jax.Array, scan: Scan) -> jax.Array:

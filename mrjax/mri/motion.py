@@ -40,7 +40,7 @@ def draw_walk(key: jax.Array, degrees: float, pixels: tuple[float, float], rest_
     path = jnp.cumsum(steps, 0)
     walk = Motion(times, path[1:, 0], path[:, 1:])
     angle, shift = walk.angles[walk.find_segments(rest_time)], walk.interpolate_shifts(rest_time)
-    return walk._replace(angles=walk.angles - angle, shifts=walk.shifts - shift)
+    return Motion(times, walk.angles - angle, walk.shifts - shift)
 
 
 def move(kspace: jax.Array, motion: Motion) -> jax.Array:
@@ -55,24 +55,21 @@ def move(kspace: jax.Array, motion: Motion) -> jax.Array:
 
     rotated, _ = jax.lax.scan(rotate_segment, kspace, jnp.arange(len(motion.angles)))
     down, right = motion.interpolate_shifts(time)
-    return rotated * _phase((row - height // 2) / height * down + (column - width // 2) / width * right)
+    cycles = (row - height // 2) / height * down + (column - width // 2) / width * right
+    return rotated * jnp.exp(-2j * jnp.pi * cycles)
 
 
 def rotate(kspace: jax.Array, angle: jax.Array) -> jax.Array:
-    """Rotate the image of k-space (..., height, width) by `angle` degrees: three shears, each a phase.
+    """Rotate the image of k-space (..., height, width) by `angle` degrees: three shears, each a phase in cycles.
 
     Unser et al., IEEE TIP 4(10), 1995. Exact for band-limited images whose object stays inside; pixels are square.
     """
     height, width = kspace.shape[-2:]
     radians = jnp.deg2rad(angle)
     y, x = (jnp.fft.ifftshift(jnp.arange(n) - n // 2) for n in (height, width))  # in the order of an FFT
-    row_shear = _phase(jnp.tan(radians / 2) * y[:, None] * jnp.fft.fftfreq(width))
-    column_shear = _phase(-jnp.sin(radians) * x * jnp.fft.fftfreq(height)[:, None])
+    row_shear = jnp.tan(radians / 2) * y[:, None] * jnp.fft.fftfreq(width)
+    column_shear = -jnp.sin(radians) * x * jnp.fft.fftfreq(height)[:, None]
     rotated = jnp.fft.ifftshift(kspace, (-2, -1))
-    for axis, shear in ((-2, row_shear), (-1, column_shear), (-2, row_shear)):
-        rotated = jnp.fft.fft(jnp.fft.ifft(rotated, axis=axis) * shear, axis=axis)
+    for axis, cycles in ((-2, row_shear), (-1, column_shear), (-2, row_shear)):
+        rotated = jnp.fft.fft(jnp.fft.ifft(rotated, axis=axis) * jnp.exp(-2j * jnp.pi * cycles), axis=axis)
     return jnp.fft.fftshift(rotated, (-2, -1))
-
-
-def _phase(cycles: jax.Array) -> jax.Array:
-    return jnp.exp(-2j * jnp.pi * cycles)

@@ -1,4 +1,4 @@
-"""Thermal noise: complex Gaussian, its level set by a signal-to-noise ratio, its correlation between coils measured.
+"""Thermal noise: complex Gaussian, white or with the correlation between coils that was measured.
 
 Transforms are orthonormal, so noise has the same level in k-space and in fully sampled coil images. `sigma` is the
 standard deviation of its real and of its imaginary part, and a coil's variance is 2 * sigma**2.
@@ -26,14 +26,6 @@ def _outermost(measured: jax.Array) -> jax.Array:
     count, position = measured.sum(), jnp.cumsum(measured) - 1
     depth = jnp.ceil(count / 8)
     return measured & ((position < depth) | (position >= count - depth))
-
-
-def sigma_from_snr(snr: jax.Array, target: jax.Array) -> jax.Array:
-    """Compute the sigma at which the mean signal of a fully sampled root-sum-of-squares image is `snr` sigma.
-
-    The mean weights each pixel by itself, sum(x**2) / sum(x), so that the air around the head counts little.
-    """
-    return jnp.sum(target**2) / jnp.maximum(target.sum(), jnp.finfo(jnp.float32).tiny) / snr
 
 
 def white_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -10,43 +10,44 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mrjax.mri.acquire import Acquisition, draw_protocol, measure
 from mrjax.mri.augment import Augment, draw_affine, warp
 from mrjax.mri.coils import magnitude, root_sum_of_squares
 from mrjax.mri.fourier import fft2c, ifft2c
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Array]
 
 
 class Keys(NamedTuple):
     """PRNG keys of the examples of a batch, each (batch,); `augment` is None in evaluation."""
 
-    augment: jax.Array | None
-    protocol: jax.Array
-    noise: jax.Array
+    augment: Array | None
+    protocol: Array
+    noise: Array
 
 
 class Example(NamedTuple):
     """Examples of a batch, in the file's units; `kspace` and `mask` are None for tasks on images."""
 
-    corrupted: jax.Array  # (batch, height, width) float32, the image to be improved
-    target: jax.Array  # (batch, height, width) float32
-    kspace: jax.Array | None = None  # (batch, coils, height, width) complex64, as measured, zero elsewhere
-    mask: jax.Array | None = None  # (batch, 1 or height, width) bool, where k-space was measured
-    adjacent: jax.Array | None = None  # (batch, height, width, adjacent) float32, corrupted images; None without any
+    corrupted: Array  # (batch, height, width) float32, the image to be improved
+    target: Array  # (batch, height, width) float32
+    kspace: Array | None = None  # (batch, coils, height, width) complex64, as measured, zero elsewhere
+    mask: Array | None = None  # (batch, 1 or height, width) bool, where k-space was measured
+    adjacent: Array | None = None  # (batch, height, width, adjacent) float32, corrupted images; None without any
 
 
 Task = Callable[[Batch, Keys], Example]
 
 
-def training_keys(seed: int, index: jax.Array) -> Keys:
+def training_keys(seed: int, index: Array) -> Keys:
     """Derive keys from the seed and each example's index in the endless stream alone: alike after any restart."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
     return Keys(*jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys))
 
 
-def evaluation_keys(volume: jax.Array, slice_number: jax.Array) -> Keys:
+def evaluation_keys(volume: Array, slice_number: Array) -> Keys:
     """Derive keys from the hash of the volume's name, and for the noise from the slice number as well.
 
     All slices of a volume share one mask, and every evaluation of every model sees the same one.
@@ -65,7 +66,7 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Task:
 
     def make_example(batch: Batch, keys: Keys) -> Example:
         kspace, adjacent = _split_adjacent(batch["kspace"], 3)
-        sampled = _sampled_columns(kspace)
+        sampled = jnp.any(kspace != 0, axis=(0, 1))
         if "mask" in batch:
             sampled &= batch["mask"].astype(bool)
         affine = _draw_affine(keys, augment, kspace)
@@ -100,16 +101,17 @@ def denoise(acquisition: Acquisition, augment: Augment, one_repetition: bool = F
 
     def make_example(batch: Batch, keys: Keys) -> Example:
         kspace, adjacent = _split_adjacent(batch["kspace"], 3)
-        sampled, repetitions = _sampled_columns(kspace), batch["repetitions"]
+        repetitions, sampled = batch["repetitions"], jnp.any(kspace != 0, axis=(0, 1))
+        present = jnp.any(repetitions != 0, axis=(1, 2, 3))
         if one_repetition and keys.augment is not None:
             choice, augmentation = jax.random.split(keys.augment)
             keys = keys._replace(augment=augmentation)
-            score = jnp.where(_present(repetitions), jax.random.uniform(choice, (len(repetitions),)), -1)
-            repetitions = repetitions[jnp.argmax(score)][None]
+            drawn = jnp.argmax(jnp.where(present, jax.random.uniform(choice, present.shape), -1))[None]
+            repetitions, present = repetitions[drawn], present[drawn]
         affine = _draw_affine(keys, augment, kspace)
         if affine is not None:
             kspace, adjacent, repetitions = (fft2c(warp(ifft2c(x), affine)) for x in (kspace, adjacent, repetitions))
-        target = magnitude(repetitions).sum(0) / jnp.maximum(_present(repetitions).sum(), 1)
+        target = magnitude(repetitions).sum(0) / jnp.maximum(present.sum(), 1)
         return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
     return jax.vmap(make_example)
@@ -139,44 +141,30 @@ def as_measured(batch: Batch, keys: Keys) -> Example:
         image, adjacent = _split_adjacent(batch["input"], 2)
         return Example(image, image, adjacent=_channels(adjacent))
     kspace, adjacent = _split_adjacent(batch["kspace"], 3)
-    image = magnitude(kspace)
-    return Example(image, image, kspace, _sampled_columns(kspace)[None], _channels(magnitude(adjacent)))
+    image, sampled = magnitude(kspace), jnp.any(kspace != 0, axis=(0, 1))
+    return Example(image, image, kspace, sampled[None], _channels(magnitude(adjacent)))
 
 
-def _split_adjacent(data: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
+def _split_adjacent(data: Array, axes: int) -> tuple[Array, Array]:
     """Split a stack (1 + adjacent, ...), or a slice alone, into the slice of so many axes and its adjacent slices."""
     stack = data[None] if data.ndim == axes else data
     return stack[0], stack[1:]
 
 
-def _draw_affine(keys: Keys, augment: Augment, image: jax.Array) -> jax.Array | None:
+def _draw_affine(keys: Keys, augment: Augment, image: Array) -> Array | None:
     """Draw the augmentation of an example; None in evaluation, and where none is configured."""
     if keys.augment is None or not augment.active:
         return None
     return draw_affine(keys.augment, augment, *image.shape[-2:])
 
 
-def _sampled_columns(kspace: jax.Array) -> jax.Array:
-    return jnp.any(kspace != 0, axis=(0, 1))
-
-
-def _present(repetitions: jax.Array) -> jax.Array:
-    """Find which repetitions (repetitions, coils, height, width) were measured: (repetitions,) bool."""
-    return jnp.any(repetitions != 0, axis=(1, 2, 3))
-
-
-def _channels(adjacent: jax.Array) -> jax.Array | None:
+def _channels(adjacent: Array) -> Array | None:
     """Make images (adjacent, height, width) channels, the last axis; None without any."""
     return jnp.moveaxis(adjacent, 0, -1) if len(adjacent) else None
 
 
 def _acquire(
-    kspace: jax.Array,
-    adjacent: jax.Array,
-    sampled: jax.Array,
-    target: jax.Array,
-    keys: Keys,
-    acquisition: Acquisition,
+    kspace: Array, adjacent: Array, sampled: Array, target: Array, keys: Keys, acquisition: Acquisition
 ) -> Example:
     """Measure a slice and its adjacent slices by one protocol, each with noise of its own."""
     protocol = draw_protocol(keys.protocol, kspace, sampled, target, acquisition)
