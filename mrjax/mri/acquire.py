@@ -49,7 +49,8 @@ def draw_protocol(
     height, width = kspace.shape[-2:]
     echo = find_echo(kspace)
     mask = masks.MASKS[acquisition.mask](mask_key, masks.Scan(sampled, height, acceleration, centre_fraction, echo))
-    sigma, (low, high) = None, acquisition.snr or acquisition.noise
+    low, high = acquisition.snr or acquisition.noise
+    sigma = None
     if high > 0:
         level = jax.random.uniform(noise_key, (), minval=low, maxval=high)
         # The mean weights each pixel by itself, so that the air around the head counts little.

@@ -43,9 +43,8 @@ def dominant_eigenvector(matrices: jax.Array, reference: jax.Array) -> tuple[jax
     """Find the largest eigenvalue of each pixel's matrix and its unit eigenvector, by power iteration; 0 where it is 0.
 
     Hermitian, positive semi-definite (coils, coils, height, width) complex64 give values (height, width) float32 and
-    vectors (coils, height, width). The phase of an eigenvector is arbitrary: here its product with the dominant
-    eigenvector of `reference` (coils, coils), the matrix of the whole image, is real. That is a virtual coil which sees
-    all of the object, so that the phase varies smoothly.
+    vectors (coils, height, width). So that their phase, which is arbitrary, varies smoothly, their product with a
+    virtual coil is real, the dominant eigenvector of `reference` (coils, coils), the matrix of the whole image.
     """
 
     def iterate(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -214,18 +214,15 @@ def _keep_highest(score: jax.Array, centre: jax.Array, scan: Scan) -> jax.Array:
 
 def _highest_within(values: jax.Array, spacing: jax.Array, scale: jax.Array) -> jax.Array:
     """Find the highest value closer than `scale` times the mean of both spacings: (height, width), 0 if none."""
-    padded_values, padded_spacing = jnp.pad(values, _LARGEST_SPACING), jnp.pad(spacing, _LARGEST_SPACING)
+    padded = jnp.pad(jnp.stack([values, spacing]), [(0, 0), (_LARGEST_SPACING,) * 2, (_LARGEST_SPACING,) * 2])
     reach = jnp.floor(scale * spacing.max()).astype(jnp.int32)
     side = 2 * reach + 1
 
     def compare(i: jax.Array, highest: jax.Array) -> jax.Array:
         offset = jnp.stack(jnp.divmod(i, side)) - reach
         distance = jnp.sqrt(jnp.sum(offset**2).astype(jnp.float32))
-        shifted, spacing_there = (
-            jax.lax.dynamic_slice(padded, offset + _LARGEST_SPACING, values.shape)
-            for padded in (padded_values, padded_spacing)
-        )
-        close = (distance > 0) & (distance < scale * (spacing + spacing_there) / 2)
-        return jnp.where(close, jnp.maximum(highest, shifted), highest)
+        other, its_spacing = jax.lax.dynamic_slice(padded, (0, *(offset + _LARGEST_SPACING)), (2, *values.shape))
+        close = (distance > 0) & (distance < scale * (spacing + its_spacing) / 2)
+        return jnp.where(close, jnp.maximum(highest, other), highest)
 
     return jax.lax.fori_loop(0, side**2, compare, jnp.zeros_like(values))
