@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mrjax.mri import masks, noise
 from mrjax.mri.motion import Motion, draw_walk, move
@@ -19,7 +20,7 @@ class Acquisition:
     centre_fractions: tuple[float, ...]  # of the sampled columns, one for each acceleration
     noise: tuple[float, ...]  # sigma in every coil (see `mri.noise`), as a fraction of the target's maximum
     mask: str = "random"  # a name in `masks.MASKS`
-    snr: tuple[float, ...] = ()  # of the fully sampled image (`noise.sigma_from_snr`), used instead of `noise` if any
+    snr: tuple[float, ...] = ()  # mean signal of the target over sigma, used instead of `noise` if any
     noise_covariance: str = "white"  # between coils; or 'measured' in the corners of the example's own k-space
     motion_p: float = 0.0  # probability that the head moves
     motion_rotation: float = 0.0  # largest from one pose to the next, in degrees
@@ -44,16 +45,17 @@ def draw_protocol(
     """
     acceleration_key, mask_key, noise_key = jax.random.split(key, 3)
     choice = jax.random.randint(acceleration_key, (), 0, len(acquisition.accelerations))
-    acceleration = jnp.asarray(acquisition.accelerations)[choice]
-    centre_fraction = jnp.asarray(acquisition.centre_fractions)[choice]
+    acceleration, centre_fraction = jnp.asarray((acquisition.accelerations, acquisition.centre_fractions))[:, choice]
     height, width = kspace.shape[-2:]
     echo = find_echo(kspace)
     mask = masks.MASKS[acquisition.mask](mask_key, masks.Scan(sampled, height, acceleration, centre_fraction, echo))
     low, high = acquisition.snr or acquisition.noise
     sigma = None
     if high > 0:
-        drawn = jax.random.uniform(noise_key, (), minval=low, maxval=high)
-        sigma = noise.sigma_from_snr(drawn, target) if acquisition.snr else target.max() * drawn
+        level = jax.random.uniform(noise_key, (), minval=low, maxval=high)
+        # The mean weights each pixel by itself, so that the air around the head counts little.
+        signal = jnp.sum(target**2) / jnp.maximum(target.sum(), jnp.finfo(jnp.float32).tiny)
+        sigma = signal / level if acquisition.snr else target.max() * level
     if acquisition.motion_p <= 0:
         return Protocol(mask, sigma)
     # `split` made the three keys above as fold_in of 0, 1 and 2 would.
@@ -80,19 +82,18 @@ def measure(key: jax.Array, kspace: jax.Array, protocol: Protocol, acquisition: 
     return jnp.where(protocol.mask, measured, 0)
 
 
-def find_echo(kspace: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Find the echo: the row and column, int32, where the smoothed energy of (coils, height, width) is greatest.
+def find_echo(kspace: jax.Array) -> jax.Array:
+    """Find the echo: the (row, column), int32, where the smoothed energy of (coils, height, width) is greatest.
 
     The search covers an eighth of the size around the centre. The peak counts only if it is twice as strong as the
     centre: slices of noise, and echoes one sample away, give the centre, (height // 2, width // 2).
     """
-    centre, reach = [n // 2 for n in kspace.shape[-2:]], [n // 8 for n in kspace.shape[-2:]]
-    rows, columns = (slice(c - r - 2, c + r + 3) for c, r in zip(centre, reach, strict=True))
+    centre, reach = np.array(kspace.shape[-2:]) // 2, np.array(kspace.shape[-2:]) // 8
+    rows, columns = map(slice, centre - reach - 2, centre + reach + 3)
     searched = kspace[:, rows, columns]
     binomial = jnp.asarray([1.0, 4.0, 6.0, 4.0, 1.0])
     energy = jax.scipy.signal.convolve2d(
         jnp.sum(searched.real**2 + searched.imag**2, 0), jnp.outer(binomial, binomial), "valid", precision="highest"
     )
-    row, column = jnp.unravel_index(jnp.argmax(energy), energy.shape)
-    off_centre = energy.max() > 2 * energy[reach[0], reach[1]]
-    return centre[0] + jnp.where(off_centre, row - reach[0], 0), centre[1] + jnp.where(off_centre, column - reach[1], 0)
+    peak = jnp.stack(jnp.unravel_index(jnp.argmax(energy), energy.shape))
+    return jnp.where(energy.max() > 2 * energy[*reach], peak - reach, 0) + centre

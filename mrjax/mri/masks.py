@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mrjax.mri import poisson_disc
+_LARGEST_SPACING = 12  # of Poisson discs, in samples
 
 
 class Scan(NamedTuple):
@@ -23,10 +23,7 @@ class Scan(NamedTuple):
     height: int  # of k-space, in samples
     acceleration: jax.Array  # scalar, at least 1; 'equispaced' and 'magic' round it to an integer
     centre_fraction: jax.Array  # scalar from 0 to 1 / acceleration, the share of columns, or of samples, in the centre
-    echo: tuple[jax.Array, jax.Array]  # row and column of the centre of k-space, integer scalars
-
-
-MaskFunction = Callable[[jax.Array, Scan], jax.Array]
+    echo: jax.Array  # (row, column) of the centre of k-space, integers
 
 
 def random_columns(key: jax.Array, scan: Scan) -> jax.Array:
@@ -97,11 +94,35 @@ def gaussian2d(key: jax.Array, scan: Scan) -> jax.Array:
 
 
 def poisson(key: jax.Array, scan: Scan, growth: float = 4.0) -> jax.Array:
-    """Draw a Poisson-disc mask whose spacing grows by `growth` over a distance of the size of k-space."""
+    """Draw a Poisson-disc mask whose spacing grows by `growth` over a distance of the size of k-space.
+
+    Two samples are at least s times the mean of their spacings apart, with the largest s found at which enough fit.
+    Dart throwing at a radius that shrinks as space fills up (McCool and Fiume, 1992), in parallel: each free position
+    of higher random rank than all others within its radius takes a dart (Luby, 1986).
+    """
     plane = _sample_plane(scan)
     spacing = 1 + growth * plane.distance
-    score = poisson_disc.draw_points(key, spacing, scan.sampled & ~plane.centre, plane.outside_centre)
-    return _keep_highest(score, plane.centre, scan)
+    allowed = scan.sampled & ~plane.centre
+    wanted = jnp.minimum(plane.outside_centre, allowed.sum())
+    # Integer ranks: float ones could be equal, and of two equal ranks neither would ever win.
+    rank = 1 + jax.random.permutation(key, spacing.size).reshape(spacing.shape).astype(jnp.float32)
+
+    # state: infinite where a dart lies, 0 where one would be too close, the rank where the position is free
+    def throw(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        state, scale = carry
+        full = ~jnp.any((state > 0) & jnp.isfinite(state))
+        scale = jnp.where(full, 0.9 * scale, scale)
+        state = jnp.where(full & allowed & (state == 0), rank, state)
+        highest = _highest_within(state, spacing, scale)
+        dart = jnp.isinf(state) | (state > highest)
+        return jnp.where(dart, jnp.inf, jnp.where(jnp.isinf(highest), 0, state)), scale
+
+    # At this scale even the densest packing, the hexagonal one, holds no more than `wanted` points.
+    densest = 2 / math.sqrt(3) * jnp.sum(allowed / spacing**2)
+    scale = jnp.minimum(jnp.sqrt(densest / wanted), _LARGEST_SPACING / spacing.max())
+    start = jnp.where(allowed, rank, 0), scale
+    state, _ = jax.lax.while_loop(lambda carry: jnp.isinf(carry[0]).sum() < wanted, throw, start)
+    return _keep_highest(jnp.where(jnp.isinf(state), rank, 0), plane.centre, scan)
 
 
 def radial(key: jax.Array, scan: Scan) -> jax.Array:
@@ -123,7 +144,7 @@ def spiral(key: jax.Array, scan: Scan) -> jax.Array:
     return _keep_highest(-from_spiral, plane.centre, scan)
 
 
-MASKS: dict[str, MaskFunction] = {
+MASKS: dict[str, Callable[[jax.Array, Scan], jax.Array]] = {
     "random": random_columns,
     "equispaced": equispaced,
     "equispaced_fraction": equispaced_fraction,
@@ -189,3 +210,19 @@ def _keep_highest(score: jax.Array, centre: jax.Array, scan: Scan) -> jax.Array:
     count = jnp.round(sampled.sum() / scan.acceleration).astype(jnp.int32)
     threshold = jnp.sort(score, axis=None)[score.size - jnp.maximum(count, 1)]
     return sampled & (score >= threshold)
+
+
+def _highest_within(values: jax.Array, spacing: jax.Array, scale: jax.Array) -> jax.Array:
+    """Find the highest value closer than `scale` times the mean of both spacings: (height, width), 0 if none."""
+    padded = jnp.pad(jnp.stack([values, spacing]), [(0, 0), (_LARGEST_SPACING,) * 2, (_LARGEST_SPACING,) * 2])
+    reach = jnp.floor(scale * spacing.max()).astype(jnp.int32)
+    side = 2 * reach + 1
+
+    def compare(i: jax.Array, highest: jax.Array) -> jax.Array:
+        offset = jnp.stack(jnp.divmod(i, side)) - reach
+        distance = jnp.sqrt(jnp.sum(offset**2).astype(jnp.float32))
+        other, its_spacing = jax.lax.dynamic_slice(padded, (0, *(offset + _LARGEST_SPACING)), (2, *values.shape))
+        close = (distance > 0) & (distance < scale * (spacing + its_spacing) / 2)
+        return jnp.where(close, jnp.maximum(highest, other), highest)
+
+    return jax.lax.fori_loop(0, side**2, compare, jnp.zeros_like(values))

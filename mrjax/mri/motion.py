@@ -4,7 +4,6 @@ Readouts run along the height, one phase-encode column after the other from left
 time until the next: motion goes on between the readouts and within them.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -41,13 +40,14 @@ def draw_walk(key: jax.Array, degrees: float, pixels: tuple[float, float], rest_
     path = jnp.cumsum(steps, 0)
     walk = Motion(times, path[1:, 0], path[:, 1:])
     angle, shift = walk.angles[walk.find_segments(rest_time)], walk.interpolate_shifts(rest_time)
-    return walk._replace(angles=walk.angles - angle, shifts=walk.shifts - shift)
+    return Motion(times, walk.angles - angle, walk.shifts - shift)
 
 
 def move(kspace: jax.Array, motion: Motion) -> jax.Array:
     """Move the head at rest of centred k-space (coils, height, width) complex64; sensitivities move with it."""
     height, width = kspace.shape[-2:]
-    time = (jnp.arange(width) + jnp.arange(height)[:, None] / height) / width
+    row, column = jnp.arange(height)[:, None], jnp.arange(width)
+    time = (column + row / height) / width
     segments = motion.find_segments(time)
 
     def rotate_segment(rotated: jax.Array, segment: jax.Array) -> tuple[jax.Array, None]:
@@ -55,32 +55,21 @@ def move(kspace: jax.Array, motion: Motion) -> jax.Array:
 
     rotated, _ = jax.lax.scan(rotate_segment, kspace, jnp.arange(len(motion.angles)))
     down, right = motion.interpolate_shifts(time)
-    return rotated * _phase(_frequencies(height)[:, None] * down + _frequencies(width) * right)
+    cycles = (row - height // 2) / height * down + (column - width // 2) / width * right
+    return rotated * jnp.exp(-2j * jnp.pi * cycles)
 
 
 def rotate(kspace: jax.Array, angle: jax.Array) -> jax.Array:
-    """Rotate the image of k-space (..., height, width) by `angle` degrees: three shears, each a phase.
+    """Rotate the image of k-space (..., height, width) by `angle` degrees: three shears, each a phase in cycles.
 
     Unser et al., IEEE TIP 4(10), 1995. Exact for band-limited images whose object stays inside; pixels are square.
     """
     height, width = kspace.shape[-2:]
     radians = jnp.deg2rad(angle)
-    y, x = (jnp.arange(n) - n // 2 for n in (height, width))
-    row_shear = _phase(jnp.tan(radians / 2) * y[:, None] * _frequencies(width))
-    column_shear = _phase(-jnp.sin(radians) * x * _frequencies(height)[:, None])
-    once = _centred(jnp.fft.ifft, kspace, -2) * row_shear
-    twice = _centred(jnp.fft.ifft, _centred(jnp.fft.fft, once, -2), -1) * column_shear
-    return _centred(jnp.fft.fft, _centred(jnp.fft.ifft, _centred(jnp.fft.fft, twice, -1), -2) * row_shear, -2)
-
-
-def _frequencies(size: int) -> jax.Array:
-    """Compute the frequencies of centred k-space samples, in cycles per pixel."""
-    return (jnp.arange(size) - size // 2) / size
-
-
-def _phase(cycles: jax.Array) -> jax.Array:
-    return jnp.exp(-2j * jnp.pi * cycles)
-
-
-def _centred(transform: Callable[..., jax.Array], x: jax.Array, axis: int) -> jax.Array:
-    return jnp.fft.fftshift(transform(jnp.fft.ifftshift(x, axis), axis=axis), axis)
+    y, x = (jnp.fft.ifftshift(jnp.arange(n) - n // 2) for n in (height, width))  # in the order of an FFT
+    row_shear = jnp.tan(radians / 2) * y[:, None] * jnp.fft.fftfreq(width)
+    column_shear = -jnp.sin(radians) * x * jnp.fft.fftfreq(height)[:, None]
+    rotated = jnp.fft.ifftshift(kspace, (-2, -1))
+    for axis, cycles in ((-2, row_shear), (-1, column_shear), (-2, row_shear)):
+        rotated = jnp.fft.fft(jnp.fft.ifft(rotated, axis=axis) * jnp.exp(-2j * jnp.pi * cycles), axis=axis)
+    return jnp.fft.fftshift(rotated, (-2, -1))

@@ -1,4 +1,4 @@
-"""Thermal noise: complex Gaussian, its level set by a signal-to-noise ratio, its correlation between coils measured.
+"""Thermal noise: complex Gaussian, white or with the correlation between coils that was measured.
 
 Transforms are orthonormal, so noise has the same level in k-space and in fully sampled coil images. `sigma` is the
 standard deviation of its real and of its imaginary part, and a coil's variance is 2 * sigma**2.
@@ -28,20 +28,6 @@ def _outermost(measured: jax.Array) -> jax.Array:
     return measured & ((position < depth) | (position >= count - depth))
 
 
-def sigma_from_covariance(covariance: jax.Array) -> jax.Array:
-    """Compute the root-mean-square sigma of the coils that have noise, from a covariance (coils, coils)."""
-    variance = jnp.diagonal(covariance).real
-    return jnp.sqrt(variance.sum() / jnp.maximum((variance > 0).sum(), 1) / 2)
-
-
-def sigma_from_snr(snr: jax.Array, target: jax.Array) -> jax.Array:
-    """Compute the sigma at which the mean signal of a fully sampled root-sum-of-squares image is `snr` sigma.
-
-    The mean weights each pixel by itself, sum(x**2) / sum(x), so that the air around the head counts little.
-    """
-    return jnp.sum(target**2) / jnp.maximum(target.sum(), jnp.finfo(jnp.float32).tiny) / snr
-
-
 def white_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draw white noise (coils, height, width) complex64 of variance 1; padding with empty coils leaves the others."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(shape[0]))
@@ -53,7 +39,8 @@ def correlate(noise: jax.Array, covariance: jax.Array) -> jax.Array:
 
     Noise (coils, height, width) complex64 stays white if the covariance is zero throughout.
     """
-    scale = 2 * sigma_from_covariance(covariance) ** 2
+    variance = jnp.diagonal(covariance).real
+    scale = variance.sum() / jnp.maximum((variance > 0).sum(), 1)
     identity = jnp.eye(len(covariance), dtype=covariance.dtype)
     # A little white noise keeps the Cholesky factor finite for coils that are empty or copies of one another.
     relative = jnp.where(scale > 0, covariance / jnp.where(scale > 0, scale, 1), identity) + 1e-6 * identity

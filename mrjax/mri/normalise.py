@@ -3,7 +3,6 @@
 `corrupted` is (batch, height, width) float32; `maximum` is (batch,) float32, that of each slice's volume.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -47,8 +46,4 @@ def _scaling(offset: jax.Array, scale: jax.Array) -> Scaling:
     return Scaling(offset, jnp.where(scale > 0, scale, 1.0))
 
 
-NORMALISATIONS: dict[str, Callable[[jax.Array, jax.Array], Scaling]] = {
-    "slice": scale_by_slice,
-    "volume": scale_by_volume,
-    "standard": standardise,
-}
+NORMALISATIONS = {"slice": scale_by_slice, "volume": scale_by_volume, "standard": standardise}

@@ -4,48 +4,50 @@
 leading batch axis; a slice may come as one of a stack, (1 + adjacent, ...), the slice itself first.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mrjax.mri.acquire import Acquisition, draw_protocol, measure
 from mrjax.mri.augment import Augment, draw_affine, warp
 from mrjax.mri.coils import magnitude, root_sum_of_squares
 from mrjax.mri.fourier import fft2c, ifft2c
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Array]
 
 
 class Keys(NamedTuple):
     """PRNG keys of the examples of a batch, each (batch,); `augment` is None in evaluation."""
 
-    augment: jax.Array | None
-    protocol: jax.Array
-    noise: jax.Array
+    augment: Array | None
+    protocol: Array
+    noise: Array
 
 
 class Example(NamedTuple):
     """Examples of a batch, in the file's units; `kspace` and `mask` are None for tasks on images."""
 
-    corrupted: jax.Array  # (batch, height, width) float32, the image to be improved
-    target: jax.Array  # (batch, height, width) float32
-    kspace: jax.Array | None = None  # (batch, coils, height, width) complex64, as measured, zero elsewhere
-    mask: jax.Array | None = None  # (batch, 1 or height, width) bool, where k-space was measured
-    adjacent: jax.Array | None = None  # (batch, height, width, adjacent) float32, corrupted images; None without any
+    corrupted: Array  # (batch, height, width) float32, the image to be improved
+    target: Array  # (batch, height, width) float32
+    kspace: Array | None = None  # (batch, coils, height, width) complex64, as measured, zero elsewhere
+    mask: Array | None = None  # (batch, 1 or height, width) bool, where k-space was measured
+    adjacent: Array | None = None  # (batch, height, width, adjacent) float32, corrupted images; None without any
 
 
 Task = Callable[[Batch, Keys], Example]
 
 
-def training_keys(seed: int, index: jax.Array) -> Keys:
+def training_keys(seed: int, index: Array) -> Keys:
     """Derive keys from the seed and each example's index in the endless stream alone: alike after any restart."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
     return Keys(*jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys))
 
 
-def evaluation_keys(volume: jax.Array, slice_number: jax.Array) -> Keys:
+def evaluation_keys(volume: Array, slice_number: Array) -> Keys:
     """Derive keys from the hash of the volume's name, and for the noise from the slice number as well.
 
     All slices of a volume share one mask, and every evaluation of every model sees the same one.
@@ -62,21 +64,21 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Task:
     columns to keep, if files store it.
     """
 
-    def make_example(kspace: jax.Array, stored_mask: jax.Array | None, keys: Keys) -> Example:
-        kspace, adjacent = split_adjacent(kspace, 3)
-        sampled = _sampled_columns(kspace)
-        if stored_mask is not None:
-            sampled &= stored_mask.astype(bool)
+    def make_example(batch: Batch, keys: Keys) -> Example:
+        kspace, adjacent = _split_adjacent(batch["kspace"], 3)
+        sampled = jnp.any(kspace != 0, axis=(0, 1))
+        if "mask" in batch:
+            sampled &= batch["mask"].astype(bool)
         affine = _draw_affine(keys, augment, kspace)
         if affine is None:
             target = magnitude(kspace)
         else:
             images = warp(ifft2c(kspace), affine)
             kspace, target = fft2c(images), root_sum_of_squares(images)
-            adjacent = None if adjacent is None else warp_kspace(adjacent, affine)
+            adjacent = fft2c(warp(ifft2c(adjacent), affine))
         return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
-    return lambda batch, keys: jax.vmap(make_example)(batch["kspace"], batch.get("mask"), keys)
+    return jax.vmap(make_example)
 
 
 def denoise(acquisition: Acquisition, augment: Augment, one_repetition: bool = False) -> Task:
@@ -90,34 +92,29 @@ def denoise(acquisition: Acquisition, augment: Augment, one_repetition: bool = F
     loses a share 1 - cos(p/2) of their signal. The price is the noise floor of a magnitude, which no averaging removes
     (about the root of signal^2 + 2 n sigma^2 for n coils); it is the same in the input and in every file's own image.
 
+    With `one_repetition` (the task 'noise2noise') the target in training is one of the others, drawn anew each time
+    (Lehtinen et al., arXiv:1803.04189): its noise is independent of the input's, so that the squared error tends to the
+    same network as the mean would give.
+
     Augmentation by anything but flips interpolates, which smooths the noise that is to be removed: prefer flips alone.
     """
 
-    def make_example(kspace: jax.Array, repetitions: jax.Array, keys: Keys) -> Example:
-        kspace, adjacent = split_adjacent(kspace, 3)
-        sampled = _sampled_columns(kspace)
+    def make_example(batch: Batch, keys: Keys) -> Example:
+        kspace, adjacent = _split_adjacent(batch["kspace"], 3)
+        repetitions, sampled = batch["repetitions"], jnp.any(kspace != 0, axis=(0, 1))
+        present = jnp.any(repetitions != 0, axis=(1, 2, 3))
         if one_repetition and keys.augment is not None:
             choice, augmentation = jax.random.split(keys.augment)
             keys = keys._replace(augment=augmentation)
-            score = jnp.where(_present(repetitions), jax.random.uniform(choice, (len(repetitions),)), -1)
-            repetitions = repetitions[jnp.argmax(score)][None]
+            drawn = jnp.argmax(jnp.where(present, jax.random.uniform(choice, present.shape), -1))[None]
+            repetitions, present = repetitions[drawn], present[drawn]
         affine = _draw_affine(keys, augment, kspace)
         if affine is not None:
-            kspace, repetitions = warp_kspace(kspace, affine), warp_kspace(repetitions, affine)
-            adjacent = None if adjacent is None else warp_kspace(adjacent, affine)
-        target = magnitude(repetitions).sum(0) / jnp.maximum(_present(repetitions).sum(), 1)
+            kspace, adjacent, repetitions = (fft2c(warp(ifft2c(x), affine)) for x in (kspace, adjacent, repetitions))
+        target = magnitude(repetitions).sum(0) / jnp.maximum(present.sum(), 1)
         return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
 
-    return lambda batch, keys: jax.vmap(make_example)(batch["kspace"], batch["repetitions"], keys)
-
-
-def noise2noise(acquisition: Acquisition, augment: Augment) -> Task:
-    """Make a task whose target is one other repetition, drawn anew each time (Lehtinen et al., arXiv:1803.04189).
-
-    Its noise is independent of the input's, so that the squared error tends to the same network as the mean would give.
-    Batches are those of the task 'denoise', which also is how it is evaluated.
-    """
-    return denoise(acquisition, augment, one_repetition=True)
+    return jax.vmap(make_example)
 
 
 def paired(acquisition: Acquisition, augment: Augment) -> Task:
@@ -126,84 +123,61 @@ def paired(acquisition: Acquisition, augment: Augment) -> Task:
     The batch holds `input` (batch, [1 + adjacent,] height, width) and `target` (batch, height, width) float32.
     """
 
-    def make_example(corrupted: jax.Array, target: jax.Array, keys: Keys) -> Example:
-        corrupted, adjacent = split_adjacent(corrupted, 2)
+    def make_example(batch: Batch, keys: Keys) -> Example:
+        (corrupted, adjacent), target = _split_adjacent(batch["input"], 2), batch["target"]
         affine = _draw_affine(keys, augment, target)
         if affine is not None:
             corrupted, target = warp(jnp.stack([corrupted, target]), affine)
-            adjacent = None if adjacent is None else warp(adjacent, affine)
-        return Example(corrupted, target, adjacent=_channels_last(adjacent))
+            adjacent = warp(adjacent, affine)
+        return Example(corrupted, target, adjacent=_channels(adjacent))
 
-    return lambda batch, keys: jax.vmap(make_example)(batch["input"], batch["target"], keys)
+    return jax.vmap(make_example)
 
 
+@jax.vmap
 def as_measured(batch: Batch, keys: Keys) -> Example:
     """Take undersampled `kspace`, or an `input` image, as it is, for the target as well, which nobody knows."""
-
-    def make_example(data: jax.Array) -> Example:
-        if "kspace" not in batch:
-            image, adjacent = split_adjacent(data, 2)
-            return Example(image, image, adjacent=_channels_last(adjacent))
-        kspace, adjacent = split_adjacent(data, 3)
-        image, mask = magnitude(kspace), _sampled_columns(kspace)[None]
-        return Example(image, image, kspace, mask, _channels_last(None if adjacent is None else magnitude(adjacent)))
-
-    return jax.vmap(make_example)(batch["kspace"] if "kspace" in batch else batch["input"])
+    if "kspace" not in batch:
+        image, adjacent = _split_adjacent(batch["input"], 2)
+        return Example(image, image, adjacent=_channels(adjacent))
+    kspace, adjacent = _split_adjacent(batch["kspace"], 3)
+    image, sampled = magnitude(kspace), jnp.any(kspace != 0, axis=(0, 1))
+    return Example(image, image, kspace, sampled[None], _channels(magnitude(adjacent)))
 
 
-def split_adjacent(data: jax.Array, axes: int) -> tuple[jax.Array, jax.Array | None]:
-    """Split a stack (1 + adjacent, ...) into a slice of so many axes and its adjacent slices; None without a stack."""
-    return (data, None) if data.ndim == axes else (data[0], data[1:])
+def _split_adjacent(data: Array, axes: int) -> tuple[Array, Array]:
+    """Split a stack (1 + adjacent, ...), or a slice alone, into the slice of so many axes and its adjacent slices."""
+    stack = data[None] if data.ndim == axes else data
+    return stack[0], stack[1:]
 
 
-def warp_kspace(kspace: jax.Array, affine: jax.Array) -> jax.Array:
-    """Apply `warp` to the images of k-space (..., coils, height, width)."""
-    images = ifft2c(kspace)
-    return fft2c(warp(images.reshape(-1, *images.shape[-2:]), affine).reshape(images.shape))
-
-
-def _draw_affine(keys: Keys, augment: Augment, image: jax.Array) -> jax.Array | None:
+def _draw_affine(keys: Keys, augment: Augment, image: Array) -> Array | None:
     """Draw the augmentation of an example; None in evaluation, and where none is configured."""
     if keys.augment is None or not augment.active:
         return None
     return draw_affine(keys.augment, augment, *image.shape[-2:])
 
 
-def _sampled_columns(kspace: jax.Array) -> jax.Array:
-    return jnp.any(kspace != 0, axis=(0, 1))
-
-
-def _present(repetitions: jax.Array) -> jax.Array:
-    """Find which repetitions (repetitions, coils, height, width) were measured: (repetitions,) bool."""
-    return jnp.any(repetitions != 0, axis=(1, 2, 3))
-
-
-def _channels_last(images: jax.Array | None) -> jax.Array | None:
-    return None if images is None else jnp.moveaxis(images, 0, -1)
+def _channels(adjacent: Array) -> Array | None:
+    """Make images (adjacent, height, width) channels, the last axis; None without any."""
+    return jnp.moveaxis(adjacent, 0, -1) if len(adjacent) else None
 
 
 def _acquire(
-    kspace: jax.Array,
-    adjacent: jax.Array | None,
-    sampled: jax.Array,
-    target: jax.Array,
-    keys: Keys,
-    acquisition: Acquisition,
+    kspace: Array, adjacent: Array, sampled: Array, target: Array, keys: Keys, acquisition: Acquisition
 ) -> Example:
     """Measure a slice and its adjacent slices by one protocol, each with noise of its own."""
     protocol = draw_protocol(keys.protocol, kspace, sampled, target, acquisition)
     measured = measure(keys.noise, kspace, protocol, acquisition)
-    images = None
-    if adjacent is not None:
-        # Numbers above those of the slice's coils, which `white_noise` folds into the same key.
-        noise_keys = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, 2**30 + jnp.arange(len(adjacent)))
-        images = magnitude(jax.vmap(lambda key, x: measure(key, x, protocol, acquisition))(noise_keys, adjacent))
-    return Example(magnitude(measured), target, measured, protocol.mask, _channels_last(images))
+    # Numbers above those of the slice's coils, which `white_noise` folds into the same key.
+    noise_keys = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, 2**30 + jnp.arange(len(adjacent)))
+    adjacent = jax.vmap(lambda key, x: measure(key, x, protocol, acquisition))(noise_keys, adjacent)
+    return Example(magnitude(measured), target, measured, protocol.mask, _channels(magnitude(adjacent)))
 
 
 TASKS: dict[str, Callable[[Acquisition, Augment], Task]] = {
     "kspace": kspace,
     "paired": paired,
     "denoise": denoise,
-    "noise2noise": noise2noise,
+    "noise2noise": functools.partial(denoise, one_repetition=True),
 }

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import coil_images, rss, to_kspace
+from conftest import coil_images, rss
 
-from mrjax.errors import UserError
 from mrjax.mri import coils
 
 COUNTS = (1, 4, 16)
@@ -21,12 +20,6 @@ def with_noise(count: int, height: int = 20, width: int = 17, level: float = 0.0
 def and_empty(x: np.ndarray) -> np.ndarray:
     """Two empty coils more."""
     return np.concatenate([x, np.zeros_like(x[:1]), np.zeros_like(x[:1])])
-
-
-def some_covariance(count: int) -> np.ndarray:
-    rng = np.random.default_rng(2)
-    mixing = rng.normal(size=(count, count)) + 1j * rng.normal(size=(count, count))
-    return mixing @ mixing.conj().T + np.eye(count)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -67,59 +60,13 @@ def test_the_phase_of_maps_is_smooth_whatever_coil_comes_first() -> None:
     assert np.ptp(np.angle(ratio / ratio[0])) < 1e-3
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_whitened_noise_has_unit_covariance(count) -> None:
-    rng, covariance = np.random.default_rng(3), some_covariance(count)
-    white = rng.normal(size=(count, 100, 400)) + 1j * rng.normal(size=(count, 100, 400))
-    noise = np.tensordot(np.linalg.cholesky(covariance / 2), white, 1)
-    whitened = np.asarray(jax.jit(coils.prewhiten)(noise.astype(np.complex64), covariance.astype(np.complex64)))
-    flat = whitened.reshape(count, -1)
-    assert np.allclose(flat @ flat.conj().T / flat.shape[1], np.eye(count), atol=0.03)
-    exact = np.linalg.solve(np.linalg.cholesky(covariance), noise.reshape(count, -1))
-    assert np.allclose(flat, exact, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("count", COUNTS)
-def test_virtual_coils_are_the_principal_components(count) -> None:
-    kspace = to_kspace(with_noise(count))
-    kept = max(count // 2, 1)
-    virtual = np.asarray(jax.jit(coils.compress, static_argnums=1)(kspace, kept)).reshape(kept, -1)
-    left, values, _ = np.linalg.svd(kspace.reshape(count, -1).astype(np.complex128), full_matrices=False)
-    expected = (left.conj().T @ kspace.reshape(count, -1))[:kept]
-    phase = np.exp(1j * np.angle((virtual * expected.conj()).sum(1, keepdims=True)))
-    assert np.allclose(virtual, phase * expected, atol=1e-3 * values[0])
-    assert np.linalg.norm(virtual) ** 2 == pytest.approx((values[:kept] ** 2).sum(), rel=1e-5)
-    everything = coils.compress(jnp.asarray(kspace), count)
-    assert np.allclose(rss(np.asarray(everything)), rss(kspace), rtol=1e-4, atol=1e-5)
-
-
-def test_volumes_share_their_virtual_coils_and_batches_do_not() -> None:
-    kspace = np.stack([to_kspace(with_noise(4)), to_kspace(with_noise(4, level=0.2))])
-    each = jax.vmap(lambda x: coils.compress(x, 2))(kspace)
-    assert np.allclose(rss(np.asarray(each[1])), rss(np.asarray(coils.compress(jnp.asarray(kspace[1]), 2))), atol=1e-4)
-    assert coils.compress(jnp.asarray(kspace.swapaxes(0, 1)), 2).shape == (2, 2, 20, 17)
-
-
-@pytest.mark.parametrize("wanted", [0, 5])
-def test_more_virtual_coils_than_there_are_is_an_error(wanted) -> None:
-    with pytest.raises(UserError, match=f"found {wanted}, expected 1 to 4"):
-        coils.compress(jnp.ones((4, 8, 8), jnp.complex64), wanted)
-
-
 def test_empty_coils_change_nothing() -> None:
-    images, covariance = with_noise(4), some_covariance(4).astype(np.complex64)
-    padded = np.pad(covariance, ((0, 2), (0, 2)))
+    images = with_noise(4)
     maps, more = coils.adaptive_maps(jnp.asarray(images)), coils.adaptive_maps(jnp.asarray(and_empty(images)))
     assert np.allclose(more[:4], maps, atol=1e-4)
     assert not np.any(more[4:])
-    white, whiter = coils.prewhiten(images, covariance), coils.prewhiten(and_empty(images), padded)
-    assert np.allclose(whiter, and_empty(np.asarray(white)), atol=1e-6)
-    few, many = coils.compress(jnp.asarray(images), 3), coils.compress(jnp.asarray(and_empty(images)), 6)
-    assert np.allclose(np.abs(many[:3]), np.abs(few), atol=1e-4)
-    assert np.allclose(many[4:], 0, atol=1e-4)
 
 
 def test_nothing_measured_gives_nothing_and_no_nan() -> None:
     nothing = jnp.zeros((3, 9, 8), jnp.complex64)
     assert not np.any(coils.adaptive_maps(nothing))
-    assert not np.any(coils.compress(nothing, 2))

@@ -28,7 +28,6 @@ def test_covariance_from_the_corners_of_kspace_is_that_of_the_noise() -> None:
     kspace, truth = noisy((128, 120), 0.05)
     found = np.asarray(jax.jit(noise.covariance)(jnp.asarray(kspace)))
     np.testing.assert_allclose(found, truth, atol=0.08 * abs(truth).max())
-    assert float(noise.sigma_from_covariance(found)) == pytest.approx(np.sqrt(np.trace(truth).real / 3 / 2), rel=0.05)
     corner = np.concatenate([kspace[:, a : a + 16, b : b + 15] for a in (0, 112) for b in (0, 105)], -1).reshape(3, -1)
     expected = corner.astype(np.complex128) @ corner.conj().T / corner.shape[1]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
@@ -40,7 +39,6 @@ def test_covariance_ignores_unmeasured_samples_and_empty_coils() -> None:
     found = noise.covariance(jnp.asarray(np.pad(kspace, ((0, 2), (0, 0), (0, 0)))))
     np.testing.assert_allclose(found[:3, :3], truth, atol=0.08 * abs(truth).max())
     assert not np.asarray(found[3:]).any()
-    assert float(noise.sigma_from_covariance(found)) == pytest.approx(np.sqrt(np.trace(truth).real / 3 / 2), rel=0.05)
     assert not np.asarray(noise.covariance(jnp.zeros((2, 16, 16), jnp.complex64))).any()
 
 

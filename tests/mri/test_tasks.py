@@ -100,7 +100,7 @@ def test_noise2noise_draws_a_measured_repetition_by_the_index_in_the_stream() ->
     others = measured[:, 1:].copy()
     others[1, 1] = 0
     batch = {"kspace": np.tile(measured[:, 0], (10, 1, 1, 1)), "repetitions": np.tile(others, (10, 1, 1, 1, 1))}
-    make = jax.jit(tasks.noise2noise(*PLAIN))
+    make = jax.jit(tasks.TASKS["noise2noise"](*PLAIN))
     drawn = np.asarray(make(batch, training(40)).target)
     single = np.tile(np.asarray(magnitude(jnp.asarray(others))), (10, 1, 1, 1))
     found = abs(drawn[:, None] - single).max((2, 3)) < 1e-5
