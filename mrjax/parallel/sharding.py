@@ -82,12 +82,12 @@ def with_parameter_layout(gradients: Any, mesh: Mesh) -> Any:
 
 
 def per_device(function: Callable[..., Any], mesh: Mesh, replicated_args: int = 0) -> Callable[..., Any]:
-    """Map a function of a batch over the devices, each computing its own examples: nothing is sent.
+    """Map a function of batches over the devices, each computing its own examples: nothing is sent.
 
-    XLA would gather a batch for an FFT. Before the batch come `replicated_args` arguments, the same on every device.
+    XLA would gather a batch for an FFT. With `replicated_args` it has so many arguments that are the same on every device, then one batch.
     """
     split = PartitionSpec(EXAMPLES)
-    in_specs = (*[PartitionSpec()] * replicated_args, split)
+    in_specs = (*[PartitionSpec()] * replicated_args, split) if replicated_args else split
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
 
 
