@@ -84,7 +84,8 @@ def with_parameter_layout(gradients: Any, mesh: Mesh) -> Any:
 def per_device(function: Callable[..., Any], mesh: Mesh, replicated_args: int = 0) -> Callable[..., Any]:
     """Map a function of batches over the devices, each computing its own examples: nothing is sent.
 
-    XLA would gather a batch for an FFT. With `replicated_args` it has so many arguments that are the same on every device, then one batch.
+    XLA would gather a batch for an FFT. A function with `replicated_args`, the same on every device, has one batch
+    after them.
     """
     split = PartitionSpec(EXAMPLES)
     in_specs = (*[PartitionSpec()] * replicated_args, split) if replicated_args else split
