@@ -69,9 +69,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit_from_any_cache(
     ("model", "fields"),
     [
         ("varnet", {"data__cache": "device", "model__cascades": 1, "model__sens_channels": 4, "model__sens_levels": 1}),
-        pytest.param("unet_dc", {"data__cache": "host"}, marks=pytest.mark.slow),
+        ("unet_dc", {"data__cache": "host"}),
     ],
 )
+@pytest.mark.slow
 def test_files_of_mixed_sizes_train_every_network(model: str, fields, tiny, tmp_path: Path, caplog) -> None:
     for number, (coils, size) in enumerate(((2, (32, 32)), (3, (32, 32)), (2, (28, 37)))):
         write_scan(tmp_path / "data" / "train" / f"{number}_T101.t5", 3, coils, size, seed=number)

@@ -37,7 +37,8 @@ def batch(count: int = 8) -> dict[str, np.ndarray]:
 
 def run(recipe: train_step.Recipe, steps: int) -> tuple[train_step.TrainState, list[float]]:
     step = train_step.jit_train_step(recipe)
-    state = jax.device_put(experiment.initial_state(config(), recipe), sharding.replicated(recipe.mesh))
+    draw = jax.jit(lambda: experiment.initial_state(config(), recipe), out_shardings=sharding.replicated(recipe.mesh))
+    state = draw()
     losses = []
     for _ in range(steps):
         state, values = step(state, jax.device_put(batch(), sharding.by_example(recipe.mesh)))
@@ -50,7 +51,7 @@ def test_a_step_follows_the_gradient_of_the_mean_squared_error_of_normalised_ima
     recipe = dataclasses.replace(recipe, optimizer=optax.sgd(1.0))
     data = batch()
     state, losses = run(recipe, steps=1)
-    params = recipe.model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))["params"]
+    params = jax.jit(recipe.model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))["params"]
     corrupted, target, *_ = jax.jit(recipe.task)(data, tasks.training_keys(0, data["index"]))
     low, high = (np.asarray(f(corrupted, axis=(1, 2), keepdims=True)) for f in (np.min, np.max))
 
@@ -99,7 +100,7 @@ def test_the_reconstruction_is_in_the_files_units() -> None:
 def test_evaluation_in_batches_gives_the_metrics_of_whole_volumes(scans) -> None:
     recipe = experiment.make_recipe(config(), sharding.make_mesh())
     volumes = splits.describe_split(readers.find(str(scans)), "kspace", on_bad_file="error", read_samples=True)
-    params = experiment.initial_state(config(), recipe).params
+    params = jax.jit(lambda: experiment.initial_state(config(), recipe).params)()
     predict = train_step.jit_predict(recipe)
     dataset = SliceDataset(volumes, (32, 32))
     with loader.evaluation_batches([dataset], loader.LoaderOptions(8)) as batches:

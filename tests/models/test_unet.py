@@ -72,6 +72,7 @@ def test_equals_fastmri(height: int, width: int) -> None:
         assert np.linalg.norm(ours - theirs) < 1e-4 * np.linalg.norm(theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["max", "avg"])
 def test_rematerialisation_convolves_again_to_the_same_gradients(pool: str) -> None:
     image = _images(2, 16, 16, 1)

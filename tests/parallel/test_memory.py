@@ -46,6 +46,7 @@ def test_a_step_that_cannot_fit_is_refused_before_it_runs_with_a_batch_that_does
         experiment_of(small(batch_size=24)).compile_train_step()
 
 
+@pytest.mark.slow
 def test_accumulation_needs_less_memory() -> None:
     whole, parts = (needed_bytes(small(batch_size=16, grad_accumulation_steps=n)) for n in (1, 4))
     assert parts < 0.5 * whole
