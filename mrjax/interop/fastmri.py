@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mrjax.data.volume import expect
 from mrjax.errors import UserError
 
 StateDict = dict[str, np.ndarray]
@@ -44,11 +45,8 @@ def from_fastmri(weights: StateDict) -> Network:
     params = {}
     for theirs, (ours, kind, shape) in table.items():
         value = weights[theirs]
-        if value.shape != shape:
-            raise UserError(
-                f"{prefix}{theirs} of the state_dict has the shape {value.shape}, expected {shape} in a "
-                f"{_LABELS[name]} of {fields['channels']} channels"
-            )
+        found = f"{prefix}{theirs} of the state_dict has the shape {value.shape}"
+        expect(value.shape == shape, found, f"{shape} in a {_LABELS[name]} of {fields['channels']} channels")
         value = value.astype(np.float32).transpose(_AXES[kind])
         params[ours] = np.ascontiguousarray(value[0, 0] if kind == "head" else value)
     return Network(name, fields, unflatten_dict(params, sep="/"))
