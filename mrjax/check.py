@@ -19,9 +19,7 @@ def check(paths: list[str]) -> tuple[list[Volume], list[str]]:
             faults.append(str(error))
             continue
         volumes.append(volume)
-        faults += found
-        if sentence := checks.describe_empty_slices(volume):
-            faults.append(sentence)
+        faults += filter(None, (*found, checks.describe_empty_slices(volume)))
         if volume.layout == "paired" and not volume.target:
             faults.append(f"{path}: has no data set `target` beside `input`, which training and evaluation need")
     return volumes, faults

@@ -99,14 +99,12 @@ def claim(workdir: str, config: ConfigDict) -> None:
         try:
             before = configs.load(json.loads(file.read_text()))
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir"
-            ) from error
+            found = f"{workdir} holds files but no run of mrjax"
+            raise UserError(f"{found}, expected an empty or new folder as --workdir") from error
         changed = configs.differences(before, config, parameters_only=not trained)
         if changed and (trained or _has_checkpoint(workdir, "initial")):
-            raise UserError(
-                f"{workdir} holds another run: {'; '.join(changed)}; set them back, or give another --workdir"
-            )
+            found = f"{workdir} holds another run: {'; '.join(changed)}"
+            raise UserError(f"{found}; set them back, or give another --workdir")
     if trained:
         return
     if jax.process_index() == 0:
@@ -170,7 +168,6 @@ def _has_checkpoint(workdir: str, kind: str) -> bool:
 
 
 def _restore(manager: ocp.CheckpointManager, **items: Any) -> Any:
-    """Restore items of the newest step."""
     step = manager.latest_step()
     try:
         return manager.restore(step, args=ocp.args.Composite(**items))

@@ -255,7 +255,7 @@ def load(values: dict[str, Any]) -> ConfigDict:
 
 
 def differences(old: ConfigDict, new: ConfigDict, *, parameters_only: bool = False) -> list[str]:
-    """Return a phrase for each changed field that a resumed run, or with `parameters_only` its start, must share."""
+    """Return a phrase for each change that forbids to resume, or with `parameters_only` to start from parameters."""
     known, before, after = fields(), flat(old), flat(new)
 
     def is_fixed(name: str) -> bool:

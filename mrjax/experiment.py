@@ -79,11 +79,12 @@ class Experiment:
     def compile_train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
         """Compile the training step for each shape of a batch; `UserError` if it does not fit beside the caches."""
         compiled = {}  # by the shapes of an example, which differ between datasets
+        cached = sum(cache.device_bytes for cache in self.caches)
         with memory.explain_out_of_memory(self.explain_out_of_memory):
             for dataset in self.train_datasets:
                 shapes = frozenset(shape for shape, _ in dataset.spec.values())
                 compiled[shapes] = self._compile(dataset.spec, self.config.batch_size)
-        need = sum(cache.device_bytes for cache in self.caches) + max(map(memory.needed_bytes, compiled.values()))
+        need = cached + max(map(memory.needed_bytes, compiled.values()))
         limit = memory.available_bytes(self.recipe.mesh)
         if limit and need > limit:
             raise self.explain_out_of_memory(need)
@@ -240,13 +241,12 @@ def load_volumes(config: ConfigDict, paths: list[str]) -> list[Volume]:
 
 def make_demo_data(task: str) -> str:
     """Make the demo data for a task unless they are there, and return their folder."""
-    folder, settings = ("data/demo", None)
-    if task in splits.REPETITION_TASKS:
-        folder, settings = ("data/demo-repeated", demo.REPEATED)
+    repeated = task in splits.REPETITION_TASKS
+    folder = "data/demo-repeated" if repeated else "data/demo"
     with processes.first_process_first():
         if jax.process_index() == 0 and not os.path.isdir(folder):
             logger.info("config.data.dir is not set: making the demo data in %s", folder)
-            demo.make(folder, settings)
+            demo.make(folder, demo.REPEATED if repeated else None)
     return folder
 
 
