@@ -130,10 +130,7 @@ def open_checkpoints(workdir: str, kind: str, *, read_only: bool = False) -> ocp
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, Any], config: ConfigDict) -> None:
-    """Start to write a checkpoint after `progress['step']` steps, with all that `progress` tells in JSON values.
-
-    The state is copied before this returns, so it may be donated.
-    """
+    """Start to write a checkpoint after `progress['step']` steps; the state is copied at once, so it may be donated."""
     # Orbax passes over a step that is not newer than its newest, as after going back to an older checkpoint.
     for newer in (step for step in manager.all_steps() if step >= progress["step"]):
         manager.delete(newer)

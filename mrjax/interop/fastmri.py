@@ -31,10 +31,7 @@ class Network(NamedTuple):
 
 
 def from_fastmri(weights: StateDict) -> Network:
-    """Convert a state_dict; its names may have a common prefix, as in checkpoints of Lightning.
-
-    Raises `UserError` if it is not of fastMRI's U-Net or VarNet, or not of images of one channel.
-    """
+    """Convert a state_dict, its names prefixed or not; `UserError` unless it is of a U-Net or VarNet of one channel."""
     prefix, name = _recognise(weights)
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     fields = _infer_fields(name, weights)
