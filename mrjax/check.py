@@ -5,7 +5,7 @@ python -m mrjax.check PATH...      files, folders or globs; exit status 1 if the
 
 from mrjax import cli
 from mrjax.data import checks, readers
-from mrjax.data.volume import Volume
+from mrjax.data.volume import Volume, expect
 from mrjax.errors import UserError
 
 
@@ -19,9 +19,7 @@ def check(paths: list[str]) -> tuple[list[Volume], list[str]]:
             faults.append(str(error))
             continue
         volumes.append(volume)
-        faults += found
-        if sentence := checks.describe_empty_slices(volume):
-            faults.append(sentence)
+        faults += filter(None, (*found, checks.describe_empty_slices(volume)))
         if volume.layout == "paired" and not volume.target:
             faults.append(f"{path}: has no data set `target` beside `input`, which training and evaluation need")
     return volumes, faults
@@ -42,8 +40,7 @@ def format_table(volumes: list[Volume]) -> str:
 
 def main(argv: list[str]) -> int:
     """Print the table, then the faults; return 1 if there are any."""
-    if len(argv) < 2:
-        raise UserError("nothing to check, expected a file or folder: python -m mrjax.check PATH...")
+    expect(argv[1:], "nothing to check", "a file or folder: python -m mrjax.check PATH...")
     paths, faults = [], []
     for pattern in argv[1:]:
         try:

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from mrjax import config as configs
 from mrjax.data.files import write_json
+from mrjax.data.volume import expect
 from mrjax.errors import UserError
 from mrjax.train_step import TrainState
 
@@ -33,8 +34,8 @@ _ITEMS = ("params", "ema", "optimizer", "progress", "config")
 class Run(contextlib.AbstractContextManager["Run"]):
     """The checkpoints of a training run in its workdir; a context manager, at whose end everything is written.
 
-    The config is that of the run, image size included. `train_files` is a fingerprint of the training files, which must
-    stay the same; `val_files` one of the validation files: the best checkpoint is the best on these.
+    `train_files` is a fingerprint of the training files, which must stay the same; `val_files` one of the validation
+    files: the best checkpoint is the best on these.
     """
 
     def __init__(self, workdir: str, config: ConfigDict, train_files: str, val_files: str):
@@ -74,7 +75,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
         return TrainState(step, restored.params, restored.optimizer, restored.get("ema"))
 
     def save(self, state: TrainState, step: int) -> None:
-        """Start to write the newest checkpoint; the state is copied before this returns, so it may be donated."""
+        """Start to write the newest checkpoint."""
         save(self._newest, state, {"step": step, "files": self._train_files}, self._config)
 
     def save_if_best(self, state: TrainState, step: int, value: float) -> None:
@@ -88,9 +89,8 @@ class Run(contextlib.AbstractContextManager["Run"]):
 def claim(workdir: str, config: ConfigDict) -> None:
     """Make the workdir this run's, or check that it is. A run that saved nothing yet may be started anew.
 
-    Imported parameters only share the fields that parameters belong with. Process 0 goes first: the others find what it
-    wrote. Raises `UserError` if the workdir holds something else, or a run whose config differs where a resumed run
-    must not.
+    Process 0 goes first: the others find what it wrote. Raises `UserError` if the workdir holds something else, or a
+    run or imported parameters whose config differs where it must not.
     """
     file = Path(workdir) / "config.json"
     started = os.path.isdir(workdir) and any(not name.startswith(".") for name in os.listdir(workdir))
@@ -99,14 +99,12 @@ def claim(workdir: str, config: ConfigDict) -> None:
         try:
             before = configs.load(json.loads(file.read_text()))
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir"
-            ) from error
+            found = f"{workdir} holds files but no run of mrjax"
+            raise UserError(f"{found}, expected an empty or new folder as --workdir") from error
         changed = configs.differences(before, config, parameters_only=not trained)
         if changed and (trained or _has_checkpoint(workdir, "initial")):
-            raise UserError(
-                f"{workdir} holds another run: {'; '.join(changed)}; set them back, or give another --workdir"
-            )
+            found = f"{workdir} holds another run: {'; '.join(changed)}"
+            raise UserError(f"{found}; set them back, or give another --workdir")
     if trained:
         return
     if jax.process_index() == 0:
@@ -132,10 +130,7 @@ def open_checkpoints(workdir: str, kind: str, *, read_only: bool = False) -> ocp
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, Any], config: ConfigDict) -> None:
-    """Start to write a checkpoint after `progress['step']` steps, with all that `progress` tells in JSON values.
-
-    The state is copied before this returns, so it may be donated.
-    """
+    """Start to write a checkpoint after `progress['step']` steps; the state is copied at once, so it may be donated."""
     # Orbax passes over a step that is not newer than its newest, as after going back to an older checkpoint.
     for newer in (step for step in manager.all_steps() if step >= progress["step"]):
         manager.delete(newer)
@@ -144,23 +139,20 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, 
     manager.save(progress["step"], args=ocp.args.Composite(**items))
 
 
-def open_best(workdir: str) -> tuple[ocp.CheckpointManager, ConfigDict, dict[str, Any]]:
-    """Open the best checkpoint of a run, or the newest, or what it imported: a manager to close, config and progress.
+def restore_best(workdir: str, abstract: Callable[[ConfigDict], TrainState]) -> tuple[ConfigDict, dict[str, Any], Any]:
+    """Restore config, progress and `eval_params` of the best checkpoint, else of the newest, or what was imported.
 
-    Raises `UserError` for no checkpoint.
+    `abstract` makes the ShapeDtypeStructs of a config's state, with shardings. Raises `UserError` for no checkpoint.
     """
-    kind = next((kind for kind in ("best", "newest", "initial") if _has_checkpoint(workdir, kind)), None)
-    if kind is None:
-        raise UserError(f"{workdir}: holds no checkpoint, expected the workdir of a run of mrjax.main")
-    manager = open_checkpoints(workdir, kind, read_only=True)
-    restored = _restore(manager, config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
-    return manager, configs.load(restored.config), restored.progress
-
-
-def restore_params(manager: ocp.CheckpointManager, abstract: TrainState) -> Any:
-    """Restore the parameters to reconstruct with, alone, laid out as in `abstract` (ShapeDtypeStructs)."""
-    name = "params" if abstract.ema is None else "ema"
-    return _restore(manager, **{name: ocp.args.StandardRestore(abstract.eval_params)})[name]
+    kinds = [kind for kind in ("best", "newest", "initial") if _has_checkpoint(workdir, kind)]
+    expect(kinds, f"{workdir}: holds no checkpoint", "the workdir of a run of mrjax.main")
+    with open_checkpoints(workdir, kinds[0], read_only=True) as manager:
+        restored = _restore(manager, config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
+        config = configs.load(restored.config)
+        state = abstract(config)
+        name = "params" if state.ema is None else "ema"
+        params = _restore(manager, **{name: ocp.args.StandardRestore(state.eval_params)})[name]
+    return config, restored.progress, params
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:
@@ -173,7 +165,6 @@ def _has_checkpoint(workdir: str, kind: str) -> bool:
 
 
 def _restore(manager: ocp.CheckpointManager, **items: Any) -> Any:
-    """Restore items of the newest step."""
     step = manager.latest_step()
     try:
         return manager.restore(step, args=ocp.args.Composite(**items))

@@ -244,10 +244,7 @@ def _unknown(name: str, known: Iterable[str]) -> UserError:
 
 
 def load(values: dict[str, Any]) -> ConfigDict:
-    """Make a config from the JSON of its `to_dict`. Fields newer than these get their defaults.
-
-    Raises `UserError` for a field that this version does not know.
-    """
+    """Make a config from the JSON of its `to_dict`, with defaults for newer fields; `UserError` for an unknown one."""
     config = defaults()
     known = flat(config)
     for name, value in flat(ConfigDict(values)).items():
@@ -258,10 +255,7 @@ def load(values: dict[str, Any]) -> ConfigDict:
 
 
 def differences(old: ConfigDict, new: ConfigDict, *, parameters_only: bool = False) -> list[str]:
-    """Return a phrase for each field in which a resumed run must not differ from the run it resumes, but does.
-
-    With `parameters_only`, only the fields that parameters belong with must agree.
-    """
+    """Return a phrase for each change that forbids to resume, or with `parameters_only` to start from parameters."""
     known, before, after = fields(), flat(old), flat(new)
 
     def is_fixed(name: str) -> bool:

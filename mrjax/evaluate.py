@@ -3,9 +3,8 @@
     python -m mrjax.evaluate --workdir=runs/unet --split=test [--data=FOLDER]
 
 Metrics are over whole volumes, with the volume's maximum as data range (fastMRI's evaluate.py), on each file's own grid
-and in its units, whatever size the network works at. (Validation while training is the same at the network's size, all
-on the devices.) The table is printed, and written with a row for every volume to <workdir>/metrics.json, or
-metrics-<split or data>.json where it is not about the test split.
+and in its units, whatever size the network works at. The table is printed, and written with a row for every volume to
+<workdir>/metrics.json, or metrics-<split or data>.json where it is not about the test split.
 """
 
 import logging

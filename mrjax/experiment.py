@@ -25,7 +25,7 @@ from mrjax.data.buffers import Spec
 from mrjax.data.cache import HostCache
 from mrjax.data.dataset import Dataset, ExampleIndices, SliceDataset
 from mrjax.data.device_cache import DeviceCache, cached_batches
-from mrjax.data.volume import Volume
+from mrjax.data.volume import Volume, expect
 from mrjax.errors import UserError
 from mrjax.measures import evaluator, losses, metrics
 from mrjax.mri.acquire import Acquisition
@@ -48,13 +48,11 @@ class Experiment:
     val_set: list[Volume]
     train_datasets: Sequence[Dataset]  # slices of the training volumes, one dataset for each size
     val_datasets: Sequence[Dataset]
+    abstract_state: TrainState  # its shapes and shardings
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Experiment":
-        """Check the config and the files, and build everything but the compiled functions.
-
-        Without data the demo data are made. Raises `UserError` for what the user can mend in config or data.
-        """
+        """Check config and files, build everything but compiled functions; `UserError` for what the user can mend."""
         configs.check(config)
         mesh = sharding.make_mesh(mesh_shape(config, jax.device_count()))
         config = config.copy_and_resolve_references()
@@ -69,12 +67,9 @@ class Experiment:
         check_sizes(config, sizes, mesh.shape["spatial"])
         train_datasets = make_datasets(config, "training", train_set)
         val_datasets = make_datasets(config, "validation", val_set)
-        return cls(config, make_recipe(config, mesh), train_set, val_set, train_datasets, val_datasets)
-
-    @functools.cached_property
-    def abstract_state(self) -> TrainState:
-        """Shapes and shardings of the state."""
-        return abstract_state(self.config, self.recipe)
+        recipe = make_recipe(config, mesh)
+        state = abstract_state(config, recipe)
+        return cls(config, recipe, train_set, val_set, train_datasets, val_datasets, state)
 
     def init_state(self) -> TrainState:
         """Draw the state that training starts from, laid out over the mesh."""
@@ -139,9 +134,9 @@ class Experiment:
     def evaluate(self, params: Any) -> tuple[list[evaluator.Row], dict[str, evaluator.Images]]:
         """Evaluate parameters on the validation split: a row for each volume, and images of the first volumes."""
         predict, score = self._evaluation_functions
-        predict_batch = functools.partial(predict, params)
         with loader.evaluation_batches(self.val_datasets, self._reading) as batches:
-            return evaluator.evaluate(predict_batch, score, batches, self.val_set, self.recipe.mesh)
+            reconstruct = functools.partial(predict, params)
+            return evaluator.evaluate(reconstruct, score, batches, self.val_set, self.recipe.mesh)
 
     @functools.cached_property
     def _evaluation_functions(self) -> tuple[Wrapped, Wrapped]:
@@ -149,9 +144,8 @@ class Experiment:
 
     @property
     def _reading(self) -> loader.LoaderOptions:
-        batch_size, data = self.config.batch_size, self.config.data
-        rows = sharding.rows_of_process(self.recipe.mesh, batch_size)
-        return loader.LoaderOptions(batch_size, data.workers, data.prefetch, rows)
+        rows = sharding.rows_of_process(self.recipe.mesh, self.config.batch_size)
+        return loader.LoaderOptions(self.config.batch_size, self.config.data.workers, self.config.data.prefetch, rows)
 
 
 def make_recipe(config: ConfigDict, mesh: Mesh) -> Recipe:
@@ -193,10 +187,7 @@ def abstract_state(config: ConfigDict, recipe: Recipe) -> TrainState:
 
 
 def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-    """Fill in the 0 of config.mesh.
-
-    Raises `UserError` if it does not multiply to the number of devices, or a batch does not split evenly.
-    """
+    """Fill in the 0 of config.mesh; `UserError` if it is not of so many devices, or a batch does not split evenly."""
     mesh = tuple(config.mesh)
     try:
         data, model, spatial = np.empty(devices).reshape([n or -1 for n in mesh]).shape
@@ -218,10 +209,9 @@ def smallest_side(config: ConfigDict) -> tuple[int, str]:
 
 
 def check_sizes(config: ConfigDict, sizes: Iterable[tuple[int, int]], spatial: int = 1) -> None:
-    """Check config.data.image_size, or without it the sizes (height, width) of the files.
+    """Raise a `UserError` if config.data.image_size, or without it a (height, width) of the files, cannot be used.
 
-    Raises `UserError` for a size that is too small for the network or the metrics, or whose rows do not split over the
-    mesh's `spatial` devices.
+    It may be too small for the network or the metrics, or not split over the `spatial` devices of the mesh by rows.
     """
     size = tuple(config.data.image_size)
     least, field = smallest_side(config)
@@ -229,12 +219,10 @@ def check_sizes(config: ConfigDict, sizes: Iterable[tuple[int, int]], spatial: i
     for height, width in [size] if size else sorted(sizes):
         found = f"config.data.image_size is {size}" if size else f"the files hold slices of {height}x{width}"
         way_out = "" if size else ", or config.data.image_size for all"
-        if min(height, width) < least:
-            expected = f"at least {least} a side for config.model.{field} = {config.model[field]}; lower the levels or "
-            raise UserError(f"{found}, expected {expected}enlarge the images{way_out}")
-        if height % spatial:
-            expected = f"a height that is a multiple of {spatial}, over which config.mesh splits the rows"
-            raise UserError(f"{found}, expected {expected}{way_out}")
+        side = f"at least {least} a side for config.model.{field} = {config.model[field]}; lower the levels or enlarge"
+        expect(min(height, width) >= least, found, f"{side} the images{way_out}")
+        rows = f"a height that is a multiple of {spatial}, over which config.mesh splits the rows{way_out}"
+        expect(height % spatial == 0, found, rows)
 
 
 def load_volumes(config: ConfigDict, paths: list[str]) -> list[Volume]:

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from mrjax import cli
-from mrjax.errors import UserError
+from mrjax.data.volume import expect
 from mrjax.inference import Inference
 from mrjax.interop import weight_files
 from mrjax.interop.fastmri import to_fastmri
@@ -25,11 +25,9 @@ logger = logging.getLogger("mrjax.export_fastmri")
 def require_fastmri_network(config: ConfigDict) -> None:
     """Raise a `UserError` where fastMRI has no network that computes the same."""
     for field, values in (("name", ("unet", "varnet")), ("pool", ("avg",)), ("residual", (False,))):
-        if config.model[field] not in values:
-            raise UserError(
-                f"config.model.{field} of the run is {config.model[field]!r}, expected "
-                f"{' or '.join(map(repr, values))}: fastMRI has no network that would compute the same"
-            )
+        found = f"config.model.{field} of the run is {config.model[field]!r}"
+        expected = f"{' or '.join(map(repr, values))}: fastMRI has no network that would compute the same"
+        expect(config.model[field] in values, found, expected)
 
 
 def main(_: list[str]) -> None:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from mrjax import checkpoint, cli
 from mrjax import config as configs
+from mrjax.data.volume import expect
 from mrjax.errors import UserError
 from mrjax.experiment import check_sizes
 from mrjax.interop import weight_files
@@ -39,10 +40,7 @@ def make_config(network: Network, image_size: tuple[int, int]) -> ConfigDict:
 
 
 def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> ConfigDict:
-    """Write a workdir with the parameters of a file, and return its config.
-
-    Raises `UserError` if the file holds no such network, the image size is too small for it, or the workdir not empty.
-    """
+    """Write a file's parameters to a workdir and return its config; `UserError` for a faulty file, size or folder."""
     if os.path.isdir(workdir) and os.listdir(workdir):
         raise UserError(f"--output is {workdir}, which holds files, expected an empty or new folder")
     try:
@@ -59,11 +57,10 @@ def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> Conf
 
 def main(argv: list[str]) -> None:
     """Import one file, and log the commands that use it."""
-    if len(argv) != 2:
-        raise UserError(f"{len(argv) - 1} files given, expected one: python -m mrjax.import_fastmri unet.pt --output=W")
+    expect(len(argv) == 2, f"{len(argv) - 1} files given", "one: python -m mrjax.import_fastmri unet.pt --output=W")
     size, workdir = flags.FLAGS.image_size, flags.FLAGS.output
-    if len(size) != 2 or not all(side.isdigit() for side in size):
-        raise UserError(f"--image_size is {','.join(size)!r}, expected height,width as in 320,320")
+    whole = len(size) == 2 and all(side.isdigit() for side in size)
+    expect(whole, f"--image_size is {','.join(size)!r}", "height,width as in 320,320")
     config = import_weights(argv[1], workdir, (int(size[0]), int(size[1])))
     values = configs.flat(config).items()
     fields = [f"--config.{name}={value}" for name, value in values if name.startswith(configs.PARAMETER_FIELDS)]

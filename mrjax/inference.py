@@ -36,15 +36,12 @@ class Inference:
 
     @classmethod
     def restore(cls, workdir: str) -> "Inference":
-        """Restore the best checkpoint of a run with nothing but its workdir, on all devices.
-
-        Raises `UserError` if there is no checkpoint, or it is damaged.
-        """
+        """Restore the best checkpoint of a run on all devices; `UserError` if there is none, or it is damaged."""
         mesh = sharding.make_mesh()
-        manager, config, progress = checkpoint.open_best(workdir)
+        config, progress, params = checkpoint.restore_best(
+            workdir, lambda config: abstract_state(config, make_recipe(config, mesh))
+        )
         recipe = make_recipe(config, mesh)
-        with manager:
-            params = checkpoint.restore_params(manager, abstract_state(config, recipe))
         predict_measured = train_step.jit_predict(dataclasses.replace(recipe, task=as_measured))
         return cls(config, progress, mesh, params, train_step.jit_predict(recipe), predict_measured)
 
@@ -75,8 +72,8 @@ class Inference:
         predict = self.predict if simulated else self.predict_measured
         # One batch size for files of any length: the network is compiled once.
         batch_size = -(-min(self.config.batch_size, 8) // mesh.size) * mesh.size
-        volumes = [dataclasses.replace(volume, empty=())]
-        slices = SliceDataset(volumes, size, data.resize, adjacent_slices=data.adjacent_slices)
+        volume = dataclasses.replace(volume, empty=())
+        slices = SliceDataset([volume], size, data.resize, adjacent_slices=data.adjacent_slices)
         images = {name: np.zeros((volume.slices, *size), np.float32) for name in METHODS}
         with loader.evaluation_batches([slices], loader.LoaderOptions(batch_size)) as batches:
             for batch in sharding.to_devices(batches, mesh):
@@ -101,10 +98,7 @@ class Inference:
 
 
 def score(images: dict[str, np.ndarray], volume: Volume) -> dict[str, dict[str, float]]:
-    """Compute the metrics of the corrupted input and of the reconstruction, over slices that are not empty in the file.
-
-    Empty without a target.
-    """
+    """Compute the metrics of the corrupted input and the reconstruction over full slices; empty without a target."""
     if "target" not in images:
         return {}
     target = images["target"][volume.full_slices]

@@ -17,6 +17,7 @@ from absl import flags
 
 from mrjax import cli
 from mrjax.data import checks, readers, repetitions, splits
+from mrjax.data.volume import expect
 from mrjax.errors import UserError
 from mrjax.inference import Inference, score
 from mrjax.report import figures
@@ -47,12 +48,10 @@ def require_free_names(paths: list[str], output: Path) -> None:
     inputs = {Path(path).resolve() for path in paths}
     for path in paths:
         name = Path(path).stem
-        if counts[name] > 1:
-            raise UserError(
-                f"--input holds {counts[name]} files named {name}, expected names that differ: results go by them"
-            )
-        if (output / f"{name}.t5").resolve() in inputs:
-            raise UserError(f"--output is {output}, where a result would replace {path}, expected another folder")
+        found = f"--input holds {counts[name]} files named {name}"
+        expect(counts[name] == 1, found, "names that differ: results go by them")
+        found = f"--output is {output}, where a result would replace {path}"
+        expect((output / f"{name}.t5").resolve() not in inputs, found, "another folder")
 
 
 def reconstruct_file(inference: Inference, path: str, output: Path) -> str:

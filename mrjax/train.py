@@ -19,10 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: ConfigDict, workdir: str) -> None:
-    """Train until config.steps, going on from the newest checkpoint in the workdir if there is one.
+    """Train until config.steps, from the newest checkpoint in the workdir if there is one.
 
-    Raises `UserError` for what the user can mend in config, data or workdir, before the first step; or a loss that is
-    not finite.
+    Raises `UserError` for faults of config, data or workdir before the first step, and for a loss that is not finite.
     """
     experiment = Experiment.from_config(config)  # every error of config and data
     config = experiment.config

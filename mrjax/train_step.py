@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped
 
 from mrjax.measures import metrics
+from mrjax.measures.evaluator import METHODS
 from mrjax.measures.losses import Loss
 from mrjax.models import NetworkInputs, select_inputs
 from mrjax.mri.normalise import Scaling
@@ -154,14 +155,6 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     }
 
 
-def evaluation_inputs(recipe: Recipe, batch: Batch) -> tuple[NetworkInputs, Scaling, Batch, jax.Array]:
-    """Corrupt a batch as its volumes' names say: network inputs, scaling, images in the file's units, target peaks."""
-    example = recipe.task(batch, evaluation_keys(batch["name"], batch["slice"]))
-    scaling = recipe.normalise(example.corrupted, batch["maximum"])
-    images = {"corrupted": example.corrupted, "target": example.target}
-    return network_inputs(recipe, example, scaling), scaling, images, example.target.max((-2, -1))
-
-
 def predict(recipe: Recipe, params: Any, batch: Batch) -> tuple[Batch, jax.Array]:
     """Reconstruct a batch, each slice corrupted as its volume's name says, without augmentation.
 
@@ -169,7 +162,14 @@ def predict(recipe: Recipe, params: Any, batch: Batch) -> tuple[Batch, jax.Array
     peak of each target, (batch,) float32.
     """
     mesh = recipe.mesh
-    inputs, scaling, images, peak = sharding.per_device(functools.partial(evaluation_inputs, recipe), mesh)(batch)
+
+    def corrupt(batch: Batch) -> tuple[NetworkInputs, Scaling, Batch, jax.Array]:
+        example = recipe.task(batch, evaluation_keys(batch["name"], batch["slice"]))
+        scaling = recipe.normalise(example.corrupted, batch["maximum"])
+        images = {"corrupted": example.corrupted, "target": example.target}
+        return network_inputs(recipe, example, scaling), scaling, images, example.target.max((-2, -1))
+
+    inputs, scaling, images, peak = sharding.per_device(corrupt, mesh)(batch)
     if mesh.shape["spatial"] == 1:
         run = sharding.per_device(functools.partial(run_network, recipe.model), mesh, replicated_args=1)
         prediction = run(params, inputs)
@@ -177,17 +177,6 @@ def predict(recipe: Recipe, params: Any, batch: Batch) -> tuple[Batch, jax.Array
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             prediction = run_network_by_row(recipe, params, inputs)
     return images | {"reconstruction": scaling.invert(prediction)}, peak
-
-
-def score(images: Batch, data_range: jax.Array) -> dict[str, Metrics]:
-    """Compute each slice's share of its volume's metrics, for the corrupted input and the reconstruction of `predict`.
-
-    `data_range` is the maximum of the volume that each slice belongs to, (batch,).
-    """
-    return {
-        name: metrics.slice_values(images["target"], images[name], data_range)
-        for name in ("corrupted", "reconstruction")
-    }
 
 
 def jit_train_step(recipe: Recipe) -> Wrapped:
@@ -203,6 +192,13 @@ def jit_predict(recipe: Recipe) -> Wrapped:
 
 
 def jit_score(mesh: Mesh) -> Wrapped:
-    """Jit `score` of (images, data_range) over the mesh: its few numbers come out on every device."""
-    same, split = sharding.replicated(mesh), sharding.by_example(mesh)
-    return jax.jit(score, in_shardings=(split, split), out_shardings=same)
+    """Jit the score of (images, data_range): each slice's share of its volume's metrics, on every device.
+
+    Images are those of `predict`; `data_range` is the maximum of the volume that each slice belongs to, (batch,).
+    """
+
+    def score(images: Batch, data_range: jax.Array) -> dict[str, Metrics]:
+        return {name: metrics.slice_values(images["target"], images[name], data_range) for name in METHODS}
+
+    split = sharding.by_example(mesh)
+    return jax.jit(score, in_shardings=(split, split), out_shardings=sharding.replicated(mesh))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import coil_images, rss, to_kspace, write_pair, write_scan, write_volume
 
-from mrjax import checkpoint, reconstruct, train
+from mrjax import reconstruct, train
 from mrjax.data import checks, readers
 from mrjax.errors import UserError
 from mrjax.inference import Inference
@@ -124,4 +124,4 @@ def test_evaluate_prints_a_table_and_writes_a_row_for_every_volume(trained: Path
 
 def test_a_workdir_without_a_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint"):
-        checkpoint.open_best(str(tmp_path / "nothing"))
+        Inference.restore(str(tmp_path / "nothing"))

@@ -12,9 +12,9 @@ import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
 from mrjax.data import hdf5, ismrmrd
+from mrjax.data.volume import expect
 from mrjax.demo import acquisition, anatomy
 from mrjax.demo.anatomy import Subject, Template
-from mrjax.errors import UserError
 from mrjax.mri.fourier import magnitude_host
 
 SPLITS = ("train", "val", "test")
@@ -40,10 +40,8 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, (least, most) = getattr(self, field.name), field.metadata["limits"]
-            if not least <= value <= most:
-                raise UserError(f"{field.name} is {value}, expected a whole number from {least} to {most}")
-        if not self.train + self.val + self.test:
-            raise UserError("train, val and test are 0, expected 1 subject or more in all")
+            expect(least <= value <= most, f"{field.name} is {value}", f"a whole number from {least} to {most}")
+        expect(self.train + self.val + self.test, "train, val and test are 0", "1 subject or more in all")
 
 
 # For tasks on repeated scans: as many repetitions as M4Raw's T1 and T2 have, of half the subjects.
@@ -59,8 +57,8 @@ def make(output: str | os.PathLike[str], settings: Settings | None = None) -> No
     empty folder, or without nilearn.
     """
     output, settings = Path(output), settings or Settings()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists already and is not an empty folder, expected a new folder for the demo data")
+    free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    expect(free, f"{output} exists already and is not an empty folder", "a new folder for the demo data")
     template = anatomy.load_template()
     output.parent.mkdir(parents=True, exist_ok=True)
     subjects = [

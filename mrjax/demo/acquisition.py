@@ -49,10 +49,7 @@ def make_image(anatomy: Anatomy, subject: Subject, contrast: str) -> np.ndarray:
 
 
 def make_sensitivities(subject: Subject, *, size: int, coils: int, slices: int) -> np.ndarray:
-    """Make receive sensitivities of loops around the head, complex64 (slices, coils, size, size); one coil is uniform.
-
-    The root-sum-of-squares is 1 on average over the head.
-    """
+    """Make receive sensitivities, complex64 (slices, coils, size, size), whose RSS is 1 on average over the head."""
     if coils == 1:
         return np.ones((slices, 1, size, size), np.complex64)
     rng = subject.generator(4)
@@ -83,11 +80,8 @@ def _loop_sensitivity(rng: np.random.Generator, points: np.ndarray, angle: float
 
 
 def acquire_kspace(image: np.ndarray, coils: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Acquire k-space, complex64 (slices, coils, size, size), of a noise-free image (slices, size, size).
-
-    `coils` are the sensitivities. The brain's mean signal of 0.4 is 24 to 34 times as strong as the standard deviation
-    of the noise's real and imaginary part.
-    """
+    """Acquire noisy k-space of an image (slices, size, size) by coils: complex64 (slices, coils, size, size)."""
+    # The brain's mean signal over the standard deviation of the noise's real and imaginary part is 24 to 34.
     noise = np.float32(0.4 / rng.uniform(24, 34))
     shifted = np.fft.ifftshift(coils * image[:, None], axes=(-2, -1))
     kspace = np.fft.fftshift(scipy.fft.fft2(shifted, norm="ortho"), axes=(-2, -1))

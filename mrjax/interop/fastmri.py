@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mrjax.data.volume import expect
 from mrjax.errors import UserError
 
 StateDict = dict[str, np.ndarray]
@@ -30,10 +31,7 @@ class Network(NamedTuple):
 
 
 def from_fastmri(weights: StateDict) -> Network:
-    """Convert a state_dict; its names may have a common prefix, as in checkpoints of Lightning.
-
-    Raises `UserError` if it is not of fastMRI's U-Net or VarNet, or not of images of one channel.
-    """
+    """Convert a state_dict, its names prefixed or not; `UserError` unless it is of a U-Net or VarNet of one channel."""
     prefix, name = _recognise(weights)
     weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     fields = _infer_fields(name, weights)
@@ -44,11 +42,8 @@ def from_fastmri(weights: StateDict) -> Network:
     params = {}
     for theirs, (ours, kind, shape) in table.items():
         value = weights[theirs]
-        if value.shape != shape:
-            raise UserError(
-                f"{prefix}{theirs} of the state_dict has the shape {value.shape}, expected {shape} in a "
-                f"{_LABELS[name]} of {fields['channels']} channels"
-            )
+        found = f"{prefix}{theirs} of the state_dict has the shape {value.shape}"
+        expect(value.shape == shape, found, f"{shape} in a {_LABELS[name]} of {fields['channels']} channels")
         value = value.astype(np.float32).transpose(_AXES[kind])
         params[ours] = np.ascontiguousarray(value[0, 0] if kind == "head" else value)
     return Network(name, fields, unflatten_dict(params, sep="/"))

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from mrjax.data.files import replacing
+from mrjax.data.volume import expect
 from mrjax.errors import UserError
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".npz")
@@ -36,8 +37,7 @@ _PYTORCH_DTYPES = {
 def read(path: str) -> dict[str, np.ndarray]:
     """Read the arrays of a file, or of the `state_dict` in it, by name; raises `UserError` if there are none."""
     file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{path}: no such file, expected a state_dict in one of {', '.join(SUFFIXES)}")
+    expect(file.is_file(), f"{path}: no such file", f"a state_dict in one of {', '.join(SUFFIXES)}")
     try:
         values = _load(file)
     except UserError:
@@ -47,21 +47,14 @@ def read(path: str) -> dict[str, np.ndarray]:
     values = values if isinstance(values, dict) else {}
     values = values["state_dict"] if isinstance(values.get("state_dict"), dict) else values
     arrays = {name: x for name, x in values.items() if isinstance(name, str) and isinstance(x, np.ndarray)}
-    if not arrays:
-        raise UserError(
-            f"{path}: holds no named arrays, expected a state_dict as torch.save(model.state_dict()) writes"
-        )
+    expect(arrays, f"{path}: holds no named arrays", "a state_dict as torch.save(model.state_dict()) writes")
     return arrays
 
 
 def write(path: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name in the format of the path's ending; the file appears under its name once complete.
-
-    Raises `UserError` if the ending is unknown, or needs PyTorch, which is missing.
-    """
+    """Write arrays by name in the format of the path's ending; `UserError` if that is unknown, or lacks PyTorch."""
     file = Path(path)
-    if file.suffix not in SUFFIXES:
-        raise UserError(f"--output is {path}, expected a name that ends in one of {', '.join(SUFFIXES)}")
+    expect(file.suffix in SUFFIXES, f"--output is {path}", f"a name that ends in one of {', '.join(SUFFIXES)}")
     contiguous = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
     with replacing(file) as part:
         if file.suffix == ".npz":
@@ -83,8 +76,7 @@ def _load(file: Path) -> Any:
             return dict(arrays)
     if file.suffix == ".safetensors":
         return safetensors.numpy.load_file(file)
-    if not zipfile.is_zipfile(file):
-        raise UserError(f"{file}: is no zip archive, expected a file that PyTorch 1.6 or newer has written")
+    expect(zipfile.is_zipfile(file), f"{file}: is no zip archive", "a file that PyTorch 1.6 or newer has written")
     with zipfile.ZipFile(file) as archive:
         pickled = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
         if pickled is None:

@@ -30,7 +30,7 @@ def evaluate(
     volumes: list[Volume],
     mesh: Mesh,
 ) -> tuple[list[Row], dict[str, Images]]:
-    """Compute the metrics of every volume with `train_step.predict` of a batch and `train_step.score`, both jitted.
+    """Compute the metrics of every volume with `train_step`'s jitted `predict` of a batch and score.
 
     Batches are this process's part of each, in order; their `volume` counts `volumes`. Return a row for each volume
     (`describe`, and metrics by method), and by the names of the first volumes the images of their middle slice.

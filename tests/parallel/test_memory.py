@@ -7,7 +7,7 @@ import pytest
 from mrjax.config import defaults
 from mrjax.data.dataset import ExampleIndices
 from mrjax.errors import UserError
-from mrjax.experiment import Experiment, make_recipe
+from mrjax.experiment import Experiment, abstract_state, make_recipe
 from mrjax.parallel import memory, sharding
 
 
@@ -21,7 +21,8 @@ class NoSlices(ExampleIndices):
 
 def experiment_of(config) -> Experiment:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    return Experiment(config, make_recipe(config, mesh), [], [], [NoSlices()], [])
+    recipe = make_recipe(config, mesh)
+    return Experiment(config, recipe, [], [], [NoSlices()], [], abstract_state(config, recipe))
 
 
 def needed_bytes(config) -> int:
