@@ -57,11 +57,6 @@ def by_parameter(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "model"))
 
 
-def abstract_state(state: Any, mesh: Mesh) -> Any:
-    """Give the shapes of a state (a tree of ShapeDtypeStructs) their shardings by `by_parameter`."""
-    return jax.tree.map(lambda leaf: leaf.update(sharding=by_parameter(mesh, leaf.shape)), state)
-
-
 def constrain_state(state: Any, mesh: Mesh) -> Any:
     """Lay out every leaf by `by_parameter`, inside a jitted function."""
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, by_parameter(mesh, leaf.shape)), state)
