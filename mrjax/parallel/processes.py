@@ -71,7 +71,8 @@ def first_process_first() -> Iterator[None]:
 def stop_on_signal() -> Iterator[Callable[[int], bool]]:
     """Yield a function of the step just done: whether to stop after it, as SIGTERM or Ctrl-C asked any process.
 
-    It must be called after every step, and returns the same in all processes. A second signal ends a process at once.
+    It must be called after every step, returns the same in all processes, and communicates only after a signal. A
+    second signal ends a process at once.
     """
     several = jax.distributed.is_initialized()
     stopping = threading.Event()
