@@ -154,7 +154,7 @@ def make_recipe(config: ConfigDict, mesh: Mesh) -> Recipe:
     attributes = {name: value for name, value in config.model.items() if name in known}
     return Recipe(
         mesh=mesh,
-        model=models.build(config.model.name, dtype=jnp.dtype(config.precision), remat=config.remat, **attributes),
+        model=models.MODELS[config.model.name](dtype=jnp.dtype(config.precision), remat=config.remat, **attributes),
         task=TASKS[config.task](Acquisition(**config.acquisition), Augment(**config.augment)),
         normalise=NORMALISATIONS[config.normalise],
         loss=losses.weighted_sum(config.loss),
@@ -183,7 +183,7 @@ def initial_state(config: ConfigDict, recipe: Recipe) -> TrainState:
 def abstract_state(config: ConfigDict, recipe: Recipe) -> TrainState:
     """Return shapes and shardings of `initial_state`, without computing any of it."""
     shapes = jax.eval_shape(functools.partial(initial_state, config, recipe))
-    return sharding.abstract_state(shapes, recipe.mesh)
+    return jax.tree.map(lambda leaf: leaf.update(sharding=sharding.by_parameter(recipe.mesh, leaf.shape)), shapes)
 
 
 def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:

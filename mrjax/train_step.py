@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +20,22 @@ from mrjax.measures.losses import Loss
 from mrjax.models import NetworkInputs, select_inputs
 from mrjax.mri.normalise import Scaling
 from mrjax.mri.tasks import Example, Task, evaluation_keys, training_keys
-from mrjax.parallel import compiler, sharding
+from mrjax.parallel import sharding
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+
+XLA_OPTIONS: dict[str, dict[str, bool | int | str]] = {
+    "gpu": {
+        # The same run must give the same bits: autotuning may not choose algorithms that add in no fixed order.
+        "xla_gpu_exclude_nondeterministic_ops": True,
+        # Overlap the all-reduce of gradients with the backward pass, in buckets of 4 MB: by default, those of 8 million
+        # parameters go into one bucket, which is sent after the last gradient.
+        "xla_gpu_enable_latency_hiding_scheduler": True,
+        "xla_gpu_all_reduce_combine_threshold_bytes": 4 << 20,
+    },
+    "tpu": {"xla_tpu_enable_latency_hiding_scheduler": True},
+}
 
 
 class TrainState(struct.PyTreeNode):
@@ -179,10 +192,18 @@ def predict(recipe: Recipe, params: Any, batch: Batch) -> tuple[Batch, jax.Array
     return images | {"reconstruction": scaling.invert(prediction)}, peak
 
 
+def compiler_options(mesh: Mesh) -> dict[str, bool | int | str]:
+    """Return XLA's options for the mesh's devices, without those set by XLA_FLAGS or, on a TPU, LIBTPU_INIT_ARGS."""
+    platform = mesh.devices.flat[0].platform
+    platform = "gpu" if platform in ("cuda", "rocm") else platform
+    given = os.environ.get("LIBTPU_INIT_ARGS" if platform == "tpu" else "XLA_FLAGS", "")
+    return {name: value for name, value in XLA_OPTIONS.get(platform, {}).items() if f"--{name}" not in given}
+
+
 def jit_train_step(recipe: Recipe) -> Wrapped:
     """Jit `train_step` of (state, batch) over the mesh: the state is donated and keeps its layout."""
     step = functools.partial(train_step, recipe)
-    return jax.jit(step, donate_argnums=0, compiler_options=compiler.options(recipe.mesh))
+    return jax.jit(step, donate_argnums=0, compiler_options=compiler_options(recipe.mesh))
 
 
 def jit_predict(recipe: Recipe) -> Wrapped:

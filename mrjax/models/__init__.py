@@ -8,7 +8,6 @@ its static method `smallest_side(levels)` gives the least height or width it wor
 import dataclasses
 from typing import Any, NamedTuple
 
-from flax import linen as nn
 from jax import Array
 
 from mrjax.errors import UserError
@@ -28,11 +27,6 @@ class NetworkInputs(NamedTuple):
     offset: Array  # (batch, 1, 1) float32: normalised image = magnitude in the k-space's units - offset
 
 
-def build(name: str, **attributes: Any) -> nn.Module:
-    """Build a network of `MODELS`: `build("unet", channels=16)`. Names are checked with the config."""
-    return MODELS[name](**attributes)
-
-
 def attribute_names(name: str) -> list[str]:
     """List the attributes of a network of `MODELS`."""
     return [field.name for field in dataclasses.fields(MODELS[name]) if field.name not in ("parent", "name")]
@@ -42,6 +36,6 @@ def select_inputs(model: Any, inputs: NetworkInputs) -> list[Array]:
     """Select the inputs that the network is called with. UserError if it needs one that the task does not have."""
     for name in model.input_names:
         if getattr(inputs, name) is None:
-            needed = f"a network that needs {name}"
-            raise UserError(f"config.model.name is {needed}, expected config.task = 'kspace' with it")
+            found = f"config.model.name is a network that needs {name}"
+            raise UserError(f"{found}, expected config.task = 'kspace' with it")
     return [getattr(inputs, name) for name in model.input_names]

@@ -108,10 +108,10 @@ def _norm_unet(unet: UNet, image: Array, residual: bool) -> Array:
     # Empty coils have no deviation: they stay zero, and so do their gradients.
     varies = variance > 0
     deviation = jnp.sqrt(jnp.where(varies, variance, 1))
-    padding = [(n // 2, n - n // 2) for n in (-side % _MULTIPLE for side in image.shape[1:])]
-    output = unet(jnp.pad((parts - mean) / deviation, [(0, 0), *padding, (0, 0)]))
-    rows, columns = (slice(before, before + side) for (before, _), side in zip(padding, image.shape[1:], strict=True))
-    output = output[:, rows, columns] * jnp.where(varies, deviation, 0)
+    h, w = image.shape[1:]
+    (top, bottom), (left, right) = ((n // 2, n - n // 2) for n in (-h % _MULTIPLE, -w % _MULTIPLE))
+    output = unet(jnp.pad((parts - mean) / deviation, [(0, 0), (top, bottom), (left, right), (0, 0)]))
+    output = output[:, top : top + h, left : left + w] * jnp.where(varies, deviation, 0)
     output = output if residual else output + mean
     return output[..., 0] + 1j * output[..., 1]
 
@@ -124,9 +124,8 @@ def find_centre(mask: Array) -> Array:
     is nearer to the centre, along height or width as a share of it, than the nearest sample that was not measured.
     """
     height, width = mask.shape[1:]
-    position = jnp.arange(width)
     if height == 1:
-        middle, columns = width // 2, mask[:, 0].astype(jnp.int8)
+        position, middle, columns = jnp.arange(width), width // 2, mask[:, 0].astype(jnp.int8)
         # The first column that is not sampled, 0 where all are.
         left, right = jnp.argmin(columns[:, :middle][:, ::-1], 1), jnp.argmin(columns[:, middle:], 1)
         count = jnp.maximum(2 * jnp.minimum(left, right), 1)[:, None]

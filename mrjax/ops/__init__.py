@@ -1,1 +1,1 @@
-"""The operations that networks are made of, on feature maps; what is tuned for a platform stays in this package."""
+"""Operations on feature maps that networks are made of, tuned for each platform; `reference` is what they compute."""

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from mrjax.ops import reference
 from mrjax.ops.cpu import native
 from mrjax.ops.features import FeatureMap
-from mrjax.ops.platform import by_platform, gradient_barrier
+from mrjax.ops.platform import gradient_barrier, traced_platform
 
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _ffi_call = functools.partial(jax.ffi.ffi_call, vmap_method="sequential")
 
 
@@ -60,7 +60,7 @@ def upsample(x: FeatureMap, kernel: Array, like: FeatureMap) -> FeatureMap:
     each = np.eye(x.lane_pack, dtype=kernel.dtype)
     weights = jnp.einsum("rkco,ij->ricjko", kernel, each).reshape(2, 1, c, -1)[::-1]
     # Between the rows the convolution sees zeros, which a TPU skips, and no row is moved to its place.
-    return like.replace(data=lax.conv_transpose(data, weights, (2, 1), "VALID", dimension_numbers=_DIMENSIONS))
+    return like.replace(data=lax.conv_transpose(data, weights, (2, 1), "VALID", dimension_numbers=reference.DIMENSIONS))
 
 
 def convolve_array(x: Array, kernel: Array) -> Array:
@@ -68,9 +68,7 @@ def convolve_array(x: Array, kernel: Array) -> Array:
 
     A kernel of side 1 too: XLA's CPU backend would convert bfloat16 factors of a matrix product to float32, in copies.
     """
-    if not _in_cpp(x, kernel):
-        return _convolve_in_xla(x, kernel)
-    return by_platform(x, kernel, cpu=_convolve_in_cpp, default=_convolve_in_xla)
+    return _convolve_in_cpp(x, kernel) if _in_cpp(x, kernel) else reference.convolve(x, kernel)
 
 
 def _in_cpp(x: Array, kernel: Array) -> bool:
@@ -79,14 +77,8 @@ def _in_cpp(x: Array, kernel: Array) -> bool:
     known = kernel.dtype == x.dtype and kernel.shape[:3] in [(side, side, x.shape[-1]) for side in sides]
     # XLA cannot split a foreign call among several devices.
     one_device = jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
-    on_cpu = jax.default_backend() == "cpu" and one_device
+    on_cpu = traced_platform() == "cpu" and one_device
     return bool(known and x.size and kernel.size and on_cpu and native.available())
-
-
-def _convolve_in_xla(x: Array, kernel: Array) -> Array:
-    if kernel.shape[:2] == (1, 1):
-        return x @ kernel[0, 0]
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS)
 
 
 @jax.custom_vjp

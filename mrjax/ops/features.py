@@ -4,7 +4,6 @@ A TPU pads the channels to rows of 128 lanes. There neighbouring pixels of a row
 they fill the lanes, and are convolved as one pixel with more channels. Elsewhere a feature map is an array, no more.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
@@ -12,21 +11,15 @@ from jax.typing import DTypeLike
 
 from mrjax.ops.platform import traced_platform
 
-# Other platforms have no use for packing.
-LANES = {"tpu": 128}
+LANES = {"tpu": 128}  # other platforms have no use for packing
 
 
 class FeatureMap(struct.PyTreeNode):
-    """Activations, (batch, height, width, channels) to whoever uses them, with pixels packed where that pays.
+    """Activations, (batch, height, width, channels) to whoever uses them, with pixels packed where that pays."""
 
-    Attributes:
-      data: (batch, height, width / lane_pack, lane_pack * channels), float32 or bfloat16.
-      lane_pack: how many pixels side by side are stored as one.
-      spaced: whether as many meaningless channels, left by pooling, follow those of each pixel in the last axis.
-    """
-
-    data: Array
-    lane_pack: int = struct.field(pytree_node=False, default=1)
+    data: Array  # (batch, height, width / lane_pack, lane_pack * channels), float32 or bfloat16
+    lane_pack: int = struct.field(pytree_node=False, default=1)  # how many pixels side by side are stored as one
+    # Whether as many meaningless channels, left by pooling, follow those of each pixel in the last axis.
     spaced: bool = struct.field(pytree_node=False, default=False)
 
     @property
@@ -41,7 +34,7 @@ def feature_map(image: Array, dtype: DTypeLike, channels: int, levels: int) -> F
     The network that it is for has `channels` at full resolution, and halves the resolution `levels` times.
     """
     b, h, w, c = image.shape
-    lanes = LANES.get(traced_platform() or jax.default_backend(), 1)
+    lanes = LANES.get(traced_platform(), 1)
     fits = h % 2**levels == w % 2**levels == lanes % channels == w * channels % lanes == 0
     lane_pack = lanes // channels if fits else 1
     return FeatureMap(image.astype(dtype).reshape(b, h, w // lane_pack, lane_pack * c), lane_pack)

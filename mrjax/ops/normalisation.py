@@ -16,9 +16,8 @@ from jax import Array, lax
 from mrjax.ops.convolution import convolve, convolve_array
 from mrjax.ops.features import FeatureMap
 from mrjax.ops.platform import by_platform, optimization_barrier
+from mrjax.ops.reference import EPSILON, SLOPE
 
-EPSILON = 1e-5
-SLOPE = 0.2
 Epilogue = Callable[[FeatureMap], Any]
 
 

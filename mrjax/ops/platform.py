@@ -7,21 +7,15 @@ import jax
 from jax import lax
 
 
-def traced_platform() -> str | None:
-    """Return the platform of the mesh that is traced for ("cpu", "tpu", "cuda"), None outside of any mesh."""
+def traced_platform() -> str:
+    """Return the platform of the mesh that is traced for ("cpu", "tpu", "cuda"), JAX's default outside of a mesh."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return None if device is None else device.platform
+    return jax.default_backend() if device is None else device.platform
 
 
 def by_platform(*args: Any, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
-    """Call the form for the platform that is traced for: one of `forms` (cpu=, tpu=) or the default.
-
-    Inside a mesh only that form is traced. Outside, all are traced and XLA compiles one (`lax.platform_dependent`).
-    """
-    platform = traced_platform()
-    if platform is None:
-        return lax.platform_dependent(*args, default=default, **forms)
-    return forms.get(platform, default)(*args)
+    """Call the form for the platform that is traced for: one of `forms` (cpu=, tpu=) or the default."""
+    return forms.get(traced_platform(), default)(*args)
 
 
 def optimization_barrier(values: Any) -> Any:

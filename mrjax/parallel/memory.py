@@ -17,8 +17,7 @@ from mrjax.parallel import sharding
 
 def needed_bytes(compiled: Compiled) -> int:
     """Return the bytes that a compiled function takes on each device while it runs; 0 where XLA does not say."""
-    stats = compiled.memory_analysis()
-    if stats is None:
+    if (stats := compiled.memory_analysis()) is None:
         return 0
     parts = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
     return int(parts - stats.alias_size_in_bytes)

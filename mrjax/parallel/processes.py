@@ -30,9 +30,9 @@ ONE_DAY = 24 * 3600 * 1000  # milliseconds
 def process_group() -> Iterator[None]:
     """Connect this process to the others of its run, if any, before it uses a device; disconnect at the end.
 
-    An error inside the block ends this process: with status 2 if it is the user's, otherwise with 1. If a process ends
-    early, JAX's coordination service aborts the others within a minute, and its message names the lost one ("task") by
-    its number. Processes other than the first log warnings and errors only, with their number.
+    An error inside the block ends this process: with status 2 if it is the user's, otherwise with 1. JAX's coordination
+    service then aborts the others within a minute, and its message names the lost one ("task") by its number. Processes
+    other than the first log warnings and errors only, with their number.
     """
     if not _connect():
         yield
@@ -78,7 +78,6 @@ def stop_on_signal() -> Iterator[Callable[[int], bool]]:
     stopping = threading.Event()
     # Among several processes JAX handles SIGTERM: it tells the others, and they agree on a step.
     signals = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
-    previous = {number: signal.getsignal(number) for number in signals}
 
     def stop(number: int, frame: Any) -> None:
         stopping.set()
@@ -86,8 +85,7 @@ def stop_on_signal() -> Iterator[Callable[[int], bool]]:
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    for number in signals:
-        signal.signal(number, stop)
+    previous = {number: signal.signal(number, stop) for number in signals}
     try:
         yield multihost_utils.reached_preemption_sync_point if several else lambda step: stopping.is_set()
     finally:

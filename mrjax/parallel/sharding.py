@@ -8,6 +8,7 @@ Three axes, in any combination that multiplies to the number of devices:
 """
 
 import collections
+import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -57,11 +58,6 @@ def by_parameter(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "model"))
 
 
-def abstract_state(state: Any, mesh: Mesh) -> Any:
-    """Give the shapes of a state (a tree of ShapeDtypeStructs) their shardings by `by_parameter`."""
-    return jax.tree.map(lambda leaf: leaf.update(sharding=by_parameter(mesh, leaf.shape)), state)
-
-
 def constrain_state(state: Any, mesh: Mesh) -> Any:
     """Lay out every leaf by `by_parameter`, inside a jitted function."""
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, by_parameter(mesh, leaf.shape)), state)
@@ -73,12 +69,10 @@ def with_parameter_layout(gradients: Any, mesh: Mesh) -> Any:
     Otherwise XLA would transpose the parameters and both moments instead (12 MB an image on an H100, benchmarks.fit).
     """
     specs = jax.tree.map(lambda leaf: by_parameter(mesh, leaf.shape).spec, gradients)
-
-    def row_major(shard: Any) -> Any:
-        return jax.tree.map(lambda leaf: with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim)))), shard)
-
+    row_major = jax.tree.map(lambda leaf: Layout(tuple(range(leaf.ndim))), gradients)
+    constrain = functools.partial(with_layout_constraint, layouts=row_major)
     # Shard by shard: XLA would gather the whole array for it.
-    return jax.shard_map(row_major, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)(gradients)
+    return jax.shard_map(constrain, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)(gradients)
 
 
 def per_device(function: Callable[..., Any], mesh: Mesh, replicated_args: int = 0) -> Callable[..., Any]:
@@ -149,13 +143,11 @@ def on_host(x: jax.Array, mesh: Mesh) -> np.ndarray:
     return np.asarray(jax.device_put(x, replicated(mesh)))
 
 
-def to_devices(
-    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2
-) -> Generator[dict[str, jax.Array], None, None]:
-    """Make global batches of every process's part; transfers are asynchronous and run `ahead` batches before use."""
+def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Generator[dict[str, jax.Array], None, None]:
+    """Make global batches of every process's part; transfers are asynchronous and run two batches before use."""
     queue: collections.deque[dict[str, jax.Array]] = collections.deque()
     for batch in batches:
         queue.append(jax.make_array_from_process_local_data(by_example(mesh), batch))
-        if len(queue) > ahead:
+        if len(queue) > 2:
             yield queue.popleft()
     yield from queue

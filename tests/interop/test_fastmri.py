@@ -17,7 +17,7 @@ from mrjax.import_fastmri import import_weights, make_config
 from mrjax.inference import Inference
 from mrjax.interop import weight_files
 from mrjax.interop.fastmri import from_fastmri, to_fastmri
-from mrjax.models import build as build_model
+from mrjax.models import MODELS
 from mrjax.mri.fourier import centred_ifft2_host
 
 UNET = {"channels": 3, "levels": 3}
@@ -26,7 +26,7 @@ VARNET = {"channels": 3, "levels": 2, "sens_channels": 2, "sens_levels": 1, "cas
 
 def _state_dict(name: str, fields: dict[str, int]) -> dict[str, np.ndarray]:
     """Random weights of that network, under fastMRI's names."""
-    model = build_model(name, **fields)
+    model = MODELS[name](**fields)
     blank = {"image": np.zeros((1, 32, 32, 1), np.float32), "kspace": np.zeros((1, 1, 32, 32), np.complex64)}
     blank |= {"mask": np.ones((1, 1, 32), bool), "offset": np.zeros((1, 1, 1), np.float32)}
     shapes = jax.eval_shape(model.init, jax.random.key(0), *(blank[name] for name in model.input_names))["params"]

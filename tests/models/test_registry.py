@@ -12,12 +12,8 @@ from flax import linen as nn
 from mrjax import config as configs
 from mrjax import models
 from mrjax.errors import UserError
-from mrjax.models import MODELS, NetworkInputs, build
-from mrjax.models.unet import UNet
-
-
-def test_registry_builds() -> None:
-    assert build("unet", channels=8, pool="avg") == UNet(channels=8, pool="avg")
+from mrjax.models import MODELS, NetworkInputs
+from mrjax.models.unet_dc import ConsistentUNet
 
 
 def test_registry_names_what_was_meant() -> None:
@@ -43,7 +39,7 @@ def test_a_network_from_outside_needs_one_line(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setitem(MODELS, "mine", Mine)
     assert models.attribute_names("mine") == ["width"]
-    model = build("mine", width=5)
+    model = Mine(width=5)
     inputs = NetworkInputs(jnp.ones((1, 8, 8, 1)), None, None, jnp.ones((1, 1, 1)))
     output, params = model.init_with_output(jax.random.key(0), *models.select_inputs(model, inputs))
     assert output.shape == (1, 8, 8, 1)
@@ -53,7 +49,7 @@ def test_a_network_from_outside_needs_one_line(monkeypatch: pytest.MonkeyPatch) 
 def test_a_network_of_kspace_is_refused_without_it() -> None:
     inputs = NetworkInputs(jnp.ones((1, 8, 8, 1)), None, None, jnp.zeros((1, 1, 1)))
     with pytest.raises(UserError, match=r"config\.model\.name .* needs kspace, expected config\.task = 'kspace'"):
-        models.select_inputs(build("unet_dc"), inputs)
+        models.select_inputs(ConsistentUNet(), inputs)
 
 
 SMALL = {
@@ -66,7 +62,7 @@ SMALL = {
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n == "varnet" else []) for n in MODELS])
 def test_coils_padded_with_zeros_change_no_result_and_no_gradient(name: str) -> None:
     """Batches hold them where files differ in their number of coils."""
-    model, rng = build(name, **SMALL[name]), np.random.default_rng(0)
+    model, rng = MODELS[name](**SMALL[name]), np.random.default_rng(0)
     mask = rng.random((2, 1, 20)) < 0.5
     mask[..., 7:13] = True
     kspace = to_kspace(coil_images(2, 3, 24, 20))

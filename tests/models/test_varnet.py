@@ -8,7 +8,6 @@ from conftest import coil_images, to_kspace
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mrjax.interop.fastmri import from_fastmri
-from mrjax.models import build
 from mrjax.models.varnet import VarNet, find_centre
 from mrjax.mri.coils import magnitude
 
@@ -67,7 +66,7 @@ def test_equals_fastmri(coils: int, height: int, width: int, levels: tuple[int, 
 
     network = from_fastmri({name: value.numpy() for name, value in peer.state_dict().items()})
     assert (network.name, network.fields) == ("varnet", fields)
-    model = build("varnet", **network.fields)
+    model = VarNet(**network.fields)
     gradients, output = jax.jit(jax.grad(loss, has_aux=True))(network.params)
     expected = expected.detach().numpy()
     assert np.abs(output - expected).max() < 1e-4 * np.abs(expected).max()

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 
-from mrjax.ops import features, platform
+from mrjax.ops import features, platform, reference
 from mrjax.ops.convolution import convolve, upsample
 from mrjax.ops.features import FeatureMap, pad_like
 from mrjax.ops.normalisation import conv_norm_act, norm_act, norm_act_conv1x1

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 
+from mrjax.ops import reference
 from mrjax.ops.features import FeatureMap
 from mrjax.ops.pooling import avg_pool, max_pool
 

@@ -1,7 +1,4 @@
-"""What each operation computes, in a few lines: the tuned forms are held to these, gradients included.
-
-Images are (batch, height, width, channels).
-"""
+"""What each operation computes on images (batch, height, width, channels): the tuned ones are held to this by tests."""
 
 import jax
 import jax.numpy as jnp

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mrjax import train_step
 from mrjax.ops.cpu import native
-from mrjax.parallel import compiler
 
 
 def mesh_of(platform: str) -> SimpleNamespace:
@@ -20,11 +20,11 @@ def mesh_of(platform: str) -> SimpleNamespace:
 )
 def test_an_option_set_in_the_environment_is_not_overridden(monkeypatch, platform, variable, kind) -> None:
     monkeypatch.delenv(variable, raising=False)
-    options = compiler.options(mesh_of(platform))
-    assert options == compiler.OPTIONS[kind] != {}
+    options = train_step.compiler_options(mesh_of(platform))
+    assert options == train_step.XLA_OPTIONS[kind] != {}
     name = next(iter(options))
     monkeypatch.setenv(variable, f"--xla_other=1 --{name}=false")
-    assert compiler.options(mesh_of(platform)) == {n: value for n, value in options.items() if n != name}
+    assert train_step.compiler_options(mesh_of(platform)) == {n: value for n, value in options.items() if n != name}
 
 
 def test_compiled_programs_are_cached_only_where_nobody_else_may_write(monkeypatch, tmp_path: Path) -> None:
