@@ -33,7 +33,7 @@ from mrjax.mri.augment import Augment
 from mrjax.mri.normalise import NORMALISATIONS
 from mrjax.mri.tasks import TASKS
 from mrjax.parallel import memory, processes, sharding
-from mrjax.train_step import Batch, Metrics, Recipe, TrainState, jit_predict, jit_score, jit_train_step
+from mrjax.train_step import Batch, Metrics, Recipe, TrainState, jit_predict, jit_train_step
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,9 @@ class Experiment:
         if not (config.data.dir or config.data.train):
             config.data.dir = make_demo_data(config.task)
         started = time.perf_counter()
-        train_set, val_set = (load_volumes(config, splits.find_split(config.data, split)) for split in ("train", "val"))
+        train_set, val_set = (
+            splits.describe_split(config, splits.find_split(config.data, split)) for split in ("train", "val")
+        )
         logger.info("checked %d files in %.1f s", len(train_set) + len(val_set), time.perf_counter() - started)
         sizes = {volume.data_shape for volume in train_set + val_set}
         if not config.data.image_size and len(sizes) == 1:
@@ -138,14 +140,13 @@ class Experiment:
 
     def evaluate(self, params: Any) -> tuple[list[evaluator.Row], dict[str, evaluator.Images]]:
         """Evaluate parameters on the validation split: a row for each volume, and images of the first volumes."""
-        predict, score = self._evaluation_functions
-        predict_batch = functools.partial(predict, params)
+        predict = functools.partial(self._predict, params)
         with loader.evaluation_batches(self.val_datasets, self._reading) as batches:
-            return evaluator.evaluate(predict_batch, score, batches, self.val_set, self.recipe.mesh)
+            return evaluator.evaluate(predict, batches, self.val_set, self.recipe.mesh)
 
     @functools.cached_property
-    def _evaluation_functions(self) -> tuple[Wrapped, Wrapped]:
-        return jit_predict(self.recipe), jit_score(self.recipe.mesh)
+    def _predict(self) -> Wrapped:
+        return jit_predict(self.recipe)
 
     @property
     def _reading(self) -> loader.LoaderOptions:
@@ -235,20 +236,6 @@ def check_sizes(config: ConfigDict, sizes: Iterable[tuple[int, int]], spatial: i
         if height % spatial:
             expected = f"a height that is a multiple of {spatial}, over which config.mesh splits the rows"
             raise UserError(f"{found}, expected {expected}{way_out}")
-
-
-def load_volumes(config: ConfigDict, paths: list[str]) -> list[Volume]:
-    """Describe and check the files of a split as the config says; `UserError` for a faulty file, or if none is left."""
-    volumes = splits.describe_split(
-        paths,
-        config.task,
-        on_bad_file=config.data.on_bad_file,
-        read_samples=config.data.check == "samples",
-        mask=config.acquisition.mask,
-    )
-    if config.normalise == "volume":
-        splits.require_maximum(volumes)
-    return volumes
 
 
 def make_demo_data(task: str) -> str:

@@ -1,4 +1,4 @@
-"""The functions that are jitted: a training step, inference, its score. All are pure."""
+"""The functions that are jitted: a training step and inference. All are pure."""
 
 import dataclasses
 import functools
@@ -13,7 +13,6 @@ from flax import struct
 from jax.sharding import Mesh
 from jax.stages import Wrapped
 
-from mrjax.measures import metrics
 from mrjax.measures.losses import Loss
 from mrjax.models import NetworkInputs, select_inputs
 from mrjax.mri.normalise import Scaling
@@ -179,17 +178,6 @@ def predict(recipe: Recipe, params: Any, batch: Batch) -> tuple[Batch, jax.Array
     return images | {"reconstruction": scaling.invert(prediction)}, peak
 
 
-def score(images: Batch, data_range: jax.Array) -> dict[str, Metrics]:
-    """Compute each slice's share of its volume's metrics, for the corrupted input and the reconstruction of `predict`.
-
-    `data_range` is the maximum of the volume that each slice belongs to, (batch,).
-    """
-    return {
-        name: metrics.slice_values(images["target"], images[name], data_range)
-        for name in ("corrupted", "reconstruction")
-    }
-
-
 def jit_train_step(recipe: Recipe) -> Wrapped:
     """Jit `train_step` of (state, batch) over the mesh: the state is donated and keeps its layout."""
     step = functools.partial(train_step, recipe)
@@ -200,9 +188,3 @@ def jit_predict(recipe: Recipe) -> Wrapped:
     """Jit `predict` of (params, batch) over the mesh: images stay split by example, peaks come out on every device."""
     same, split = sharding.replicated(recipe.mesh), sharding.by_example(recipe.mesh)
     return jax.jit(functools.partial(predict, recipe), in_shardings=(None, split), out_shardings=(split, same))
-
-
-def jit_score(mesh: Mesh) -> Wrapped:
-    """Jit `score` of (images, data_range) over the mesh: its few numbers come out on every device."""
-    same, split = sharding.replicated(mesh), sharding.by_example(mesh)
-    return jax.jit(score, in_shardings=(split, split), out_shardings=same)

@@ -1,7 +1,7 @@
-"""Figures: panels of a slice, galleries of methods, and learning curves, without a display or global state."""
+"""Figures: panels of a slice, and learning curves, without a display or global state."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ COLUMNS = {"corrupted": "corrupted", "reconstruction": "reconstruction", "target
 DPI = 144  # 10 points are 20 pixels
 SHORT_SIDE = 448  # pixels of the shorter side of an image, or more, so that the metrics above it fit
 LONG_SIDE = 2048  # pixels beyond which a narrow image is not magnified
+GAINS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)  # of the error's scale, where it fits
 MARGIN, GAP, HEADER, BAR = 28, 8, 144, 112  # pixels
 CURVES = {"loss": "training loss", "val/psnr": "validation PSNR, dB", "val/ssim": "validation SSIM"}
 
@@ -45,34 +46,21 @@ def draw_panel(
     target, reconstruction = images.get("target"), images["reconstruction"]
     white = _percentile(reconstruction if target is None else target) or 1.0
     count, right = (len(columns), MARGIN) if target is None else (len(columns) + 1, MARGIN + BAR)
-    figure, axes = _image_axes(1, count, reconstruction.shape, title, right)
-    for cell, name in zip(axes[0], columns, strict=False):
+    figure, axes = _image_axes(count, reconstruction.shape, title, right)
+    for cell, name in zip(axes, columns, strict=False):
         values = metrics.get(name, {}).items()
         note = "   ".join(f"{METRICS[key].label} {METRICS[key].format(value)}" for key, value in values)
         _show(cell, images[name], IMAGE_COLOURS, white, COLUMNS[name], note)
     if target is not None:
-        (error,), limit, scale = _errors_in_percent(target, [reconstruction], white)
-        shown = _show(axes[0, -1], error, ERROR_COLOURS, limit, "absolute error", scale)
-        bar = axes[0, -1].inset_axes((1.04, 0, 0.03, 1))
+        with np.errstate(invalid="ignore"):
+            error = 100 / white * np.abs(reconstruction - target)
+        gain = max((gain for gain in GAINS if gain * _percentile(error) <= 100), default=1)
+        scale = f"\u00d7{gain}: 0 to {100 / gain:g} % of white"
+        shown = _show(axes[-1], error, ERROR_COLOURS, 100 / gain, "absolute error", scale)
+        bar = axes[-1].inset_axes((1.04, 0, 0.03, 1))
         figure.colorbar(shown, cax=bar, format="{x:g} %", ticks=MaxNLocator(5))
         bar.tick_params(colors=FAINT, labelsize=8.5, length=3)
         bar.spines[:].set_visible(False)
-    _save(figure, path)
-
-
-def draw_gallery(path: str | Path, images: Mapping[str, np.ndarray], title: str) -> None:
-    """Draw the reconstructions of one slice by several methods, and below each its absolute error, as a PNG.
-
-    Images are real (height, width) in one unit, by name; the first is the target, whose grey scale all share.
-    """
-    target, *reconstructions = images.values()
-    white = _percentile(target) or 1.0
-    errors, limit, scale = _errors_in_percent(target, reconstructions, white)
-    figure, axes = _image_axes(2, len(images), target.shape, title)
-    for cell, (name, image) in zip(axes[0], images.items(), strict=True):
-        _show(cell, image, IMAGE_COLOURS, white, name, f"absolute error below, {scale}" if image is target else "")
-    for cell, error in zip(axes[1, 1:], errors, strict=True):
-        _show(cell, error, ERROR_COLOURS, limit)
     _save(figure, path)
 
 
@@ -109,23 +97,23 @@ def draw_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
     _save(figure, path)
 
 
-def _image_axes(rows: int, columns: int, shape: tuple[int, ...], title: str, right: int = MARGIN) -> tuple[Figure, Any]:
-    """Make a dark figure and its (rows, columns) of axes, which magnify images by a whole number of screen pixels."""
+def _image_axes(columns: int, shape: tuple[int, ...], title: str, right: int) -> tuple[Figure, Any]:
+    """Make a dark figure and its row of axes, which magnify images by a whole number of screen pixels."""
     zoom = max(1, min(math.ceil(SHORT_SIDE / min(shape)), LONG_SIDE // max(shape)))
     image_height, image_width = (zoom * side for side in shape)
     width = MARGIN + columns * (image_width + GAP) - GAP + right
-    height = HEADER + rows * (image_height + GAP) - GAP + MARGIN
+    height = HEADER + image_height + MARGIN
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
-    figure.subplots_adjust(MARGIN / width, MARGIN / height, 1 - right / width, 1 - HEADER / height)
-    figure.subplots_adjust(wspace=GAP / image_width, hspace=GAP / image_height)
+    edges = (MARGIN / width, MARGIN / height, 1 - right / width, 1 - HEADER / height)
+    figure.subplots_adjust(*edges, wspace=GAP / image_width)
     x, y = MARGIN / width, 1 - MARGIN / height
     # A file name may hold "$", which matplotlib would parse as mathematics.
     figure.suptitle(title, x=x, y=y, ha="left", size=12.5, color=TEXT, weight="bold", parse_math=False)
     empty = {"frame_on": False, "xticks": (), "yticks": ()}
-    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw=empty)
+    return figure, figure.subplots(1, columns, squeeze=False, subplot_kw=empty)[0]
 
 
-def _show(axes: Axes, image: np.ndarray, colours: Colormap, limit: float, name: str = "", note: str = "") -> AxesImage:
+def _show(axes: Axes, image: np.ndarray, colours: Colormap, limit: float, name: str, note: str) -> AxesImage:
     axes.set_title(name, loc="left", pad=18, size=10.5, color=TEXT, parse_math=False)
     axes.annotate(note, (0, 1), (0, 5), "axes fraction", "offset points", size=9, color=FAINT, parse_math=False)
     return axes.imshow(image, colours, vmin=0, vmax=limit, interpolation="nearest", aspect="auto")
@@ -135,17 +123,6 @@ def _percentile(image: np.ndarray) -> float:
     """The 99.5th percentile of what is finite, at least 0."""
     finite = image[np.isfinite(image)]
     return max(0.0, float(np.percentile(finite, 99.5))) if finite.size else 0.0
-
-
-def _errors_in_percent(
-    target: np.ndarray, reconstructions: Iterable[np.ndarray], white: float
-) -> tuple[list[np.ndarray], float, str]:
-    """Absolute errors in percent of white, the upper limit of a scale that holds their 99.5th percentiles, its name."""
-    with np.errstate(invalid="ignore"):
-        errors = [100 / white * np.abs(image - target) for image in reconstructions]
-    largest = max(map(_percentile, errors))
-    gain = max((gain for gain in (2, 5, 10, 20, 50, 100, 200, 500, 1000) if gain * largest <= 100), default=1)
-    return errors, 100 / gain, f"\u00d7{gain}: 0 to {100 / gain:g} % of white"
 
 
 def _save(figure: Figure, path: str | Path) -> None:

@@ -15,7 +15,8 @@ from mrjax.config import defaults
 from mrjax.data import buckets, loader
 from mrjax.data.buckets import bucket_of_batch
 from mrjax.errors import UserError
-from mrjax.inference import Inference, score
+from mrjax.inference import Inference
+from mrjax.measures.evaluator import score_volume
 from mrjax.parallel import sharding
 
 SHAPES = ((1, 24, 20), (2, 32, 32), (4, 28, 36), (2, 24, 20))
@@ -164,7 +165,7 @@ def test_a_run_on_two_sizes_is_the_same_from_any_cache_and_evaluates_files_at_th
     (volume,) = describe(two_sizes / "val")
     images = inference.reconstruct(volume)
     assert images["reconstruction"].shape == (volume.slices, *volume.data_shape)
-    found = score(images, volume)["reconstruction"]["psnr"]
+    found = score_volume(images, volume)["reconstruction"]["psnr"]
     assert found == pytest.approx(logged(tmp_path / "device", "val/psnr"), abs=1e-3)
 
 
