@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import coil_images, rss, to_kspace
+from conftest import coil_images, read_example, rss, to_kspace
 
 from mrjax import experiment, train_step
 from mrjax.config import defaults
@@ -108,7 +108,7 @@ def test_evaluation_in_batches_gives_the_metrics_of_whole_volumes(scans) -> None
     assert len(previews) == 3
     # The same again, volume by volume, with all slices of one in a batch of its own.
     for number, row in enumerate(rows):
-        examples = [dataset[i] for i, (volume, _) in enumerate(dataset.positions) if volume == number]
+        examples = [read_example(dataset, i) for i, (volume, _) in enumerate(dataset.positions) if volume == number]
         padded = (examples * 8)[:8]
         images, _ = predict(params, {name: np.stack([x[name] for x in padded]) for name in examples[0]})
         images = {name: np.asarray(image)[: len(examples)] for name, image in images.items()}

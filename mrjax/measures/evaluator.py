@@ -39,7 +39,7 @@ def evaluate(
     """
     previews, numbers, scores = {}, [], []
     peaks = np.zeros(len(volumes), np.float32)
-    unseen = np.array([describe(volume)["slices"] for volume in volumes])
+    unseen = np.array([len(volume.full_slices) for volume in volumes])
     waiting: collections.deque[tuple[np.ndarray, np.ndarray, dict[str, jax.Array]]] = collections.deque()
     for batch in sharding.to_devices(batches, mesh):
         images, slice_peaks = predict(batch)
@@ -90,7 +90,7 @@ def combine_slices(values: dict[str, dict[str, np.ndarray]], peak: float) -> dic
 
 def describe(volume: Volume) -> Row:
     """Return what a row says of its volume: name, contrast, and how many slices count."""
-    return {"volume": volume.name, "contrast": volume.contrast, "slices": volume.slices - len(volume.empty)}
+    return {"volume": volume.name, "contrast": volume.contrast, "slices": len(volume.full_slices)}
 
 
 def summarise(rows: list[Row]) -> dict[str, Scores]:

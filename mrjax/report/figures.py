@@ -3,14 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from mrjax.data.files import replacing
@@ -42,22 +38,37 @@ def draw_panel(
     Images are 'corrupted', 'reconstruction' and, where known, 'target': real (height, width), in one unit. Metrics are
     shown under the name of their image, such as {"reconstruction": {"psnr": 32.1, "ssim": 0.95}}.
     """
-    columns = [name for name in COLUMNS if name in images]
     target, reconstruction = images.get("target"), images["reconstruction"]
     white = _percentile(reconstruction if target is None else target) or 1.0
-    count, right = (len(columns), MARGIN) if target is None else (len(columns) + 1, MARGIN + BAR)
-    figure, axes = _image_axes(count, reconstruction.shape, title, right)
-    for cell, name in zip(axes, columns, strict=False):
+    panels = []
+    for name in (name for name in COLUMNS if name in images):
         values = metrics.get(name, {}).items()
         note = "   ".join(f"{METRICS[key].label} {METRICS[key].format(value)}" for key, value in values)
-        _show(cell, images[name], IMAGE_COLOURS, white, COLUMNS[name], note)
+        panels.append((images[name], IMAGE_COLOURS, white, COLUMNS[name], note))
     if target is not None:
         with np.errstate(invalid="ignore"):
             error = 100 / white * np.abs(reconstruction - target)
         gain = max((gain for gain in GAINS if gain * _percentile(error) <= 100), default=1)
         scale = f"\u00d7{gain}: 0 to {100 / gain:g} % of white"
-        shown = _show(axes[-1], error, ERROR_COLOURS, 100 / gain, "absolute error", scale)
-        bar = axes[-1].inset_axes((1.04, 0, 0.03, 1))
+        panels.append((error, ERROR_COLOURS, 100 / gain, "absolute error", scale))
+    zoom = max(1, min(math.ceil(SHORT_SIDE / min(reconstruction.shape)), LONG_SIDE // max(reconstruction.shape)))
+    image_height, image_width = (zoom * side for side in reconstruction.shape)
+    right = MARGIN if target is None else MARGIN + BAR
+    width, height = MARGIN + len(panels) * (image_width + GAP) - GAP + right, HEADER + image_height + MARGIN
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
+    edges = (MARGIN / width, MARGIN / height, 1 - right / width, 1 - HEADER / height)
+    figure.subplots_adjust(*edges, wspace=GAP / image_width)
+    # A file name may hold "$", which matplotlib would parse as mathematics.
+    top_left = {"x": MARGIN / width, "y": 1 - MARGIN / height, "ha": "left"}
+    figure.suptitle(title, **top_left, size=12.5, color=TEXT, weight="bold", parse_math=False)
+    blank = {"frame_on": False, "xticks": (), "yticks": ()}
+    for i, (image, colours, limit, name, note) in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), i, **blank)
+        axes.set_title(name, loc="left", pad=18, size=10.5, color=TEXT, parse_math=False)
+        axes.annotate(note, (0, 1), (0, 5), "axes fraction", "offset points", size=9, color=FAINT)
+        shown = axes.imshow(image, colours, vmin=0, vmax=limit, interpolation="nearest", aspect="auto")
+    if target is not None:
+        bar = axes.inset_axes((1.04, 0, 0.03, 1))
         figure.colorbar(shown, cax=bar, format="{x:g} %", ticks=MaxNLocator(5))
         bar.tick_params(colors=FAINT, labelsize=8.5, length=3)
         bar.spines[:].set_visible(False)
@@ -95,28 +106,6 @@ def draw_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#b9bec6")
     _save(figure, path)
-
-
-def _image_axes(columns: int, shape: tuple[int, ...], title: str, right: int) -> tuple[Figure, Any]:
-    """Make a dark figure and its row of axes, which magnify images by a whole number of screen pixels."""
-    zoom = max(1, min(math.ceil(SHORT_SIDE / min(shape)), LONG_SIDE // max(shape)))
-    image_height, image_width = (zoom * side for side in shape)
-    width = MARGIN + columns * (image_width + GAP) - GAP + right
-    height = HEADER + image_height + MARGIN
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
-    edges = (MARGIN / width, MARGIN / height, 1 - right / width, 1 - HEADER / height)
-    figure.subplots_adjust(*edges, wspace=GAP / image_width)
-    x, y = MARGIN / width, 1 - MARGIN / height
-    # A file name may hold "$", which matplotlib would parse as mathematics.
-    figure.suptitle(title, x=x, y=y, ha="left", size=12.5, color=TEXT, weight="bold", parse_math=False)
-    empty = {"frame_on": False, "xticks": (), "yticks": ()}
-    return figure, figure.subplots(1, columns, squeeze=False, subplot_kw=empty)[0]
-
-
-def _show(axes: Axes, image: np.ndarray, colours: Colormap, limit: float, name: str, note: str) -> AxesImage:
-    axes.set_title(name, loc="left", pad=18, size=10.5, color=TEXT, parse_math=False)
-    axes.annotate(note, (0, 1), (0, 5), "axes fraction", "offset points", size=9, color=FAINT, parse_math=False)
-    return axes.imshow(image, colours, vmin=0, vmax=limit, interpolation="nearest", aspect="auto")
 
 
 def _percentile(image: np.ndarray) -> float:
