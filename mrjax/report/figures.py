@@ -14,7 +14,7 @@ from mrjax.measures.metrics import METRICS
 
 # A reading room is dark: images lie on near-black, and text does not glare.
 BACKGROUND, TEXT, FAINT = "#0b0c0e", "#e3e6ea", "#9aa1ab"
-INK, LINE = "#30343a", "#2f6db3"
+LINE = "#2f6db3"
 IMAGE_COLOURS, ERROR_COLOURS = (colormaps[name].with_extremes(bad="magenta") for name in ("gray", "inferno"))
 COLUMNS = {"corrupted": "corrupted", "reconstruction": "reconstruction", "target": "ground truth"}
 DPI = 144  # 10 points are 20 pixels
@@ -64,7 +64,7 @@ def draw_panel(
     blank = {"frame_on": False, "xticks": (), "yticks": ()}
     for i, (image, colours, limit, name, note) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), i, **blank)
-        axes.set_title(name, loc="left", pad=18, size=10.5, color=TEXT, parse_math=False)
+        axes.set_title(name, loc="left", pad=18, size=10.5, color=TEXT)
         axes.annotate(note, (0, 1), (0, 5), "axes fraction", "offset points", size=9, color=FAINT)
         shown = axes.imshow(image, colours, vmin=0, vmax=limit, interpolation="nearest", aspect="auto")
     if target is not None:
@@ -95,16 +95,13 @@ def draw_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
             axes.plot(*points.T, color=LINE, linewidth=1.4, marker="." if len(points) < 30 else "", clip_on=False)
         else:
             axes.set_yticks([])
-            axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center", fontsize=9, color=INK)
-        axes.set_title(title, loc="left", fontsize=9.5, color=INK)
-        axes.set_xlabel("step", fontsize=9, color=INK)
-        axes.set_xlim(0, max((row["step"] for row in rows), default=0) or 1)
+            axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center")
+        axes.set_title(title, loc="left", fontsize=9.5)
+        axes.set(xlabel="step", xlim=(0, max((row["step"] for row in rows), default=0) or 1))
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.tick_params(which="both", colors=INK, labelsize=8.5)
-        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+        axes.grid(axis="y", color="#e6e8eb")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color("#b9bec6")
     _save(figure, path)
 
 
