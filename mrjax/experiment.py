@@ -23,7 +23,7 @@ from mrjax.data import loader, splits
 from mrjax.data.buckets import bucket_by_size, describe_buckets
 from mrjax.data.buffers import Spec
 from mrjax.data.cache import HostCache
-from mrjax.data.dataset import Dataset, ExampleIndices, SliceDataset
+from mrjax.data.dataset import Dataset, ExampleIndices
 from mrjax.data.device_cache import DeviceCache, cached_batches
 from mrjax.data.volume import Volume
 from mrjax.errors import UserError
@@ -251,10 +251,6 @@ def make_demo_data(task: str) -> str:
 
 def make_datasets(config: ConfigDict, split: str, volumes: list[Volume]) -> Sequence[Dataset]:
     """Sort the slices of volumes by size, one dataset for each, kept in memory if config.data.cache is 'host'."""
-    adjacent = config.data.adjacent_slices
-    if size := tuple(config.data.image_size):
-        datasets = [SliceDataset(volumes, size, config.data.resize, adjacent_slices=adjacent)]
-    else:
-        datasets = bucket_by_size(volumes, config.data.max_shapes, adjacent)
+    datasets = bucket_by_size(config.data, volumes)
     logger.info("%s: %s", split, describe_buckets(datasets))
     return [HostCache(dataset) for dataset in datasets] if config.data.cache == "host" else datasets
