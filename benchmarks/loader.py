@@ -29,7 +29,7 @@ from absl import flags
 
 from benchmarks.report import Table, interleaved, publish, require_packages, spread
 from mrjax import cli
-from mrjax.data import cache, hdf5, ismrmrd, readers, splits
+from mrjax.data import cache, hdf5, ismrmrd, readers
 from mrjax.data.dataset import SliceDataset
 from mrjax.data.loader import LoaderOptions, training_batches
 from mrjax.errors import UserError
@@ -77,7 +77,7 @@ def make_folder(folder: Path, files: int, coils: int, size: int, gzip: bool = Fa
 
 def mrjax_loader(name: str, folder: str, batch: int, cached: bool = False) -> Loader:
     """Return mrjax's stream of training batches."""
-    volumes = splits.describe_split(readers.find(folder), "kspace", on_bad_file="error", read_samples=False)
+    volumes = [readers.describe(path) for path in readers.find(folder)]
     slices = SliceDataset(volumes, volumes[0].data_shape)
 
     def stream(workers: int) -> Stream:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import linen as nn
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from benchmarks import scoring
@@ -37,13 +38,12 @@ from mrjax import cli, demo, experiment
 from mrjax.baselines.compressed_sensing import CompressedSensing
 from mrjax.config import defaults
 from mrjax.data import hdf5, resize
-from mrjax.data.files import write_json
+from mrjax.data.files import replacing, write_json
 from mrjax.data.volume import Volume
 from mrjax.inference import Inference
 from mrjax.mri.fourier import centred_fft2_host
 from mrjax.mri.tasks import Task
 from mrjax.parallel import sharding
-from mrjax.report import figures
 from mrjax.train import train
 
 BATCH, CHANNELS, LEVELS, SIZE = 8, 16, 4, 128
@@ -264,13 +264,36 @@ def main(_: list[str]) -> None:
     }
     scores, methods, shown = measure(sets, values.seeds)
     tables = [quality_table(name, scores, methods) for name in sets]
-    figures.draw_gallery(values.figure, shown, title=f"4x, an unseen subject, {values.steps} steps")
+    draw_gallery(values.figure, shown, title=f"4x, an unseen subject, {values.steps} steps")
     raw = [{"of": of, "method": name, "acceleration": a, "seeds": found} for (of, name, a), found in scores.items()]
     command = {"steps": values.steps, "seeds": values.seeds}
     publish("quality", command | {"batch": BATCH, "size": SIZE}, tables, raw, values.json)
     picture = f"![Every method on the same slice]({os.path.relpath(values.figure, Path(values.readme).parent)})\n"
     section = f"{page_section('quality', command, tables)}\n{picture}"
     replace_section(Path(values.readme), "quality", section)
+
+
+def draw_gallery(path: str | Path, images: dict[str, np.ndarray], title: str) -> None:
+    """Draw the reconstructions of one slice by several methods, and below each its absolute error, as a PNG.
+
+    Images are real (height, width) in one unit, by name; the first is the target. All share the grey scale from 0 to
+    its 99.5th percentile, and the errors a scale up to the largest of theirs.
+    """
+    target, *reconstructions = images.values()
+    white = np.percentile(target, 99.5)
+    errors = [100 / white * np.abs(image - target) for image in reconstructions]
+    limit = max(np.percentile(error, 99.5) for error in errors) or 1.0
+    figure = Figure(figsize=(3 * len(images), 7), dpi=144, facecolor="black", layout="constrained")
+    figure.suptitle(title, color="white", weight="bold")
+    axes = figure.subplots(2, len(images), subplot_kw={"frame_on": False, "xticks": (), "yticks": ()})
+    for cell, (name, image) in zip(axes[0], images.items(), strict=True):
+        cell.set_title(name, color="white", size=10)
+        cell.imshow(image, "gray", vmin=0, vmax=white, interpolation="nearest")
+    axes[1, 0].set_title(f"absolute error: 0 to {limit:.1f} % of white", color="white", size=10)
+    for cell, error in zip(axes[1, 1:], errors, strict=True):
+        cell.imshow(error, "inferno", vmin=0, vmax=limit, interpolation="nearest")
+    with replacing(path) as part:
+        figure.savefig(part, format="png")
 
 
 def quality_table(set_name: str, scores: Scores, methods: dict[str, Method]) -> Table:

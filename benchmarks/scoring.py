@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from mrjax import train_step
+from mrjax.config import defaults
 from mrjax.data import loader, readers, splits
 from mrjax.data.dataset import SliceDataset
 from mrjax.data.volume import Volume
@@ -22,7 +23,9 @@ Predict = Callable[[dict[str, jax.Array]], tuple[dict[str, jax.Array], jax.Array
 
 def find_volumes(folder: Path, task: str) -> list[Volume]:
     """Read and check every file of a folder."""
-    return splits.describe_split(readers.find(str(folder)), task, on_bad_file="error", read_samples=True)
+    config = defaults()
+    config.task = task
+    return splits.describe_split(config, readers.find(str(folder)))
 
 
 def jit_predict(recipe: Recipe, params: Any) -> Predict:
@@ -42,7 +45,7 @@ def score_volumes(
     mesh = sharding.make_mesh()
     slices = SliceDataset(volumes, (size, size))
     with loader.evaluation_batches([slices], loader.LoaderOptions(batch_size)) as batches:
-        rows, previews = evaluator.evaluate(predict, train_step.jit_score(mesh), batches, volumes, mesh)
+        rows, previews = evaluator.evaluate(predict, batches, volumes, mesh)
     return evaluator.summarise(rows)["all"], previews
 
 

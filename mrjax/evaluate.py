@@ -16,8 +16,7 @@ from absl import flags
 from mrjax import cli
 from mrjax.data import readers, splits
 from mrjax.data.files import write_json
-from mrjax.experiment import load_volumes
-from mrjax.inference import Inference, score
+from mrjax.inference import Inference
 from mrjax.measures import evaluator
 
 logger = logging.getLogger("mrjax.evaluate")
@@ -30,10 +29,12 @@ def main(_: list[str]) -> None:
     workdir, split, data = flags.FLAGS.workdir, flags.FLAGS.split, flags.FLAGS.data
     inference = Inference.restore(workdir)
     config, step = inference.config, inference.progress["step"]
-    volumes = load_volumes(config, readers.find(data) if data else splits.find_split(config.data, split))
+    paths = readers.find(data) if data else splits.find_split(config.data, split)
+    volumes = splits.describe_split(config, paths)
     logger.info("%s: step %d, %s", workdir, step, splits.fingerprint(volumes))
-    bar = tqdm.tqdm(volumes, unit="volume", disable=None)
-    rows = [evaluator.describe(volume) | score(inference.reconstruct(volume), volume) for volume in bar]
+    rows = []
+    for volume in tqdm.tqdm(volumes, unit="volume", disable=None):
+        rows.append(evaluator.describe(volume) | evaluator.score_volume(inference.reconstruct(volume), volume))
     labels = (_INPUTS.get(config.task, "corrupted"), _NETWORKS.get(config.model.name, config.model.name))
     print(evaluator.table(rows, labels))
     suffix = f"-{Path(data).stem}" if data else "" if split == "test" else f"-{split}"

@@ -23,7 +23,7 @@ from mrjax.data import loader, splits
 from mrjax.data.buckets import bucket_by_size, describe_buckets
 from mrjax.data.buffers import Spec
 from mrjax.data.cache import HostCache
-from mrjax.data.dataset import Dataset, ExampleIndices, SliceDataset
+from mrjax.data.dataset import Dataset, ExampleIndices
 from mrjax.data.device_cache import DeviceCache, cached_batches
 from mrjax.data.volume import Volume, expect
 from mrjax.errors import UserError
@@ -33,7 +33,7 @@ from mrjax.mri.augment import Augment
 from mrjax.mri.normalise import NORMALISATIONS
 from mrjax.mri.tasks import TASKS
 from mrjax.parallel import memory, processes, sharding
-from mrjax.train_step import Batch, Metrics, Recipe, TrainState, jit_predict, jit_score, jit_train_step
+from mrjax.train_step import Batch, Metrics, Recipe, TrainState, jit_predict, jit_train_step
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,9 @@ class Experiment:
         if not (config.data.dir or config.data.train):
             config.data.dir = make_demo_data(config.task)
         started = time.perf_counter()
-        train_set, val_set = (load_volumes(config, splits.find_split(config.data, split)) for split in ("train", "val"))
+        train_set, val_set = (
+            splits.describe_split(config, splits.find_split(config.data, split)) for split in ("train", "val")
+        )
         logger.info("checked %d files in %.1f s", len(train_set) + len(val_set), time.perf_counter() - started)
         sizes = {volume.data_shape for volume in train_set + val_set}
         if not config.data.image_size and len(sizes) == 1:
@@ -133,14 +135,13 @@ class Experiment:
 
     def evaluate(self, params: Any) -> tuple[list[evaluator.Row], dict[str, evaluator.Images]]:
         """Evaluate parameters on the validation split: a row for each volume, and images of the first volumes."""
-        predict, score = self._evaluation_functions
+        predict = functools.partial(self._predict, params)
         with loader.evaluation_batches(self.val_datasets, self._reading) as batches:
-            reconstruct = functools.partial(predict, params)
-            return evaluator.evaluate(reconstruct, score, batches, self.val_set, self.recipe.mesh)
+            return evaluator.evaluate(predict, batches, self.val_set, self.recipe.mesh)
 
     @functools.cached_property
-    def _evaluation_functions(self) -> tuple[Wrapped, Wrapped]:
-        return jit_predict(self.recipe), jit_score(self.recipe.mesh)
+    def _predict(self) -> Wrapped:
+        return jit_predict(self.recipe)
 
     @property
     def _reading(self) -> loader.LoaderOptions:
@@ -225,20 +226,6 @@ def check_sizes(config: ConfigDict, sizes: Iterable[tuple[int, int]], spatial: i
         expect(height % spatial == 0, found, rows)
 
 
-def load_volumes(config: ConfigDict, paths: list[str]) -> list[Volume]:
-    """Describe and check the files of a split as the config says; `UserError` for a faulty file, or if none is left."""
-    volumes = splits.describe_split(
-        paths,
-        config.task,
-        on_bad_file=config.data.on_bad_file,
-        read_samples=config.data.check == "samples",
-        mask=config.acquisition.mask,
-    )
-    if config.normalise == "volume":
-        splits.require_maximum(volumes)
-    return volumes
-
-
 def make_demo_data(task: str) -> str:
     """Make the demo data for a task unless they are there, and return their folder."""
     repeated = task in splits.REPETITION_TASKS
@@ -252,10 +239,6 @@ def make_demo_data(task: str) -> str:
 
 def make_datasets(config: ConfigDict, split: str, volumes: list[Volume]) -> Sequence[Dataset]:
     """Sort the slices of volumes by size, one dataset for each, kept in memory if config.data.cache is 'host'."""
-    adjacent = config.data.adjacent_slices
-    if size := tuple(config.data.image_size):
-        datasets = [SliceDataset(volumes, size, config.data.resize, adjacent_slices=adjacent)]
-    else:
-        datasets = bucket_by_size(volumes, config.data.max_shapes, adjacent)
+    datasets = bucket_by_size(config.data, volumes)
     logger.info("%s: %s", split, describe_buckets(datasets))
     return [HostCache(dataset) for dataset in datasets] if config.data.cache == "host" else datasets

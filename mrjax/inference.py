@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Wrapped
@@ -14,13 +13,10 @@ from mrjax.data import loader, readers, resize, splits
 from mrjax.data.dataset import SliceDataset
 from mrjax.data.volume import Volume
 from mrjax.experiment import abstract_state, make_recipe
-from mrjax.measures import metrics
 from mrjax.measures.evaluator import METHODS
 from mrjax.mri.fourier import magnitude_host
 from mrjax.mri.tasks import as_measured
 from mrjax.parallel import sharding
-
-_slice_values = jax.jit(metrics.slice_values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +91,3 @@ class Inference:
         if volume.target and self.config.task not in splits.REPETITION_TASKS:
             return np.abs(readers.read_slices(volume.path, volume.target, volume.slices)).astype(np.float32)
         return None
-
-
-def score(images: dict[str, np.ndarray], volume: Volume) -> dict[str, dict[str, float]]:
-    """Compute the metrics of the corrupted input and the reconstruction over full slices; empty without a target."""
-    if "target" not in images:
-        return {}
-    target = images["target"][volume.full_slices]
-    peak, scores = float(target.max()), {}
-    for method in METHODS:
-        values = _slice_values(target, images[method][volume.full_slices], peak)
-        scores[method] = metrics.volume_values(jax.device_get(values), peak)
-    return scores

@@ -19,7 +19,8 @@ from mrjax import cli
 from mrjax.data import checks, readers, repetitions, splits
 from mrjax.data.volume import expect
 from mrjax.errors import UserError
-from mrjax.inference import Inference, score
+from mrjax.inference import Inference
+from mrjax.measures import evaluator
 from mrjax.report import figures
 
 logger = logging.getLogger("mrjax.reconstruct")
@@ -64,12 +65,11 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
     volume, faults = checks.check(readers.describe(path, splits.task_layout(config.task)))
     if faults:
         raise UserError(faults[0])
-    if config.normalise == "volume":
-        splits.require_maximum([volume])
+    splits.require_maximum(config, volume)
     if config.task in splits.REPETITION_TASKS:
         volume = repetitions.add_repetitions(volume)
     images = inference.reconstruct(volume)
-    scores = score(images, volume)
+    scores = evaluator.score_volume(images, volume)
     after, result, file = scores.get("reconstruction", {}), images["reconstruction"], output / f"{volume.name}.t5"
     attributes = {"max": result.max(), "norm": np.linalg.norm(result), "mrjax_step": inference.progress["step"]}
     attributes |= {f"mrjax_{name.lower()}": value for name, value in after.items()}

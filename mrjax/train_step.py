@@ -1,4 +1,4 @@
-"""The functions that are jitted: a training step, inference, its score. All are pure."""
+"""The functions that are jitted: a training step and inference. All are pure."""
 
 import dataclasses
 import functools
@@ -14,8 +14,6 @@ from flax import struct
 from jax.sharding import Mesh
 from jax.stages import Wrapped
 
-from mrjax.measures import metrics
-from mrjax.measures.evaluator import METHODS
 from mrjax.measures.losses import Loss
 from mrjax.models import NetworkInputs, select_inputs
 from mrjax.mri.normalise import Scaling
@@ -210,16 +208,3 @@ def jit_predict(recipe: Recipe) -> Wrapped:
     """Jit `predict` of (params, batch) over the mesh: images stay split by example, peaks come out on every device."""
     same, split = sharding.replicated(recipe.mesh), sharding.by_example(recipe.mesh)
     return jax.jit(functools.partial(predict, recipe), in_shardings=(None, split), out_shardings=(split, same))
-
-
-def jit_score(mesh: Mesh) -> Wrapped:
-    """Jit the score of (images, data_range): each slice's share of its volume's metrics, on every device.
-
-    Images are those of `predict`; `data_range` is the maximum of the volume that each slice belongs to, (batch,).
-    """
-
-    def score(images: Batch, data_range: jax.Array) -> dict[str, Metrics]:
-        return {name: metrics.slice_values(images["target"], images[name], data_range) for name in METHODS}
-
-    split = sharding.by_example(mesh)
-    return jax.jit(score, in_shardings=(split, split), out_shardings=sharding.replicated(mesh))

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import PEERS, ROOT
+from matplotlib.image import imread
 
 from benchmarks import denoising, quality, report, tables
 from mrjax import demo
@@ -178,3 +180,15 @@ def test_a_script_run_as_a_file_says_how_it_is_used(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert "--json" in done.stdout, done.stderr
     assert "python -m benchmarks.peers" in done.stdout
+
+
+def test_the_gallery_shows_the_target_every_method_and_its_error(tmp_path: Path) -> None:
+    target = np.outer(np.linspace(0, 1, 32), np.ones(24))
+    images = {"target": target, "far": np.zeros_like(target), "near": target}
+    quality.draw_gallery(tmp_path / "gallery.png", images, title="a slice")
+    shown = imread(tmp_path / "gallery.png")[..., :3]
+    rows, columns = np.array_split(np.arange(shown.shape[0]), 2), np.array_split(np.arange(shown.shape[1]), 3)
+    brightness = [[float(shown[np.ix_(row, column)].mean()) for column in columns] for row in rows]
+    assert brightness[0][0] == pytest.approx(brightness[0][2], abs=0.02)
+    assert brightness[0][0] > 0.2 > 0.1 > brightness[0][1]
+    assert brightness[1][1] > 0.2 > 0.1 > brightness[1][2]

@@ -16,7 +16,8 @@ from mrjax import train
 from mrjax.config import check, defaults
 from mrjax.data.readers import READERS
 from mrjax.data.volume import Volume, describe_arrays
-from mrjax.inference import Inference, score
+from mrjax.inference import Inference
+from mrjax.measures.evaluator import score_volume
 from mrjax.measures.losses import LOSSES
 from mrjax.measures.metrics import METRICS
 from mrjax.models import MODELS
@@ -90,4 +91,4 @@ def test_additions_to_every_registry_train_and_evaluate(tmp_path: Path, monkeypa
     volume = READERS["npz"].describe(str(tmp_path / "data" / "val" / "0.npz"))
     images = inference.reconstruct(volume)
     assert images["reconstruction"].shape == (3, 32, 24)
-    assert score(images, volume)["reconstruction"]["nmse2"] > 0
+    assert score_volume(images, volume)["reconstruction"]["nmse2"] > 0

@@ -99,14 +99,12 @@ def test_the_reconstruction_is_in_the_files_units() -> None:
 
 def test_evaluation_in_batches_gives_the_metrics_of_whole_volumes(scans) -> None:
     recipe = experiment.make_recipe(config(), sharding.make_mesh())
-    volumes = splits.describe_split(readers.find(str(scans)), "kspace", on_bad_file="error", read_samples=True)
+    volumes = splits.describe_split(config(), readers.find(str(scans)))
     params = jax.jit(lambda: experiment.initial_state(config(), recipe).params)()
     predict = train_step.jit_predict(recipe)
     dataset = SliceDataset(volumes, (32, 32))
     with loader.evaluation_batches([dataset], loader.LoaderOptions(8)) as batches:
-        rows, previews = evaluate(
-            lambda batch: predict(params, batch), train_step.jit_score(recipe.mesh), batches, volumes, recipe.mesh
-        )
+        rows, previews = evaluate(lambda batch: predict(params, batch), batches, volumes, recipe.mesh)
     assert [row["slices"] for row in rows] == [volume.slices for volume in volumes]
     assert len(previews) == 3
     # The same again, volume by volume, with all slices of one in a batch of its own.

@@ -4,28 +4,31 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from mrjax.data.dataset import SliceDataset
 from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 
 
-def bucket_by_size(volumes: Sequence[Volume], max_shapes: int, adjacent_slices: int = 0) -> list[SliceDataset]:
-    """Make a dataset for each exact (height, width) of the volumes, in ascending order of size.
+def bucket_by_size(data: ConfigDict, volumes: Sequence[Volume]) -> list[SliceDataset]:
+    """Make a dataset of config.data.image_size, or for each (height, width) of the volumes, in ascending order.
 
     Coils are zero-padded to the most in each dataset, and `volume` in the examples counts in the list of all volumes.
-    Raises `UserError` for more than `max_shapes` sizes.
+    Raises `UserError` for more than config.data.max_shapes sizes.
     """
     buckets: dict[tuple[int, int], dict[int, Volume]] = {}
     for number, volume in enumerate(volumes):
-        buckets.setdefault(volume.data_shape, {})[number] = volume
-    if len(buckets) > max_shapes:
+        buckets.setdefault(tuple(data.image_size) or volume.data_shape, {})[number] = volume
+    if len(buckets) > data.max_shapes:
         five = ", ".join(f"{height}x{width}" for height, width in sorted(buckets)[:5])
         raise UserError(
-            f"config.data.max_shapes is {max_shapes}, found files of {len(buckets)} sizes, among them {five}; expected "
-            "at most as many, for the step is compiled for each; set config.data.image_size for one size, or raise it"
+            f"config.data.max_shapes is {data.max_shapes}, found files of {len(buckets)} sizes, among them {five}; "
+            "expected at most as many, for the step is compiled for each; set config.data.image_size for one size, or "
+            "raise it"
         )
-    return [SliceDataset(buckets[size], size, adjacent_slices=adjacent_slices) for size in sorted(buckets)]
+    make = functools.partial(SliceDataset, rule=data.resize, adjacent_slices=data.adjacent_slices)
+    return [make(buckets[size], size) for size in sorted(buckets)]
 
 
 def describe_buckets(datasets: Sequence[SliceDataset]) -> str:

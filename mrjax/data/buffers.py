@@ -5,6 +5,7 @@ Here a page is touched once in a run, and workers write into memory that both pr
 """
 
 import contextlib
+import itertools
 import math
 import mmap
 import os
@@ -55,11 +56,8 @@ class Buffers:
         self._lock = threading.Lock()
         # By the path where other processes open it; the last byte is 1 while a buffer is in use.
         self._pool: dict[str, mmap.mmap] = {}
-        self._offsets: dict[str, int] = {}
-        end = 0
-        for name, (shape, dtype) in spec.items():
-            self._offsets[name] = end
-            end += -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        lengths = [-(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) for shape, dtype in spec.values()]
+        *self._offsets, end = (_ALIGNMENT * start for start in itertools.accumulate(lengths, initial=0))
         self._size = end + 1
         if key is None:
             _buffers_by_key[self._key] = self
@@ -103,9 +101,8 @@ class Buffers:
         return path
 
     def _arrays(self, data: np.ndarray) -> Batch:
-        return {
-            name: np.ndarray(shape, dtype, data, self._offsets[name]) for name, (shape, dtype) in self._spec.items()
-        }
+        placed = zip(self._spec.items(), self._offsets, strict=True)
+        return {name: np.ndarray(shape, dtype, data, offset) for (name, (shape, dtype)), offset in placed}
 
     def _lend(self, memory: mmap.mmap) -> Batch:
         # Every array of the batch, and every view of one, keeps `data` alive, and nothing else does.

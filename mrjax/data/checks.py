@@ -1,6 +1,7 @@
 """What is wrong with the samples of a file."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,26 +19,20 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
     mask too, and the maximum is not known if the target image is in other units than the k-space.
     """
     faults: list[str] = []
-    empty: set[int] = set()
-    largest = 0.0
-    reader = reader_for(volume.path)
+    empty, maximum, reader = np.zeros(volume.slices, bool), volume.maximum, reader_for(volume.path)
     for name in filter(None, (volume.data, volume.target)):
-        not_finite = []
-        for i in range(volume.slices):
-            try:
-                data = reader.read_slice(volume.path, name, i)
-            except UserError as error:
-                return volume, [*faults, f"{error}, expected a whole file"]
-            if not np.isfinite(data).all():
-                not_finite.append(i)
-            elif not data.any():
-                empty.add(i)
-            if name == volume.target:
-                largest = max(largest, float(np.abs(np.nan_to_num(data)).max()))
-        if not_finite:
-            faults.append(f"{volume.path}: `{name}` holds NaN or Inf in {_list(not_finite)}, expected finite numbers")
-    maximum = largest if volume.target and volume.maximum is None else volume.maximum
-    volume = dataclasses.replace(volume, empty=tuple(sorted(empty)), maximum=maximum)
+        try:
+            slices = (reader.read_slice(volume.path, name, i) for i in range(volume.slices))
+            largest = np.array([np.abs(data).max() for data in slices])
+        except UserError as error:
+            return volume, [*faults, f"{error}, expected a whole file"]
+        if not np.isfinite(largest).all():
+            found = f"{volume.path}: `{name}` holds NaN or Inf in {_list(np.flatnonzero(~np.isfinite(largest)))}"
+            faults.append(f"{found}, expected finite numbers")
+        empty |= largest == 0
+        if name == volume.target and maximum is None:
+            maximum = float(largest.max())
+    volume = dataclasses.replace(volume, empty=tuple(np.flatnonzero(empty).tolist()), maximum=maximum)
     if volume.layout == "kspace" and volume.full_slices and not faults:
         return _check_kspace(volume)
     return volume, faults
@@ -85,6 +80,6 @@ def _compare(kspace: np.ndarray, image: np.ndarray) -> tuple[float, float]:
     return float(correlation), float(np.linalg.norm(image) / max(np.linalg.norm(rss), np.finfo(np.float32).tiny))
 
 
-def _list(slices: list[int] | tuple[int, ...]) -> str:
+def _list(slices: Sequence[int] | np.ndarray) -> str:
     shown = ", ".join(map(str, slices[:8])) + (", ..." if len(slices) > 8 else "")
     return f"slice{'s' if len(slices) > 1 else ''} {shown}"

@@ -26,9 +26,9 @@ class Dataset(abc.ABC):
 
 
 class SliceDataset(Dataset):
-    """The slices of volumes of one layout, brought to one size (height, width); `positions` are (volume, slice).
+    """The slices of volumes of one layout, brought to one size; `positions` are (volume, slice).
 
-    An example holds:
+    `size` is (height, width), and `image_shape` ([coils,] height, width). An example holds:
       kspace: (coils, height, width) complex64, zero-padded to the most coils of the volumes; and
       repetitions: (repetitions, coils, height, width) complex64, this slice of the other repetitions, if any volume has
         some, zero-padded likewise; and
@@ -64,8 +64,10 @@ class SliceDataset(Dataset):
         coils = max(volume.coils for volume in described)
         labels = {"volume": np.int32, "slice": np.int32, "name": np.uint32, "maximum": np.float32}
         spec: dict[str, tuple[tuple[int, ...], type]] = {name: ((), dtype) for name, dtype in labels.items()}
+        self.image_shape: tuple[int, ...] = self._size
         if described[0].layout == "kspace":
-            spec["kspace"] = ((*stack, coils, *self._size), np.complex64)
+            self.image_shape = (coils, *self._size)
+            spec["kspace"] = ((*stack, *self.image_shape), np.complex64)
         else:
             spec["input"] = ((*stack, *self._size), np.float32)
             if all(volume.target for volume in described):
@@ -79,12 +81,6 @@ class SliceDataset(Dataset):
                 width = volume.shape[-1]
                 expect(width == size[1], f"{volume.path}: `mask` has {width} columns", wanted)
         self.spec = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """([coils,] height, width) of a slice."""
-        coils = self.spec["kspace"][0][-3:-2] if "kspace" in self.spec else ()
-        return (*coils, *self._size)
 
     def __len__(self) -> int:
         return len(self.positions)

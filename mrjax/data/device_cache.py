@@ -46,7 +46,7 @@ class DeviceCache:
 
     def draw(self, numbers: jax.Array) -> Arrays:
         """Draw the examples of these numbers, (batch,) int32, as a batch split by example over the mesh."""
-        return self._draw(self._stored, numbers)
+        return self._draw((self._stored, numbers))
 
 
 def cached_batches(
@@ -90,13 +90,13 @@ def _decode(drawn: Arrays) -> Arrays:
     return examples
 
 
-def _draw_shard(stored: Arrays, numbers: jax.Array) -> Arrays:
+def _draw_shard(shard: tuple[Arrays, jax.Array]) -> Arrays:
     """Draw this device's rows of the batch from the shards of all devices.
 
     Each device sends every other one of the examples that it holds of the other's at a time, so that no more examples
     are on their way than there are devices.
     """
-    axes = sharding.EXAMPLES
+    (stored, numbers), axes = shard, sharding.EXAMPLES
     if jax.lax.axis_size(axes) == 1:
         return _decode({name: array[numbers] for name, array in stored.items()})
     first = jax.lax.axis_index(axes) * len(next(iter(stored.values())))

@@ -25,14 +25,14 @@ _NAME = re.compile(r"(.+_.+)(\d\d)")
 def group(volumes: Sequence[Volume]) -> tuple[list[Volume], list[str]]:
     """Find the repetitions of each volume: files of one folder, study, contrast and shape, still against most of them.
 
-    Reads all samples. Returns the volumes that have repetitions, in their order, with `repetitions` set and with the
-    empty slices of all of them; and a sentence for each volume that was left out. Raises `UserError` if a file cannot
+    Reads all samples. Returns the volumes that have repetitions, by path, with `repetitions` set and with the empty
+    slices of all of them; and a sentence for each volume that was left out. Raises `UserError` if a file cannot
     be read, or holds NaN or Inf.
     """
     scans: dict[tuple[str, str, tuple[int, ...]], list[Volume]] = {}
     for volume in volumes:
         scans.setdefault((*_scan(volume.path), volume.shape), []).append(volume)
-    kept: dict[str, Volume] = {}
+    kept: list[Volume] = []
     left_out: list[str] = []
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for scan, sentences in pool.map(_leave_out_moved, scans.values()):
@@ -46,8 +46,8 @@ def group(volumes: Sequence[Volume]) -> tuple[list[Volume], list[str]]:
             empty = tuple(sorted({i for volume in scan for i in volume.empty}))
             for volume in scan:
                 paths = tuple(one.path for one in scan if one is not volume)
-                kept[volume.path] = dataclasses.replace(volume, repetitions=paths, empty=empty)
-    return [kept[volume.path] for volume in volumes if volume.path in kept], left_out
+                kept.append(dataclasses.replace(volume, repetitions=paths, empty=empty))
+    return sorted(kept, key=lambda volume: volume.path), left_out
 
 
 def add_repetitions(volume: Volume) -> Volume:

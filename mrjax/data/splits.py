@@ -5,7 +5,8 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from mrjax.data import checks, readers, repetitions
 from mrjax.data.volume import Volume, expect
@@ -15,7 +16,7 @@ logger = logging.getLogger(__name__)
 REPETITION_TASKS = ("denoise", "noise2noise")  # tasks that need the other repetitions of a scan
 
 
-def find_split(data: Any, split: str) -> list[str]:
+def find_split(data: ConfigDict, split: str) -> list[str]:
     """Find the files of a split: those of config.data.<split>, else of the split's folder in config.data.dir.
 
     fastMRI's folder names (multicoil_train, singlecoil_val, ...) are found too. Raises `UserError` for no such folder,
@@ -41,59 +42,58 @@ def task_layout(task: str) -> str:
     return "paired" if task == "paired" else "kspace"
 
 
-def describe_split(
-    paths: Sequence[str], task: str, *, on_bad_file: str, read_samples: bool, mask: str = "random"
-) -> list[Volume]:
-    """Describe and check the files of a split, each of which needs a target.
+def describe_split(config: ConfigDict, paths: Sequence[str]) -> list[Volume]:
+    """Describe and check the files of a split, each of which needs a target, as the config says.
 
-    With `on_bad_file` 'error' the first faulty file raises a `UserError`; 'skip' leaves faulty files out and logs them,
-    and if a file's only fault is empty slices, just those slices. Files without the repetitions that a task needs, and
-    repetitions that moved, are left out and logged. `read_samples` is False to read the headers only; `mask` is
-    config.acquisition.mask: 'stored' if files hold fully sampled k-space and the `mask` to undersample it with.
+    The first faulty file raises a `UserError`. With config.data.on_bad_file = 'skip' faulty files are left out and
+    logged, and if a file's only fault is empty slices, just those slices. Files without the repetitions that a task
+    needs, and repetitions that moved, are always left out and logged.
     """
     volumes: list[Volume] = []
     for path in paths:
         try:
-            volumes.append(_describe(path, task, read_samples, mask, skip_empty=on_bad_file == "skip"))
+            volumes.append(_describe(config, path))
         except UserError as error:
-            if on_bad_file != "skip":
+            if config.data.on_bad_file != "skip":
                 way_out = "mend the file, or set config.data.on_bad_file='skip' to leave it out"
                 raise UserError(f"{error}; {way_out}") from error
             logger.warning("left out: %s", error)
-    if task in REPETITION_TASKS:
+    if config.task in REPETITION_TASKS:
         volumes, left_out = repetitions.group(volumes)
         for sentence in left_out:
             logger.warning("left out: %s", sentence)
     if not volumes:
         raise UserError(f"none of the {len(paths)} files can be used, the first is {paths[0]}")
+    for volume in volumes:
+        require_maximum(config, volume)
     return volumes
 
 
-def _describe(path: str, task: str, read_samples: bool, mask: str, skip_empty: bool) -> Volume:
+def _describe(config: ConfigDict, path: str) -> Volume:
     """Describe and check a file; raises `UserError` for its first fault."""
-    volume = readers.describe(path, task_layout(task))
+    volume = readers.describe(path, task_layout(config.task))
     faults: list[str] = []
-    if mask == "stored" and volume.layout == "kspace":
+    if config.acquisition.mask == "stored" and volume.layout == "kspace":
         columns = f"({volume.shape[-1]},), a value per column of its fully sampled `kspace`"
         needed = f"one for config.acquisition.mask = 'stored': {columns}"
         expect(volume.stored_mask, f"{path}: has no data set `mask`", needed)
         volume = dataclasses.replace(volume, undersampled=False)
-    if read_samples and not volume.undersampled:
+    if config.data.check == "samples" and not volume.undersampled:
         volume, faults = checks.check(volume)
     expect(not volume.undersampled, f"{path}: `kspace` is undersampled already", "fully sampled k-space as the target")
     expect(volume.layout == "kspace" or volume.target, f"{path}: has no data set `target`", "one beside `input`")
     if faults:
         raise UserError(faults[0])
     if sentence := checks.describe_empty_slices(volume):
-        if not skip_empty or not volume.full_slices:
+        if config.data.on_bad_file != "skip" or not volume.full_slices:
             raise UserError(f"{sentence} (on_bad_file='skip' leaves just these slices out)")
         logger.warning("left out these slices: %s", sentence)
     return volume
 
 
-def require_maximum(volumes: Sequence[Volume]) -> None:
-    """Raise a `UserError` if the maximum of a volume is not known, which config.normalise = 'volume' needs."""
-    for volume in volumes:
+def require_maximum(config: ConfigDict, volume: Volume) -> None:
+    """Raise a `UserError` if config.normalise is 'volume' and the maximum of the volume is not known."""
+    if config.normalise == "volume":
         found = f"{volume.path}: has no attribute `max` in the units of its data"
         expect(volume.maximum, found, "one for config.normalise='volume'; 'slice' needs none")
 

@@ -25,12 +25,11 @@ Scores = dict[str, dict[str, dict[str, float]]]
 
 def evaluate(
     predict: Callable[..., Any],
-    score: Callable[..., Any],
     batches: Iterator[dict[str, np.ndarray]],
     volumes: list[Volume],
     mesh: Mesh,
 ) -> tuple[list[Row], dict[str, Images]]:
-    """Compute the metrics of every volume with `train_step`'s jitted `predict` of a batch and score.
+    """Compute the metrics of every volume with the jitted `train_step.predict` of a batch.
 
     Batches are this process's part of each, in order; their `volume` counts `volumes`. Return a row for each volume
     (`describe`, and metrics by method), and by the names of the first volumes the images of their middle slice.
@@ -40,7 +39,7 @@ def evaluate(
     """
     previews, numbers, scores = {}, [], []
     peaks = np.zeros(len(volumes), np.float32)
-    unseen = np.array([describe(volume)["slices"] for volume in volumes])
+    unseen = np.array([len(volume.full_slices) for volume in volumes])
     waiting: collections.deque[tuple[np.ndarray, np.ndarray, dict[str, jax.Array]]] = collections.deque()
     for batch in sharding.to_devices(batches, mesh):
         images, slice_peaks = predict(batch)
@@ -55,22 +54,43 @@ def evaluate(
         while waiting and not unseen[waiting[0][0]].any():
             number, valid, images = waiting.popleft()
             data_range = jax.device_put(peaks[number], sharding.by_example(mesh))
-            scores.append(jax.device_get(score(images, data_range)))
+            values = jax.device_put(score_slices(images, data_range), sharding.replicated(mesh))
+            scores.append(jax.device_get(values))
             numbers.append(np.where(valid, number, -1))
     of_slice, values = np.concatenate(numbers), jax.tree.map(lambda *parts: np.concatenate(parts), *scores)
     rows = []
     for index, volume in enumerate(volumes):
-        row = describe(volume)
-        for method in METHODS:
-            of_volume = {name: x[of_slice == index] for name, x in values[method].items()}
-            row[method] = metrics.volume_values(of_volume, float(peaks[index]))
-        rows.append(row)
+        of_volume = jax.tree.map(lambda x, rows=of_slice == index: x[rows], values)
+        rows.append(describe(volume) | combine_slices(of_volume, float(peaks[index])))
     return rows, previews
+
+
+def score_volume(images: Images, volume: Volume) -> dict[str, dict[str, float]]:
+    """Compute the metrics of a volume by method, over the slices that are not empty in the file.
+
+    Images are the corrupted ones, the reconstruction and the target, (slices, height, width); empty without a target.
+    """
+    if "target" not in images:
+        return {}
+    images = {name: image[volume.full_slices] for name, image in images.items()}
+    peak = float(images["target"].max())
+    return combine_slices(jax.device_get(score_slices(images, peak)), peak)
+
+
+@jax.jit
+def score_slices(images: dict[str, jax.Array], data_range: jax.Array | float) -> dict[str, dict[str, jax.Array]]:
+    """Compute `metrics.slice_values` of the corrupted slices and of the reconstructed ones."""
+    return {method: metrics.slice_values(images["target"], images[method], data_range) for method in METHODS}
+
+
+def combine_slices(values: dict[str, dict[str, np.ndarray]], peak: float) -> dict[str, dict[str, float]]:
+    """Combine the `score_slices` of a volume, whose maximum is `peak`, to its metrics."""
+    return {method: metrics.volume_values(values[method], peak) for method in METHODS}
 
 
 def describe(volume: Volume) -> Row:
     """Return what a row says of its volume: name, contrast, and how many slices count."""
-    return {"volume": volume.name, "contrast": volume.contrast, "slices": volume.slices - len(volume.empty)}
+    return {"volume": volume.name, "contrast": volume.contrast, "slices": len(volume.full_slices)}
 
 
 def summarise(rows: list[Row]) -> dict[str, Scores]:

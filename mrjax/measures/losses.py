@@ -12,23 +12,17 @@ from mrjax.measures import metrics
 Loss = Callable[[Array, Array, Array], Array]
 
 
-def mean_squared_error(prediction: Array, target: Array, offset: Array) -> Array:
-    """Compute the mean squared error over all pixels."""
-    return jnp.mean(jnp.square(prediction - target))
-
-
-def mean_absolute_error(prediction: Array, target: Array, offset: Array) -> Array:
-    """Compute the mean absolute error over all pixels."""
-    return jnp.mean(jnp.abs(prediction - target))
-
-
 def one_minus_ssim(prediction: Array, target: Array, offset: Array) -> Array:
     """Compute 1 - SSIM of images whose zero is zero, with the maximum of each target as its data range."""
     target = target + offset
     return 1 - metrics.ssim_slices(target, prediction + offset, target.max((-2, -1))).mean()
 
 
-LOSSES: dict[str, Loss] = {"mse": mean_squared_error, "l1": mean_absolute_error, "ssim": one_minus_ssim}
+LOSSES: dict[str, Loss] = {
+    "mse": lambda prediction, target, offset: jnp.mean(jnp.square(prediction - target)),
+    "l1": lambda prediction, target, offset: jnp.mean(jnp.abs(prediction - target)),
+    "ssim": one_minus_ssim,
+}
 
 
 def weighted_sum(weights: Mapping[str, float]) -> Loss:

@@ -22,18 +22,14 @@ K1, K2 = 0.01, 0.03
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric of a volume, computed from values of its slices.
+    """A metric of a volume, computed from values of its slices."""
 
-    Attributes:
-      label, decimals: its name and unit, and how many decimals of a value are shown.
-      slice_values: (target, prediction, data_range) -> float32 (slices, ...), on the device; the images are real
-        float32 (slices, height, width), data_range is (slices,).
-      volume_value: (slice values of one volume, float64; data_range) -> the volume's value, on the host.
-    """
-
-    label: str
-    decimals: int
+    label: str  # its name and unit
+    decimals: int  # of a value that is shown
+    # Of real target and prediction (slices, height, width) and data range (slices,), to (slices, ...): float32, on the
+    # device.
     slice_values: Callable[[Array, Array, Array], Array]
+    # Of the slice values of one volume, float64, and its data range: on the host.
     volume_value: Callable[[np.ndarray, np.float64], np.floating]
 
     def format(self, value: float) -> str:

@@ -1,16 +1,12 @@
-"""Figures: panels of a slice, galleries of methods, and learning curves, without a display or global state."""
+"""Figures: panels of a slice, and learning curves, without a display or global state."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from mrjax.data.files import replacing
@@ -18,12 +14,13 @@ from mrjax.measures.metrics import METRICS
 
 # A reading room is dark: images lie on near-black, and text does not glare.
 BACKGROUND, TEXT, FAINT = "#0b0c0e", "#e3e6ea", "#9aa1ab"
-INK, LINE = "#30343a", "#2f6db3"
+LINE = "#2f6db3"
 IMAGE_COLOURS, ERROR_COLOURS = (colormaps[name].with_extremes(bad="magenta") for name in ("gray", "inferno"))
 COLUMNS = {"corrupted": "corrupted", "reconstruction": "reconstruction", "target": "ground truth"}
 DPI = 144  # 10 points are 20 pixels
 SHORT_SIDE = 448  # pixels of the shorter side of an image, or more, so that the metrics above it fit
 LONG_SIDE = 2048  # pixels beyond which a narrow image is not magnified
+GAINS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)  # of the error's scale, where it fits
 MARGIN, GAP, HEADER, BAR = 28, 8, 144, 112  # pixels
 CURVES = {"loss": "training loss", "val/psnr": "validation PSNR, dB", "val/ssim": "validation SSIM"}
 
@@ -41,38 +38,40 @@ def draw_panel(
     Images are 'corrupted', 'reconstruction' and, where known, 'target': real (height, width), in one unit. Metrics are
     shown under the name of their image, such as {"reconstruction": {"psnr": 32.1, "ssim": 0.95}}.
     """
-    columns = [name for name in COLUMNS if name in images]
     target, reconstruction = images.get("target"), images["reconstruction"]
     white = _percentile(reconstruction if target is None else target) or 1.0
-    count, right = (len(columns), MARGIN) if target is None else (len(columns) + 1, MARGIN + BAR)
-    figure, axes = _image_axes(1, count, reconstruction.shape, title, right)
-    for cell, name in zip(axes[0], columns, strict=False):
+    panels = []
+    for name in (name for name in COLUMNS if name in images):
         values = metrics.get(name, {}).items()
         note = "   ".join(f"{METRICS[key].label} {METRICS[key].format(value)}" for key, value in values)
-        _show(cell, images[name], IMAGE_COLOURS, white, COLUMNS[name], note)
+        panels.append((images[name], IMAGE_COLOURS, white, COLUMNS[name], note))
     if target is not None:
-        (error,), limit, scale = _errors_in_percent(target, [reconstruction], white)
-        shown = _show(axes[0, -1], error, ERROR_COLOURS, limit, "absolute error", scale)
-        bar = axes[0, -1].inset_axes((1.04, 0, 0.03, 1))
+        with np.errstate(invalid="ignore"):
+            error = 100 / white * np.abs(reconstruction - target)
+        gain = max((gain for gain in GAINS if gain * _percentile(error) <= 100), default=1)
+        scale = f"\u00d7{gain}: 0 to {100 / gain:g} % of white"
+        panels.append((error, ERROR_COLOURS, 100 / gain, "absolute error", scale))
+    zoom = max(1, min(math.ceil(SHORT_SIDE / min(reconstruction.shape)), LONG_SIDE // max(reconstruction.shape)))
+    image_height, image_width = (zoom * side for side in reconstruction.shape)
+    right = MARGIN if target is None else MARGIN + BAR
+    width, height = MARGIN + len(panels) * (image_width + GAP) - GAP + right, HEADER + image_height + MARGIN
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
+    edges = (MARGIN / width, MARGIN / height, 1 - right / width, 1 - HEADER / height)
+    figure.subplots_adjust(*edges, wspace=GAP / image_width)
+    # A file name may hold "$", which matplotlib would parse as mathematics.
+    top_left = {"x": MARGIN / width, "y": 1 - MARGIN / height, "ha": "left"}
+    figure.suptitle(title, **top_left, size=12.5, color=TEXT, weight="bold", parse_math=False)
+    blank = {"frame_on": False, "xticks": (), "yticks": ()}
+    for i, (image, colours, limit, name, note) in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), i, **blank)
+        axes.set_title(name, loc="left", pad=18, size=10.5, color=TEXT)
+        axes.annotate(note, (0, 1), (0, 5), "axes fraction", "offset points", size=9, color=FAINT)
+        shown = axes.imshow(image, colours, vmin=0, vmax=limit, interpolation="nearest", aspect="auto")
+    if target is not None:
+        bar = axes.inset_axes((1.04, 0, 0.03, 1))
         figure.colorbar(shown, cax=bar, format="{x:g} %", ticks=MaxNLocator(5))
         bar.tick_params(colors=FAINT, labelsize=8.5, length=3)
         bar.spines[:].set_visible(False)
-    _save(figure, path)
-
-
-def draw_gallery(path: str | Path, images: Mapping[str, np.ndarray], title: str) -> None:
-    """Draw the reconstructions of one slice by several methods, and below each its absolute error, as a PNG.
-
-    Images are real (height, width) in one unit, by name; the first is the target, whose grey scale all share.
-    """
-    target, *reconstructions = images.values()
-    white = _percentile(target) or 1.0
-    errors, limit, scale = _errors_in_percent(target, reconstructions, white)
-    figure, axes = _image_axes(2, len(images), target.shape, title)
-    for cell, (name, image) in zip(axes[0], images.items(), strict=True):
-        _show(cell, image, IMAGE_COLOURS, white, name, f"absolute error below, {scale}" if image is target else "")
-    for cell, error in zip(axes[1, 1:], errors, strict=True):
-        _show(cell, error, ERROR_COLOURS, limit)
     _save(figure, path)
 
 
@@ -96,56 +95,20 @@ def draw_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
             axes.plot(*points.T, color=LINE, linewidth=1.4, marker="." if len(points) < 30 else "", clip_on=False)
         else:
             axes.set_yticks([])
-            axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center", fontsize=9, color=INK)
-        axes.set_title(title, loc="left", fontsize=9.5, color=INK)
-        axes.set_xlabel("step", fontsize=9, color=INK)
-        axes.set_xlim(0, max((row["step"] for row in rows), default=0) or 1)
+            axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center")
+        axes.set_title(title, loc="left", fontsize=9.5)
+        axes.set(xlabel="step", xlim=(0, max((row["step"] for row in rows), default=0) or 1))
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.tick_params(which="both", colors=INK, labelsize=8.5)
-        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+        axes.grid(axis="y", color="#e6e8eb")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color("#b9bec6")
     _save(figure, path)
-
-
-def _image_axes(rows: int, columns: int, shape: tuple[int, ...], title: str, right: int = MARGIN) -> tuple[Figure, Any]:
-    """Make a dark figure and its (rows, columns) of axes, which magnify images by a whole number of screen pixels."""
-    zoom = max(1, min(math.ceil(SHORT_SIDE / min(shape)), LONG_SIDE // max(shape)))
-    image_height, image_width = (zoom * side for side in shape)
-    width = MARGIN + columns * (image_width + GAP) - GAP + right
-    height = HEADER + rows * (image_height + GAP) - GAP + MARGIN
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=BACKGROUND)
-    figure.subplots_adjust(MARGIN / width, MARGIN / height, 1 - right / width, 1 - HEADER / height)
-    figure.subplots_adjust(wspace=GAP / image_width, hspace=GAP / image_height)
-    x, y = MARGIN / width, 1 - MARGIN / height
-    # A file name may hold "$", which matplotlib would parse as mathematics.
-    figure.suptitle(title, x=x, y=y, ha="left", size=12.5, color=TEXT, weight="bold", parse_math=False)
-    empty = {"frame_on": False, "xticks": (), "yticks": ()}
-    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw=empty)
-
-
-def _show(axes: Axes, image: np.ndarray, colours: Colormap, limit: float, name: str = "", note: str = "") -> AxesImage:
-    axes.set_title(name, loc="left", pad=18, size=10.5, color=TEXT, parse_math=False)
-    axes.annotate(note, (0, 1), (0, 5), "axes fraction", "offset points", size=9, color=FAINT, parse_math=False)
-    return axes.imshow(image, colours, vmin=0, vmax=limit, interpolation="nearest", aspect="auto")
 
 
 def _percentile(image: np.ndarray) -> float:
     """The 99.5th percentile of what is finite, at least 0."""
     finite = image[np.isfinite(image)]
     return max(0.0, float(np.percentile(finite, 99.5))) if finite.size else 0.0
-
-
-def _errors_in_percent(
-    target: np.ndarray, reconstructions: Iterable[np.ndarray], white: float
-) -> tuple[list[np.ndarray], float, str]:
-    """Absolute errors in percent of white, the upper limit of a scale that holds their 99.5th percentiles, its name."""
-    with np.errstate(invalid="ignore"):
-        errors = [100 / white * np.abs(image - target) for image in reconstructions]
-    largest = max(map(_percentile, errors))
-    gain = max((gain for gain in (2, 5, 10, 20, 50, 100, 200, 500, 1000) if gain * largest <= 100), default=1)
-    return errors, 100 / gain, f"\u00d7{gain}: 0 to {100 / gain:g} % of white"
 
 
 def _save(figure: Figure, path: str | Path) -> None:

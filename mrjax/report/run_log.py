@@ -73,7 +73,11 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         if step == self._start + 1:
             jax.block_until_ready(metrics)
             logger.info(FIRST_STEP)
-            self._open_board()
+            if self._active:
+                import tensorboardX  # takes seconds, as it imports PyTorch where there is one
+
+                folder = str(self._file.with_name("tensorboard"))
+                self._board = tensorboardX.SummaryWriter(folder, purge_step=step)
             self.restart_clock()  # the first step is slower than all others
         elif step % self._log_every == 0:
             self._close_interval()
@@ -106,13 +110,6 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             error = 4 * np.abs(images["reconstruction"] - images["target"])
             row = np.hstack([images["corrupted"], images["reconstruction"], images["target"], error])
             self._board.add_image(name, np.clip(row / white, 0, 1)[None], step)
-
-    def _open_board(self) -> None:
-        if self._active:
-            import tensorboardX  # takes seconds, as it imports PyTorch where there is one
-
-            folder = self._file.with_name("tensorboard")
-            self._board = tensorboardX.SummaryWriter(str(folder), purge_step=self._start + 1)
 
     def _close_interval(self) -> None:
         self._report()

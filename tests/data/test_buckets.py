@@ -14,11 +14,20 @@ from mrjax import experiment, train, train_step
 from mrjax.config import defaults
 from mrjax.data import buckets, loader
 from mrjax.data.buckets import bucket_of_batch
+from mrjax.data.dataset import SliceDataset
+from mrjax.data.volume import Volume
 from mrjax.errors import UserError
-from mrjax.inference import Inference, score
+from mrjax.inference import Inference
+from mrjax.measures.evaluator import score_volume
 from mrjax.parallel import sharding
 
 SHAPES = ((1, 24, 20), (2, 32, 32), (4, 28, 36), (2, 24, 20))
+
+
+def by_size(volumes: list[Volume], max_shapes: int) -> list[SliceDataset]:
+    data = defaults().data
+    data.max_shapes = max_shapes
+    return buckets.bucket_by_size(data, volumes)
 
 
 @pytest.fixture
@@ -54,7 +63,7 @@ def test_the_schedule_gives_every_bucket_its_share_in_each_epoch(lengths: tuple[
 
 def test_a_bucket_holds_the_slices_of_one_size_as_stored_with_coils_zero_padded(mixed: Path) -> None:
     volumes = describe(mixed / "train")
-    datasets = buckets.bucket_by_size(volumes, 3)
+    datasets = by_size(volumes, 3)
     assert buckets.describe_buckets(datasets) == (
         "3 shapes: 2x24x20 (9 slices), 4x28x36 (5 slices), 2x32x32 (4 slices)"
     )
@@ -76,11 +85,11 @@ def test_a_bucket_holds_the_slices_of_one_size_as_stored_with_coils_zero_padded(
 def test_more_sizes_than_max_shapes_are_refused_with_the_way_out(mixed: Path) -> None:
     words = r"max_shapes is 2, found files of 3 sizes, among them 24x20, 28x36, 32x32; .*config\.data\.image_size"
     with pytest.raises(UserError, match=words):
-        buckets.bucket_by_size(describe(mixed / "train"), 2)
+        by_size(describe(mixed / "train"), 2)
 
 
 def test_the_stream_of_buckets_is_the_same_resumed_and_split_over_processes_and_workers(mixed: Path) -> None:
-    datasets = buckets.bucket_by_size(describe(mixed / "train"), 16)
+    datasets = by_size(describe(mixed / "train"), 16)
     whole = draw(datasets, 8)
     assert len({batch["kspace"].shape for batch in whole}) == 3
     for options, expected in (({"start": 12}, whole[3:]), ({"rows": [3, 1]}, whole), ({"workers": 2}, whole)):
@@ -91,7 +100,7 @@ def test_the_stream_of_buckets_is_the_same_resumed_and_split_over_processes_and_
 
 def test_evaluation_shows_every_slice_of_every_bucket_once(mixed: Path) -> None:
     volumes = describe(mixed / "train")
-    datasets = buckets.bucket_by_size(volumes, 3)
+    datasets = by_size(volumes, 3)
     with loader.evaluation_batches(datasets, loader.LoaderOptions(4)) as batches:
         seen = [(int(b["volume"][i]), int(b["slice"][i])) for b in batches for i in range(4) if b["valid"][i]]
     assert sorted(seen) == [(v, i) for v, volume in enumerate(volumes) for i in range(volume.slices)]
@@ -101,7 +110,7 @@ def test_evaluation_shows_every_slice_of_every_bucket_once(mixed: Path) -> None:
 def test_pairs_are_bucketed_by_size_too(tmp_path: Path) -> None:
     for number, size in enumerate(((32, 28), (24, 20))):
         write_pair(tmp_path / f"{number}.t5", 2, size, seed=number)
-    datasets = buckets.bucket_by_size(describe(tmp_path, "paired"), 2)
+    datasets = by_size(describe(tmp_path, "paired"), 2)
     assert buckets.describe_buckets(datasets) == "2 shapes: 24x20 (2 slices), 32x28 (2 slices)"
     assert np.array_equal(read_example(datasets[0], 1)["target"], read_array(tmp_path / "1.t5", "target")[1])
     assert [int(read_example(one, 0)["volume"]) for one in datasets] == [1, 0]
@@ -164,7 +173,7 @@ def test_a_run_on_two_sizes_is_the_same_from_any_cache_and_evaluates_files_at_th
     (volume,) = describe(two_sizes / "val")
     images = inference.reconstruct(volume)
     assert images["reconstruction"].shape == (volume.slices, *volume.data_shape)
-    found = score(images, volume)["reconstruction"]["psnr"]
+    found = score_volume(images, volume)["reconstruction"]["psnr"]
     assert found == pytest.approx(logged(tmp_path / "device", "val/psnr"), abs=1e-3)
 
 

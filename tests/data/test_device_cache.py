@@ -10,6 +10,7 @@ import pytest
 from conftest import coil_images, to_kspace, write_scan
 from test_loader import describe
 
+from mrjax.config import defaults
 from mrjax.data import buckets, loader
 from mrjax.data.buffers import Batch
 from mrjax.data.dataset import Dataset, ExampleIndices
@@ -37,7 +38,7 @@ def test_cached_batches_of_several_sizes_are_those_sent_by_the_host(tmp_path: Pa
     for number, (coils, *size) in enumerate(((2, 12, 10), (1, 16, 16), (2, 16, 16))):
         write_scan(tmp_path / f"{number}_T101.t5", 5 + number, coils, tuple(size), seed=number)
     mesh = sharding.make_mesh(shape, jax.devices()[: np.prod(shape)])
-    datasets = buckets.bucket_by_size(describe(tmp_path), 2)
+    datasets = buckets.bucket_by_size(defaults().data, describe(tmp_path))
     caches = [DeviceCache(dataset, mesh) for dataset in datasets]
     indices = [ExampleIndices(len(dataset), bucket) for bucket, dataset in enumerate(datasets)]
     options = loader.LoaderOptions(8)

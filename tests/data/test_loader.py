@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 from conftest import coil_images, to_kspace, write_scan
 
+from mrjax.config import defaults
 from mrjax.data import hdf5, loader, readers, resize, splits
 from mrjax.data.buffers import Batch
 from mrjax.data.dataset import Dataset, SliceDataset
 from mrjax.data.volume import Volume
 
+SKIP = {"data.on_bad_file": "skip"}
 
-def describe(folder: Path, task: str = "kspace", **options) -> list[Volume]:
-    return splits.describe_split(
-        readers.find(str(folder)), task, **{"on_bad_file": "error", "read_samples": True} | options
-    )
+
+def describe(folder: Path, task: str = "kspace", **changes) -> list[Volume]:
+    config = defaults()
+    config.update_from_flattened_dict({"task": task} | changes)
+    return splits.describe_split(config, readers.find(str(folder)))
 
 
 def dataset(folder: Path, size: tuple[int, int] = (32, 32), **options) -> SliceDataset:

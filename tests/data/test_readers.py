@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import coil_images, read_array, to_kspace, write_scan
+from test_loader import describe
 
-from mrjax.data import checks, hdf5, loader, readers, splits
+from mrjax.data import checks, hdf5, loader, readers
 from mrjax.data.dataset import SliceDataset
 from mrjax.data.volume import Volume, describe_arrays
 from mrjax.errors import UserError
@@ -53,9 +54,7 @@ def test_a_reader_from_outside_the_package_gives_the_batches_of_hdf5(scans: Path
         reader.write_like(path, scans / "npy" / f"{Path(path).stem}{reader.suffixes[0]}", arrays, {})
     streams = []
     for folder, count in (("train", 0), ("npy", workers)):
-        volumes = splits.describe_split(
-            readers.find(str(scans / folder)), "kspace", on_bad_file="error", read_samples=True
-        )
+        volumes = describe(scans / folder)
         options = loader.LoaderOptions(4, count)
         with loader.training_batches([SliceDataset(volumes, (32, 32))], options, seed=0, start=0) as batches:
             streams.append([next(batches) for _ in range(4)])

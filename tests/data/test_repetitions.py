@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import read_array, write_repetitions, write_scan
 from scipy import ndimage
-from test_loader import describe, draw
+from test_loader import SKIP, describe, draw
 
 from mrjax.data import hdf5, readers, repetitions, splits
 from mrjax.data.cache import HostCache
@@ -103,7 +103,7 @@ def test_examples_hold_the_repetitions_and_slices_that_any_of_them_lacks_are_lef
     for array in data.values():
         array[1] = 0
     hdf5.write(lacking, data)
-    volumes = describe_repetitions(tmp_path, on_bad_file="skip")
+    volumes = describe_repetitions(tmp_path, **SKIP)
     source = SliceDataset(volumes, (32, 32))
     assert len(source) == 3 * 2 + 2 * 3
     assert source.spec["repetitions"] == ((2, 2, 32, 32), np.complex64)
@@ -115,7 +115,7 @@ def test_examples_hold_the_repetitions_and_slices_that_any_of_them_lacks_are_lef
         assert volumes[number].path not in volumes[number].repetitions
         assert np.array_equal(example["repetitions"][: len(expected)], expected)
         assert not example["repetitions"][len(expected) :].any()
-    assert splits.fingerprint(volumes) != splits.fingerprint(describe(tmp_path, "kspace", on_bad_file="skip"))
+    assert splits.fingerprint(volumes) != splits.fingerprint(describe(tmp_path, "kspace", **SKIP))
 
 
 def test_repetitions_in_the_folder_of_a_file_are_added(tmp_path: Path) -> None:

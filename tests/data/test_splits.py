@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import coil_images, read_example, to_kspace
-from test_loader import describe
+from test_loader import SKIP, describe
 
 from mrjax.data import hdf5, readers, splits
 from mrjax.data.dataset import SliceDataset
@@ -31,7 +31,7 @@ def test_bad_files_raise_or_are_left_out_and_logged(scans: Path, caplog: pytest.
     with pytest.raises(UserError, match=r"bad\.t5: is not an HDF5 file.*on_bad_file='skip'"):
         describe(scans / "train")
     with caplog.at_level(logging.WARNING, "mrjax"):
-        kept = describe(scans / "train", on_bad_file="skip")
+        kept = describe(scans / "train", **SKIP)
     assert [v.name for v in kept] == ["0_T101", "1_T101", "2_T101", "edge"]
     assert kept[-1].empty == (0,)
     assert "bad.t5" in caplog.text
@@ -43,7 +43,7 @@ def test_undersampled_files_with_an_empty_slice_are_no_targets(scans: Path) -> N
     kspace = to_kspace(coil_images(3, 2, 32, 32))
     kspace[..., 1::4], kspace[0] = 0, 0
     hdf5.write(scans / "train" / "gaps.t5", {"kspace": kspace})
-    kept = describe(scans / "train", on_bad_file="skip")
+    kept = describe(scans / "train", **SKIP)
     assert "gaps" not in [v.name for v in kept]
 
 

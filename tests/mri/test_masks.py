@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import coil_images, read_example, rss, to_kspace
 
+from mrjax.config import defaults
 from mrjax.data import hdf5, splits
 from mrjax.data.dataset import SliceDataset
 from mrjax.data.volume import Volume
@@ -207,8 +208,9 @@ def test_a_stored_mask_is_read_and_applied_to_fully_sampled_kspace(tmp_path: Pat
     hdf5.write(tmp_path / "a.t5", {"kspace": kspace, "mask": mask.astype(np.float32)})
 
     def read() -> list[Volume]:
-        paths = [str(tmp_path / "a.t5")]
-        return splits.describe_split(paths, "kspace", on_bad_file="error", read_samples=True, mask="stored")
+        config = defaults()
+        config.acquisition.mask = "stored"
+        return splits.describe_split(config, [str(tmp_path / "a.t5")])
 
     found = read()
     example = read_example(SliceDataset(found, (16, 16), "kspace"), 1)

@@ -10,7 +10,8 @@ from test_train import equal, parameters
 
 from mrjax import train
 from mrjax.data import readers, splits
-from mrjax.inference import Inference, score
+from mrjax.inference import Inference
+from mrjax.measures.evaluator import score_volume
 from mrjax.mri import tasks
 from mrjax.mri.acquire import Acquisition
 from mrjax.mri.augment import Augment
@@ -190,7 +191,7 @@ def test_denoise_end_to_end(repeated: Path, tiny, tmp_path: Path, caplog) -> Non
     assert any("training on 4 files, 12 slices" in message for message in caplog.messages)
     inference = Inference.restore(str(workdir))
     paths = [str(repeated / "test" / f"4_T10{i}.h5") for i in (1, 2, 3)]
-    volume = splits.describe_split(paths, "denoise", on_bad_file="error", read_samples=True)[0]
+    volume = splits.describe_split(inference.config, paths)[0]
     images = inference.reconstruct(volume)
     first, second, third = (image(read_array(path, "kspace")) for path in paths)
     np.testing.assert_allclose(images["corrupted"], first, atol=1e-5)
@@ -221,7 +222,7 @@ def test_adjacent_slices_end_to_end(tiny, tmp_path: Path, task) -> None:
     train.train(config, str(tmp_path / "run"))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     path = str(tmp_path / "data" / "val" / "1_T101.h5")
-    volume = splits.describe_split([path], task, on_bad_file="error", read_samples=True)[0]
+    volume = splits.describe_split(config, [path])[0]
     images = Inference.restore(str(tmp_path / "run")).reconstruct(volume)
     expected = next(row["val/psnr"] for row in rows if "val/psnr" in row)
-    assert score(images, volume)["reconstruction"]["psnr"] == pytest.approx(expected, abs=0.01)
+    assert score_volume(images, volume)["reconstruction"]["psnr"] == pytest.approx(expected, abs=0.01)

@@ -90,24 +90,6 @@ def test_text_with_dollar_signs_is_drawn_as_it_is(tmp_path):
     assert picture(tmp_path / "cost_$5_$.png").max() == 1
 
 
-def test_a_gallery_holds_the_target_every_method_and_its_error_on_one_scale(tmp_path):
-    target = np.outer(np.linspace(0, 1, 32), np.ones(24))
-    reconstructions = {"far": np.zeros_like(target), "near": target}
-    figures.draw_gallery(tmp_path / "gallery.png", {"target": target} | reconstructions, title="a slice")
-    image = imread(tmp_path / "gallery.png")[..., :3]
-    zoom = -(-figures.SHORT_SIDE // 24)
-    height, width = zoom * 32, zoom * 24
-    top, left = figures.HEADER, figures.MARGIN
-    cells = [
-        [image[row : row + height, left + i * (width + figures.GAP) :][:, :width] for i in range(3)]
-        for row in (top, top + height + figures.GAP)
-    ]
-    assert np.array_equal(cells[0][0], cells[0][2])
-    assert cells[0][0].max() > 0.95 > 0.05 > cells[0][1].max()
-    assert cells[1][1].max() > 0.9
-    assert np.ptp(cells[1][2]) < 0.05
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "rows",
