@@ -32,7 +32,7 @@ class Augment:
 def draw_affine(key: Array | None, augment: Augment, height: int, width: int) -> Array | None:
     """Draw the affine map of one example: float32 (2, 3), from (row, column, 1) in the output to those in the input.
 
-    It is exactly the identity if nothing was drawn, and exact for flips alone. None without a key, as in evaluation, and
+    It is exactly the identity if nothing was drawn, and exact for flips alone. None without a key (in evaluation), and
     if no transformation has a probability.
     """
     if key is None or not any(value > 0 for name, value in vars(augment).items() if name.endswith("_p")):
