@@ -35,7 +35,7 @@ def draw_walk(key: jax.Array, degrees: float, pixels: tuple[float, float], rest_
     times = jnp.sort(jnp.concatenate([jnp.asarray([0.0, 1.0]), jax.random.uniform(times_key, (_SEGMENTS - 1,))]))
     steps = jax.random.uniform(steps_key, (_SEGMENTS + 1, 3), minval=-1, maxval=1) * jnp.asarray([degrees, *pixels])
     path = jnp.cumsum(steps, 0)
-    walk = Motion(times, path[1:, 0], path[:, 1:])
+    walk = Motion(times, angles=path[1:, 0], shifts=path[:, 1:])
     segment, shift = walk.pose(rest_time)
     return Motion(times, walk.angles - walk.angles[segment], walk.shifts - shift)
 

@@ -73,13 +73,11 @@ def denoise(acquisition: Acquisition, augment: Augment, one_repetition: bool = F
     complex64, the others; empty ones do not count. Acceleration 1 and noise 0 take `kspace` as measured.
 
     The mean is one of root-sum-of-squares magnitudes, as M4Raw's (Lyu et al., doi:10.1038/s41597-023-02181-4): between
-    repetitions the phase drifts with the field of a 0.3 T magnet, and the mean of two complex images out of phase by p
-    loses a share 1 - cos(p/2) of their signal. The price is the noise floor of a magnitude, which no averaging removes
-    (about the root of signal^2 + 2 n sigma^2 for n coils); it is the same in the input and in every file's own image.
+    repetitions the phase drifts, and the mean of two complex images out of phase by p loses 1 - cos(p/2) of the signal.
+    The noise floor of a magnitude stays (about the root of signal^2 + 2 n sigma^2 for n coils), as in the input.
 
-    With `one_repetition` (the task 'noise2noise') the target in training is one of the others, drawn anew each time
-    (Lehtinen et al., arXiv:1803.04189): its noise is independent of the input's, so that the squared error tends to the
-    same network as the mean would give.
+    With `one_repetition` (the task 'noise2noise') the target in training is one of the others, drawn anew each time: its
+    noise is independent of the input's, so that the network tends to the same one (Lehtinen et al., arXiv:1803.04189).
 
     Augmentation by anything but flips interpolates, which smooths the noise that is to be removed: prefer flips alone.
     """
