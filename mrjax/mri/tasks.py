@@ -76,8 +76,8 @@ def denoise(acquisition: Acquisition, augment: Augment, one_repetition: bool = F
     repetitions the phase drifts, and the mean of two complex images out of phase by p loses 1 - cos(p/2) of the signal.
     The noise floor of a magnitude stays (about the root of signal^2 + 2 n sigma^2 for n coils), as in the input.
 
-    With `one_repetition` (the task 'noise2noise') the target in training is one of the others, drawn anew each time: its
-    noise is independent of the input's, so that the network tends to the same one (Lehtinen et al., arXiv:1803.04189).
+    With `one_repetition` (the task 'noise2noise') the target in training is one of the others, drawn anew each time.
+    Its noise is independent of the input's: the squared error tends to the same network (Lehtinen, arXiv:1803.04189).
 
     Augmentation by anything but flips interpolates, which smooths the noise that is to be removed: prefer flips alone.
     """
