@@ -34,21 +34,17 @@ class CompressedSensing(nn.Module):
 
         `kspace` (batch, coils, height, width) complex64 is in units of the normalised image's scale.
         """
+        width = kspace.shape[-1]
+        central = abs(jnp.arange(width) - width // 2) <= _KERNEL // 2
 
         def magnitude(kspace: jax.Array, mask: jax.Array) -> jax.Array:
-            maps = _estimate_maps(kspace, mask)
+            # Not cropped: the target has noise outside the object too.
+            maps = espirit(kspace, mask, kernel=_KERNEL, crop=0.0)
+            maps = jnp.where(jnp.any(maps), maps, adaptive_maps(ifft2c(jnp.where(central, kspace, 0))))
             image = reconstruct(kspace, mask, maps, weight=self.weight, iterations=self.iterations)
             return root_sum_of_squares(maps * image)
 
         return (jax.vmap(magnitude)(kspace, mask) - offset)[..., None]
-
-
-def _estimate_maps(kspace: jax.Array, mask: jax.Array) -> jax.Array:
-    # Not cropped: the target has noise outside the object too.
-    maps = espirit(kspace, mask, kernel=_KERNEL, crop=0.0)
-    width = kspace.shape[-1]
-    central = abs(jnp.arange(width) - width // 2) <= _KERNEL // 2
-    return jnp.where(jnp.any(maps), maps, adaptive_maps(ifft2c(jnp.where(central, kspace, 0))))
 
 
 def differences(image: jax.Array) -> jax.Array:

@@ -26,8 +26,10 @@ def espirit(
             f"ESPIRiT with a kernel of {kernel} needs a calibration region of at least {kernel} samples and images of "
             f"at least {2 * kernel - 1} pixels, found {calibration} and {height}x{width}."
         )
-    region = _crop_centre(jnp.where(mask, kspace, 0), calibration)
-    complete = _blocks(_crop_centre(jnp.broadcast_to(mask, (1, height, width)), calibration), kernel).all((0, 1))
+    top, left = (max(size // 2 - calibration // 2, 0) for size in (height, width))
+    square = np.s_[:, top : top + calibration, left : left + calibration]
+    region = jnp.where(mask, kspace, 0)[square]
+    complete = _blocks(jnp.broadcast_to(mask, (1, height, width))[square], kernel).all((0, 1))
     rows = jnp.where(complete, _blocks(region, kernel).reshape(coils * kernel**2, -1), 0)
     # Squared singular values in float32 resolve singular values down to 1e-3 of the largest, well below the 2 % kept.
     squares, vectors = jnp.linalg.eigh(jnp.matmul(rows, rows.conj().T, precision="highest"))
@@ -45,12 +47,6 @@ def espirit(
     flat = region.reshape(coils, -1)
     values, maps = dominant_eigenvector(projections, jnp.matmul(flat, flat.conj().T, precision="highest"))
     return jnp.where(values > crop, maps, 0)
-
-
-def _crop_centre(x: jax.Array, side: int) -> jax.Array:
-    """Crop (..., height, width) to its centre, at most side x side."""
-    top, left = (max(n // 2 - side // 2, 0) for n in x.shape[-2:])
-    return x[..., top : top + side, left : left + side]
 
 
 def _blocks(x: jax.Array, side: int) -> jax.Array:

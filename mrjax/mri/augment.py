@@ -28,17 +28,15 @@ class Augment:
     flip_p: float = 0.0  # left and right
     flip_vertical_p: float = 0.0
 
-    @property
-    def active(self) -> bool:
-        """Tell whether any transformation can happen."""
-        return any(value > 0 for name, value in dataclasses.asdict(self).items() if name.endswith("_p"))
 
-
-def draw_affine(key: Array, augment: Augment, height: int, width: int) -> Array:
+def draw_affine(key: Array | None, augment: Augment, height: int, width: int) -> Array | None:
     """Draw the affine map of one example: float32 (2, 3), from (row, column, 1) in the output to those in the input.
 
-    It is exactly the identity if nothing was drawn, and exact for flips alone.
+    It is exactly the identity if nothing was drawn, and exact for flips alone. None without a key (in evaluation), and
+    if no transformation has a probability.
     """
+    if key is None or not any(value > 0 for name, value in vars(augment).items() if name.endswith("_p")):
+        return None
     shift = augment.translation
     low, high, probability, neutral = jnp.array(
         [

@@ -19,13 +19,10 @@ class Motion(NamedTuple):
     angles: jax.Array  # (segments,) float32 in degrees, constant in a segment
     shifts: jax.Array  # (segments + 1, 2) float32 in pixels along (height, width), at `times`, linear in between
 
-    def interpolate_shifts(self, time: jax.Array) -> jax.Array:
-        """Interpolate the shifts (2, ...) in pixels at times (...)."""
-        return jnp.stack([jnp.interp(time, self.times, shift) for shift in self.shifts.T])
-
-    def find_segments(self, time: jax.Array) -> jax.Array:
-        """Find the numbers of the segments at times (...)."""
-        return jnp.searchsorted(self.times[1:-1], time, side="right", method="compare_all")
+    def pose(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Find the numbers of the segments (...) and the shifts (2, ...) in pixels at times (...)."""
+        segments = jnp.searchsorted(self.times[1:-1], time, side="right", method="compare_all")
+        return segments, jnp.stack([jnp.interp(time, self.times, shift) for shift in self.shifts.T])
 
 
 def draw_walk(key: jax.Array, degrees: float, pixels: tuple[float, float], rest_time: jax.Array) -> Motion:
@@ -38,23 +35,21 @@ def draw_walk(key: jax.Array, degrees: float, pixels: tuple[float, float], rest_
     times = jnp.sort(jnp.concatenate([jnp.asarray([0.0, 1.0]), jax.random.uniform(times_key, (_SEGMENTS - 1,))]))
     steps = jax.random.uniform(steps_key, (_SEGMENTS + 1, 3), minval=-1, maxval=1) * jnp.asarray([degrees, *pixels])
     path = jnp.cumsum(steps, 0)
-    walk = Motion(times, path[1:, 0], path[:, 1:])
-    angle, shift = walk.angles[walk.find_segments(rest_time)], walk.interpolate_shifts(rest_time)
-    return Motion(times, walk.angles - angle, walk.shifts - shift)
+    walk = Motion(times, angles=path[1:, 0], shifts=path[:, 1:])
+    segment, shift = walk.pose(rest_time)
+    return Motion(times, walk.angles - walk.angles[segment], walk.shifts - shift)
 
 
 def move(kspace: jax.Array, motion: Motion) -> jax.Array:
     """Move the head at rest of centred k-space (coils, height, width) complex64; sensitivities move with it."""
     height, width = kspace.shape[-2:]
     row, column = jnp.arange(height)[:, None], jnp.arange(width)
-    time = (column + row / height) / width
-    segments = motion.find_segments(time)
+    segments, (down, right) = motion.pose((column + row / height) / width)
 
     def rotate_segment(rotated: jax.Array, segment: jax.Array) -> tuple[jax.Array, None]:
         return jnp.where(segments == segment, rotate(kspace, motion.angles[segment]), rotated), None
 
     rotated, _ = jax.lax.scan(rotate_segment, kspace, jnp.arange(len(motion.angles)))
-    down, right = motion.interpolate_shifts(time)
     cycles = (row - height // 2) / height * down + (column - width // 2) / width * right
     return rotated * jnp.exp(-2j * jnp.pi * cycles)
 

@@ -38,8 +38,7 @@ def scale_by_volume(corrupted: jax.Array, maximum: jax.Array) -> Scaling:
 
 def standardise(corrupted: jax.Array, maximum: jax.Array) -> Scaling:
     """Map the mean and standard deviation of each corrupted slice to 0 and 1, as fastMRI's `normalize_instance`."""
-    mean = corrupted.mean((-2, -1), keepdims=True)
-    return _scaling(mean, corrupted.std((-2, -1), keepdims=True, ddof=1))
+    return _scaling(corrupted.mean((-2, -1), keepdims=True), corrupted.std((-2, -1), keepdims=True, ddof=1))
 
 
 def _scaling(offset: jax.Array, scale: jax.Array) -> Scaling:

@@ -63,22 +63,7 @@ def kspace(acquisition: Acquisition, augment: Augment) -> Task:
     The batch holds `kspace` (batch, [1 + adjacent,] coils, height, width) complex64, and `mask` (batch, width), the
     columns to keep, if files store it.
     """
-
-    def make_example(batch: Batch, keys: Keys) -> Example:
-        kspace, adjacent = _split_adjacent(batch["kspace"], 3)
-        sampled = jnp.any(kspace != 0, axis=(0, 1))
-        if "mask" in batch:
-            sampled &= batch["mask"].astype(bool)
-        affine = _draw_affine(keys, augment, kspace)
-        if affine is None:
-            target = magnitude(kspace)
-        else:
-            images = warp(ifft2c(kspace), affine)
-            kspace, target = fft2c(images), root_sum_of_squares(images)
-            adjacent = fft2c(warp(ifft2c(adjacent), affine))
-        return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
-
-    return jax.vmap(make_example)
+    return jax.vmap(functools.partial(_acquire, acquisition, augment))
 
 
 def denoise(acquisition: Acquisition, augment: Augment, one_repetition: bool = False) -> Task:
@@ -88,31 +73,24 @@ def denoise(acquisition: Acquisition, augment: Augment, one_repetition: bool = F
     complex64, the others; empty ones do not count. Acceleration 1 and noise 0 take `kspace` as measured.
 
     The mean is one of root-sum-of-squares magnitudes, as M4Raw's (Lyu et al., doi:10.1038/s41597-023-02181-4): between
-    repetitions the phase drifts with the field of a 0.3 T magnet, and the mean of two complex images out of phase by p
-    loses a share 1 - cos(p/2) of their signal. The price is the noise floor of a magnitude, which no averaging removes
-    (about the root of signal^2 + 2 n sigma^2 for n coils); it is the same in the input and in every file's own image.
+    repetitions the phase drifts, and the mean of two complex images out of phase by p loses 1 - cos(p/2) of the signal.
+    The noise floor of a magnitude stays (about the root of signal^2 + 2 n sigma^2 for n coils), as in the input.
 
-    With `one_repetition` (the task 'noise2noise') the target in training is one of the others, drawn anew each time
-    (Lehtinen et al., arXiv:1803.04189): its noise is independent of the input's, so that the squared error tends to the
-    same network as the mean would give.
+    With `one_repetition` (the task 'noise2noise') the target in training is one of the others, drawn anew each time.
+    Its noise is independent of the input's: the squared error tends to the same network (Lehtinen, arXiv:1803.04189).
 
     Augmentation by anything but flips interpolates, which smooths the noise that is to be removed: prefer flips alone.
     """
 
     def make_example(batch: Batch, keys: Keys) -> Example:
-        kspace, adjacent = _split_adjacent(batch["kspace"], 3)
-        repetitions, sampled = batch["repetitions"], jnp.any(kspace != 0, axis=(0, 1))
-        present = jnp.any(repetitions != 0, axis=(1, 2, 3))
+        repetitions = batch["repetitions"]
         if one_repetition and keys.augment is not None:
             choice, augmentation = jax.random.split(keys.augment)
             keys = keys._replace(augment=augmentation)
-            drawn = jnp.argmax(jnp.where(present, jax.random.uniform(choice, present.shape), -1))[None]
-            repetitions, present = repetitions[drawn], present[drawn]
-        affine = _draw_affine(keys, augment, kspace)
-        if affine is not None:
-            kspace, adjacent, repetitions = (fft2c(warp(ifft2c(x), affine)) for x in (kspace, adjacent, repetitions))
-        target = magnitude(repetitions).sum(0) / jnp.maximum(present.sum(), 1)
-        return _acquire(kspace, adjacent, sampled, target, keys, acquisition)
+            present = jnp.any(repetitions != 0, axis=(1, 2, 3))
+            drawn = jnp.argmax(jnp.where(present, jax.random.uniform(choice, present.shape), -1))
+            repetitions = repetitions[drawn][None]
+        return _acquire(acquisition, augment, batch, keys, repetitions)
 
     return jax.vmap(make_example)
 
@@ -125,7 +103,7 @@ def paired(acquisition: Acquisition, augment: Augment) -> Task:
 
     def make_example(batch: Batch, keys: Keys) -> Example:
         (corrupted, adjacent), target = _split_adjacent(batch["input"], 2), batch["target"]
-        affine = _draw_affine(keys, augment, target)
+        affine = draw_affine(keys.augment, augment, *target.shape[-2:])
         if affine is not None:
             corrupted, target = warp(jnp.stack([corrupted, target]), affine)
             adjacent = warp(adjacent, affine)
@@ -151,22 +129,36 @@ def _split_adjacent(data: Array, axes: int) -> tuple[Array, Array]:
     return stack[0], stack[1:]
 
 
-def _draw_affine(keys: Keys, augment: Augment, image: Array) -> Array | None:
-    """Draw the augmentation of an example; None in evaluation, and where none is configured."""
-    if keys.augment is None or not augment.active:
-        return None
-    return draw_affine(keys.augment, augment, *image.shape[-2:])
-
-
 def _channels(adjacent: Array) -> Array | None:
     """Make images (adjacent, height, width) channels, the last axis; None without any."""
     return jnp.moveaxis(adjacent, 0, -1) if len(adjacent) else None
 
 
+def _augment(kspace: Array, affine: Array | None) -> tuple[Array, Array]:
+    """Augment k-space (..., coils, height, width), and reconstruct its root-sum-of-squares image."""
+    if affine is None:
+        return kspace, magnitude(kspace)
+    images = warp(ifft2c(kspace), affine)
+    return fft2c(images), root_sum_of_squares(images)
+
+
 def _acquire(
-    kspace: Array, adjacent: Array, sampled: Array, target: Array, keys: Keys, acquisition: Acquisition
+    acquisition: Acquisition, augment: Augment, batch: Batch, keys: Keys, repetitions: Array | None = None
 ) -> Example:
-    """Measure a slice and its adjacent slices by one protocol, each with noise of its own."""
+    """Augment an example, then measure the slice and its adjacent slices by one protocol, each with noise of its own.
+
+    The target is the image of the slice, or the mean one of `repetitions` (repetitions, coils, height, width).
+    """
+    kspace, adjacent = _split_adjacent(batch["kspace"], 3)
+    sampled = jnp.any(kspace != 0, axis=(0, 1))
+    if "mask" in batch:
+        sampled &= batch["mask"].astype(bool)
+    affine = draw_affine(keys.augment, augment, *kspace.shape[-2:])
+    kspace, target = _augment(kspace, affine)
+    adjacent, _ = _augment(adjacent, affine)
+    if repetitions is not None:
+        present = jnp.any(repetitions != 0, axis=(1, 2, 3))
+        target = _augment(repetitions, affine)[1].sum(0) / jnp.maximum(present.sum(), 1)
     protocol = draw_protocol(keys.protocol, kspace, sampled, target, acquisition)
     measured = measure(keys.noise, kspace, protocol, acquisition)
     # Numbers above those of the slice's coils, which `white_noise` folds into the same key.
