@@ -5,8 +5,8 @@ python -m mrjax.check PATH...      files, folders or globs; exit status 1 if the
 
 from mrjax import cli
 from mrjax.data import checks, readers
-from mrjax.data.volume import Volume, expect
-from mrjax.errors import UserError
+from mrjax.data.volume import Volume
+from mrjax.errors import UserError, expect
 
 
 def check(paths: list[str]) -> tuple[list[Volume], list[str]]:

@@ -23,8 +23,7 @@ from ml_collections import ConfigDict
 
 from mrjax import config as configs
 from mrjax.data.files import write_json
-from mrjax.data.volume import expect
-from mrjax.errors import UserError
+from mrjax.errors import UserError, expect
 from mrjax.train_step import TrainState
 
 BEST_METRIC = "ssim"  # on the validation split, by which the best checkpoint is chosen

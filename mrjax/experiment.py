@@ -25,8 +25,8 @@ from mrjax.data.buffers import Spec
 from mrjax.data.cache import HostCache
 from mrjax.data.dataset import Dataset, ExampleIndices
 from mrjax.data.device_cache import DeviceCache, cached_batches
-from mrjax.data.volume import Volume, expect
-from mrjax.errors import UserError
+from mrjax.data.volume import Volume
+from mrjax.errors import UserError, expect
 from mrjax.measures import evaluator, losses, metrics
 from mrjax.mri.acquire import Acquisition
 from mrjax.mri.augment import Augment

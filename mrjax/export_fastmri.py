@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from mrjax import cli
-from mrjax.data.volume import expect
+from mrjax.errors import expect
 from mrjax.inference import Inference
 from mrjax.interop import weight_files
 from mrjax.interop.fastmri import to_fastmri

@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 
 from mrjax import checkpoint, cli
 from mrjax import config as configs
-from mrjax.data.volume import expect
-from mrjax.errors import UserError
+from mrjax.errors import UserError, expect
 from mrjax.experiment import check_sizes
 from mrjax.interop import weight_files
 from mrjax.interop.fastmri import Network, from_fastmri

@@ -17,8 +17,7 @@ from absl import flags
 
 from mrjax import cli
 from mrjax.data import checks, readers, repetitions, splits
-from mrjax.data.volume import expect
-from mrjax.errors import UserError
+from mrjax.errors import UserError, expect
 from mrjax.inference import Inference
 from mrjax.measures import evaluator
 from mrjax.report import figures

@@ -8,7 +8,8 @@ import numpy as np
 
 from mrjax.data import readers, resize
 from mrjax.data.buffers import Batch, Spec
-from mrjax.data.volume import Volume, expect
+from mrjax.data.volume import Volume
+from mrjax.errors import expect
 
 
 class Dataset(abc.ABC):

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mrjax.data.hdf5 import Hdf5Reader
-from mrjax.data.volume import Reader, Volume, expect
+from mrjax.data.volume import Reader, Volume
+from mrjax.errors import expect
 
 READERS: dict[str, Reader] = {"hdf5": Hdf5Reader()}
 

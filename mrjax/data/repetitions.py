@@ -12,8 +12,8 @@ import numpy as np
 
 from mrjax.data import readers
 from mrjax.data.resize import crop_or_pad
-from mrjax.data.volume import Volume, expect
-from mrjax.errors import UserError
+from mrjax.data.volume import Volume
+from mrjax.errors import UserError, expect
 from mrjax.mri.fourier import magnitude_host
 
 MAX_PIXELS = 0.5  # root-mean-square displacement of the head within its slices up to which a repetition did not move

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from mrjax.data import checks, readers, repetitions
-from mrjax.data.volume import Volume, expect
-from mrjax.errors import UserError
+from mrjax.data.volume import Volume
+from mrjax.errors import UserError, expect
 
 logger = logging.getLogger(__name__)
 REPETITION_TASKS = ("denoise", "noise2noise")  # tasks that need the other repetitions of a scan

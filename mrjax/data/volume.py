@@ -8,18 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mrjax.errors import UserError
+from mrjax.errors import UserError, expect
 
 # The array that a reconstruction starts from, by layout. A file that has several is of the first layout.
 DATA_NAMES = {"kspace": "kspace", "paired": "input", "result": "reconstruction"}
 TARGET_NAMES = {"kspace": ("reconstruction_rss", "reconstruction_esc", "target"), "paired": ("target",), "result": ()}
 _M4RAW_NAME = re.compile(r"_(T1|T2|FLAIR|GRE)\d\d$")
-
-
-def expect(condition: Any, found: str, expected: str) -> None:
-    """Raise a `UserError` of what was found and what was expected instead, unless the condition holds."""
-    if not condition:
-        raise UserError(f"{found}, expected {expected}")
 
 
 def _expect_array(label: str, array: Any, kinds: str, fits: bool, shape: str) -> None:

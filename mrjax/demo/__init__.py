@@ -12,9 +12,9 @@ import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
 from mrjax.data import hdf5, ismrmrd
-from mrjax.data.volume import expect
 from mrjax.demo import acquisition, anatomy
 from mrjax.demo.anatomy import Subject, Template
+from mrjax.errors import expect
 from mrjax.mri.fourier import magnitude_host
 
 SPLITS = ("train", "val", "test")

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mrjax.data.volume import expect
-from mrjax.errors import UserError
+from mrjax.errors import UserError, expect
 
 StateDict = dict[str, np.ndarray]
 _Parameter = tuple[str, str, tuple[int, ...]]  # our name, kind in `_AXES`, shape in the state_dict

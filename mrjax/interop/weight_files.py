@@ -16,8 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from mrjax.data.files import replacing
-from mrjax.data.volume import expect
-from mrjax.errors import UserError
+from mrjax.errors import UserError, expect
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".npz")
 _PYTORCH_DTYPES = {
