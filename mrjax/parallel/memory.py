@@ -1,6 +1,5 @@
 """Estimate the device memory that a training step needs, and advise where that is too much."""
 
-import bisect
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -60,14 +59,27 @@ def explain_out_of_memory(make_error: Callable[[], UserError]) -> Iterator[None]
         raise make_error() from error
 
 
+def largest_batch(compile_for: Callable[[int], Compiled], batch_size: int, unit: int, limit: int) -> int:
+    """Return the largest multiple of `unit` below `batch_size` whose step needs at most `limit` bytes; 0 if none."""
+    if batch_size <= unit:
+        return 0
+    large = max(2 * unit, batch_size // 2 // unit * unit)
+    small_need, large_need = (needed_bytes(compile_for(size)) for size in (unit, large))
+    # The need grows linearly: two compilations, which may take minutes, give the line, and a third confirms the answer.
+    slope = max(large_need - small_need, 1) / (large - unit)
+    size = min(int(unit + (limit - small_need) / slope) // unit * unit, batch_size - unit)
+    while size > 0 and needed_bytes(compile_for(size)) > limit:
+        size -= unit
+    return max(size, 0)
+
+
 def out_of_memory_error(
     config: ConfigDict, mesh: Mesh, compile_for: Callable[[int], Compiled], need: int | None = None
 ) -> UserError:
     """Make the error for a step that needs `need` bytes, too many: it names the limit and the fields that help."""
     limit = available_bytes(mesh) or 0
     unit = sharding.example_shards(mesh) * config.grad_accumulation_steps
-    batch_sizes = range(unit, config.batch_size, unit)
-    fits = unit * bisect.bisect_right(batch_sizes, limit, key=lambda size: needed_bytes(compile_for(size)))
+    fits = largest_batch(compile_for, config.batch_size, unit, limit)
     advice = [f"config.batch_size = {fits}, the largest that fits" if fits else "smaller images or a narrower network"]
     factors = (n for n in range(2, config.batch_size + 1) if config.batch_size % (n * unit) == 0)
     if factor := next((n for n in factors if config.batch_size // n <= fits), None):
