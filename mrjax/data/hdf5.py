@@ -23,11 +23,12 @@ from mrjax.errors import UserError
 
 
 class SliceOffsets(NamedTuple):
-    """Position in the file of each slice's first byte, and the shape and dtype of a slice."""
+    """Position in the file of each slice's first byte, the shape and dtype of a slice, and which file they are of."""
 
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
+    file: tuple[int, ...]
 
 
 _lock = threading.Lock()  # as HDF5 has one for the whole process
@@ -53,7 +54,7 @@ class Hdf5Reader:
                 volume = describe_arrays(path, arrays, file.attrs, layout)
                 # Found here, so that no epoch opens the file with HDF5.
                 for name in filter(None, (volume.data, volume.target)):
-                    self._offsets[path, name] = find_offsets(arrays[name])
+                    self._offsets[path, name] = find_offsets(arrays[name], path)
             except UserError:
                 raise
             except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
@@ -67,7 +68,7 @@ class Hdf5Reader:
         try:
             if (path, name) not in self._offsets:
                 with _lock:
-                    self._offsets[path, name] = find_offsets(_open(path)[name])
+                    self._offsets[path, name] = find_offsets(_open(path)[name], path)
             found = self._offsets[path, name]
             if found is None:
                 with _lock:
@@ -77,6 +78,8 @@ class Hdf5Reader:
                 out = np.empty(found.shape, found.dtype)
             # Opened for each slice: 6 us, so that any number of files can be in use.
             with open(path, "rb") as file:
+                if _identity(os.fstat(file.fileno())) != found.file:
+                    raise OSError("the file was replaced or changed since it was described")
                 file.seek(found.offsets[index])
                 if file.readinto(out.reshape(-1).view(np.uint8).data) < out.nbytes:
                     raise OSError("the file ends before the slice does")
@@ -92,13 +95,15 @@ class Hdf5Reader:
         write(path, {**arrays, **header}, attributes)
 
 
-def find_offsets(data: h5py.Dataset) -> SliceOffsets | None:
-    """Find where the slices of a data set are in its file; None if only HDF5 can find or decode them."""
+def find_offsets(data: h5py.Dataset, path: str) -> SliceOffsets | None:
+    """Find where the slices of a data set are in the file `path`; None if only HDF5 can find or decode them."""
     count, *shape = data.shape
-    size = data.dtype.itemsize * math.prod(shape)
-    # A compound type may be padded in the file and not in memory, and chunks may be missing: then the sizes differ.
+    size, file = data.dtype.itemsize * math.prod(shape), os.stat(path)
+    # Chunks may be missing, and then the sizes differ; a link may lead into another file.
     complete = data.id.get_storage_size() == size * count and data.id.get_create_plist().get_nfilters() == 0
-    if not complete or not data.dtype.isnative or data.file.userblock_size:
+    in_file = os.path.samestat(file, os.stat(data.file.filename)) and not data.file.userblock_size
+    # Numbers may be stored with another precision, padding or order of real and imaginary part.
+    if not complete or not in_file or data.id.get_type() != h5py.h5t.py_create(data.dtype):
         return None
     start = data.id.get_offset()  # None unless the data set is contiguous, and in this file
     if data.chunks == (1, *shape):
@@ -108,7 +113,12 @@ def find_offsets(data: h5py.Dataset) -> SliceOffsets | None:
         offsets = [start + i * size for i in range(count)]
     else:
         return None
-    return SliceOffsets(tuple(offsets), tuple(shape), data.dtype)
+    return SliceOffsets(tuple(offsets), tuple(shape), data.dtype, _identity(file))
+
+
+def _identity(file: os.stat_result) -> tuple[int, ...]:
+    """Return what changes when a file is replaced or written to."""
+    return file.st_ino, file.st_size, file.st_mtime_ns
 
 
 def open_file(path: str) -> h5py.File:

@@ -81,8 +81,8 @@ def test_slices_of_every_hdf5_layout_are_read_as_by_h5py(tmp_path: Path, layout:
     with h5py.File(path, "w") as file:
         file.create_dataset("before", data=np.arange(7, dtype=np.int8))
         file.create_dataset("kspace", data=KSPACE, **LAYOUTS[layout])
-        direct = hdf5.find_offsets(file["kspace"]) is not None
-    assert direct == (layout in ("contiguous", "chunk a slice", "double"))
+        direct = hdf5.find_offsets(file["kspace"], path) is not None
+    assert direct == (layout in ("contiguous", "chunk a slice", "big endian", "double"))
     reader = hdf5.Hdf5Reader()
     for i in (3, 0, 4):
         assert np.array_equal(reader.read_slice(path, "kspace", i), KSPACE[i])
@@ -100,6 +100,49 @@ def test_compound_types_padded_in_the_file_are_read_by_hdf5(tmp_path: Path) -> N
     assert np.array_equal(hdf5.Hdf5Reader().read_slice(path, "kspace", 2), KSPACE[2])
     with pytest.raises(UserError, match="slice 0 of `none` cannot be read"):
         hdf5.Hdf5Reader().read_slice(path, "none", 0)
+
+
+def write_as(path: str, stored: h5py.h5t.TypeID, data: np.ndarray) -> None:
+    """Write the data set `kspace` as a type of HDF5's own."""
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple(data.shape)
+        h5py.h5d.create(file.id, b"kspace", stored, space).write(h5py.h5s.ALL, h5py.h5s.ALL, data)
+
+
+def test_an_imaginary_part_stored_first_and_integers_of_few_bits_are_read_by_hdf5(tmp_path: Path) -> None:
+    swapped = h5py.h5t.create(h5py.h5t.COMPOUND, 8)
+    swapped.insert(b"r", 4, h5py.h5t.IEEE_F32LE)
+    swapped.insert(b"i", 0, h5py.h5t.IEEE_F32LE)
+    write_as(str(tmp_path / "swapped.t5"), swapped, KSPACE)
+    assert np.array_equal(hdf5.Hdf5Reader().read_slice(str(tmp_path / "swapped.t5"), "kspace", 2), KSPACE[2])
+    twelve_bits = h5py.h5t.STD_U16LE.copy()
+    twelve_bits.set_precision(12)
+    twelve_bits.set_offset(4)
+    numbers = np.arange(5 * 6, dtype=np.uint16).reshape(5, 2, 3)
+    write_as(str(tmp_path / "bits.t5"), twelve_bits, numbers)
+    assert np.array_equal(hdf5.Hdf5Reader().read_slice(str(tmp_path / "bits.t5"), "kspace", 4), numbers[4])
+
+
+def test_a_link_into_another_file_reads_that_file(tmp_path: Path) -> None:
+    write_scan(tmp_path / "raw.t5", seed=1)
+    path = str(write_scan(tmp_path / "a.t5", seed=2))
+    with h5py.File(path, "a") as file:
+        del file["kspace"]
+        file["kspace"] = h5py.ExternalLink("raw.t5", "kspace")
+    readers.describe(path)
+    read = readers.reader_for(path).read_slice(path, "kspace", 1)
+    assert np.array_equal(read, read_array(tmp_path / "raw.t5", "kspace")[1])
+
+
+def test_a_file_replaced_since_it_was_described_is_named(tmp_path: Path) -> None:
+    path = str(write_scan(tmp_path / "a.t5", seed=1))
+    reader = hdf5.Hdf5Reader()
+    reader.describe(path)
+    write_scan(tmp_path / "a.t5", seed=2)
+    with pytest.raises(UserError, match=r"a\.t5: slice 1 of `kspace` cannot be read \(the file was replaced"):
+        reader.read_slice(path, "kspace", 1)
+    reader.describe(path)
+    assert np.array_equal(reader.read_slice(path, "kspace", 1), read_array(path, "kspace")[1])
 
 
 def test_slices_never_written_are_zero_as_in_hdf5(tmp_path: Path) -> None:
