@@ -4,10 +4,11 @@
 
 Metrics are over whole volumes, with the volume's maximum as data range (fastMRI's evaluate.py), on each file's own grid
 and in its units, whatever size the network works at. The table is printed, and written with a row for every volume to
-<workdir>/metrics.json, or metrics-<split or data>.json where it is not about the test split.
+<workdir>/metrics.json, or metrics-<split>.json, or metrics-<name>-<hash of its path>.json for --data.
 """
 
 import logging
+import zlib
 from pathlib import Path
 
 import tqdm
@@ -37,7 +38,9 @@ def main(_: list[str]) -> None:
         rows.append(evaluator.describe(volume) | evaluator.score_volume(inference.reconstruct(volume), volume))
     labels = (_INPUTS.get(config.task, "corrupted"), _NETWORKS.get(config.model.name, config.model.name))
     print(evaluator.table(rows, labels))
-    suffix = f"-{Path(data).stem}" if data else "" if split == "test" else f"-{split}"
+    suffix = "" if split == "test" else f"-{split}"
+    if data:
+        suffix = f"-{Path(data).stem}-{zlib.crc32(str(Path(data).resolve()).encode()):08x}"
     file = Path(workdir) / f"metrics{suffix}.json"
     result = {"split": split, "data": data, "step": step, "data_range": "maximum of the volume"}
     write_json(file, result | {"summary": evaluator.summarise(rows), "volumes": rows})

@@ -43,7 +43,7 @@ def main(_: list[str]) -> int:
 
 
 def require_free_names(paths: list[str], output: Path) -> None:
-    """Raise a `UserError` if two results would have one name, or one would replace an input."""
+    """Raise a `UserError` if two results would have one name, or one would replace what is no result."""
     counts = collections.Counter(Path(path).stem for path in paths)
     inputs = {Path(path).resolve() for path in paths}
     for path in paths:
@@ -51,7 +51,11 @@ def require_free_names(paths: list[str], output: Path) -> None:
         found = f"--input holds {counts[name]} files named {name}"
         expect(counts[name] == 1, found, "names that differ: results go by them")
         found = f"--output is {output}, where a result would replace {path}"
-        expect((output / f"{name}.t5").resolve() not in inputs, found, "another folder")
+        file = output / f"{name}.t5"
+        expect(file.resolve() not in inputs, found, "another folder")
+        if file.exists():
+            found = f"--output is {output}, where {file.name} is no result of mrjax.reconstruct"
+            expect(readers.describe(str(file)).layout == "result", found, "another folder")
 
 
 def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
@@ -65,6 +69,8 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
     if faults:
         raise UserError(faults[0])
     splits.require_maximum(config, volume)
+    if config.acquisition.mask == "stored" and not volume.undersampled:
+        splits.require_mask(volume)
     if config.task in splits.REPETITION_TASKS:
         volume = repetitions.add_repetitions(volume)
     images = inference.reconstruct(volume)

@@ -103,6 +103,26 @@ def test_results_never_replace_an_input_nor_one_another(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 files named y"):
         reconstruct.require_free_names([*paths, str(tmp_path / "sub" / "y.t5")], tmp_path / "out")
     reconstruct.require_free_names(paths, tmp_path / "out")
+    write_volume(tmp_path / "out" / "x.t5", {"reconstruction": np.ones((2, 8, 8), np.float32)})
+    reconstruct.require_free_names(paths, tmp_path / "out")
+    write_scan(tmp_path / "out" / "x.t5")
+    with pytest.raises(UserError, match=r"x\.t5 is no result"):
+        reconstruct.require_free_names(paths, tmp_path / "out")
+
+
+def test_volumes_of_zeros_are_reconstructed_without_metrics(inference: Inference, tmp_path: Path) -> None:
+    arrays = {"kspace": np.zeros((2, 2, 32, 32), np.complex64), "reconstruction_rss": np.zeros((2, 32, 32), "f4")}
+    path = str(write_volume(tmp_path / "zeros $x.t5", arrays))
+    assert "PSNR" not in reconstruct.reconstruct_file(inference, path, tmp_path / "out")
+    assert (tmp_path / "out" / "zeros $x.png").exists()
+
+
+def test_a_scan_without_the_mask_that_the_run_undersamples_by_is_refused(inference: Inference, tmp_path: Path) -> None:
+    config = inference.config.copy_and_resolve_references()
+    config.acquisition.mask = "stored"
+    path = str(write_scan(tmp_path / "x.t5"))
+    with pytest.raises(UserError, match=r"x\.t5: has no data set `mask`, expected one for config\.acquisition\.mask"):
+        reconstruct.reconstruct_file(dataclasses.replace(inference, config=config), path, tmp_path / "out")
 
 
 def test_evaluate_prints_a_table_and_writes_a_row_for_every_volume(trained: Path) -> None:

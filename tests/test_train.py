@@ -123,13 +123,18 @@ def test_a_perfect_volume_is_validated(tiny, tmp_path: Path) -> None:
         target = rss(coil_images(2, 1, 32, 32))
         write_volume(tmp_path / "data" / split / "clean.t5", {"input": target, "target": target})
     train.train(tiny(tmp_path / "data", task="paired", steps=2), str(tmp_path / "run"))
-    assert rows(tmp_path / "run")[-1]["val/corrupted/psnr"] == np.inf
+    assert rows(tmp_path / "run")[-1]["val/corrupted/psnr"] is None  # infinite, which JSON cannot say
 
 
 def test_normalising_by_volume_needs_its_maximum(scans: Path, tiny, tmp_path: Path) -> None:
     write_volume(scans / "train" / "plain.t5", {"kspace": to_kspace(coil_images(2, 2, 32, 32))})
     with pytest.raises(UserError, match=r"plain\.t5: has no attribute `max` in the units"):
         train.train(tiny(scans, normalise="volume"), str(tmp_path / "other"))
+    for maximum in (np.nan, np.inf, -1.0):
+        arrays = {"kspace": to_kspace(coil_images(2, 2, 32, 32))}
+        write_volume(scans / "train" / "plain.t5", arrays, {"max": maximum})
+        with pytest.raises(UserError, match=r"plain\.t5: has no attribute `max` .*, expected a positive one"):
+            train.train(tiny(scans, normalise="volume", data__check="headers"), str(tmp_path / "other"))
 
 
 def test_a_workdir_of_another_run_is_refused_with_the_fields_named(

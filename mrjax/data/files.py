@@ -25,7 +25,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def to_json(values: Any, indent: int | None = None) -> str:
+    """Format values as JSON, which has no infinity and no NaN: these become null."""
+    return json.dumps(json.loads(json.dumps(values), parse_constant=lambda name: None), indent=indent) + "\n"
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write JSON."""
     with replacing(path) as part:
-        part.write_text(json.dumps(values, indent=2) + "\n")
+        part.write_text(to_json(values, indent=2))

@@ -29,8 +29,8 @@ def find(paths: str | Iterable[str]) -> list[str]:
         return sorted({found for path in paths for found in find(str(path))})
     suffixes = [suffix for reader in READERS.values() for suffix in reader.suffixes]
     if os.path.isdir(paths) and Path(paths).suffix.lower() not in suffixes:
-        files = (path for path in Path(paths).rglob("*") if path.suffix.lower() in suffixes)
-        found = [str(path) for path in files if not path.name.startswith(".")]
+        files = glob.glob(f"{glob.escape(paths)}/**", recursive=True)  # in linked folders too, but not hidden ones
+        found = [os.path.normpath(path) for path in files if Path(path).suffix.lower() in suffixes]
     elif os.path.exists(paths):
         return [paths]
     else:

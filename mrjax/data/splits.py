@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Sequence
 
@@ -74,9 +75,7 @@ def _describe(config: ConfigDict, path: str) -> Volume:
     volume = readers.describe(path, task_layout(config.task))
     faults: list[str] = []
     if config.acquisition.mask == "stored" and volume.layout == "kspace":
-        columns = f"({volume.shape[-1]},), a value per column of its fully sampled `kspace`"
-        needed = f"one for config.acquisition.mask = 'stored': {columns}"
-        expect(volume.stored_mask, f"{path}: has no data set `mask`", needed)
+        require_mask(volume)
         volume = dataclasses.replace(volume, undersampled=False)
     if config.data.check == "samples" and not volume.undersampled:
         volume, faults = checks.check(volume)
@@ -91,11 +90,19 @@ def _describe(config: ConfigDict, path: str) -> Volume:
     return volume
 
 
+def require_mask(volume: Volume) -> None:
+    """Raise a `UserError` if a volume does not store the mask by which it is to be undersampled."""
+    columns = f"({volume.shape[-1]},), a value per column of its fully sampled `kspace`"
+    needed = f"one for config.acquisition.mask = 'stored': {columns}"
+    expect(volume.stored_mask, f"{volume.path}: has no data set `mask`", needed)
+
+
 def require_maximum(config: ConfigDict, volume: Volume) -> None:
     """Raise a `UserError` if config.normalise is 'volume' and the maximum of the volume is not known."""
     if config.normalise == "volume":
         found = f"{volume.path}: has no attribute `max` in the units of its data"
-        expect(volume.maximum, found, "one for config.normalise='volume'; 'slice' needs none")
+        known = volume.maximum is not None and 0 < volume.maximum < math.inf
+        expect(known, found, "a positive one for config.normalise='volume'; 'slice' needs none")
 
 
 def fingerprint(volumes: Sequence[Volume]) -> str:

@@ -68,9 +68,10 @@ def evaluate(
 def score_volume(images: Images, volume: Volume) -> dict[str, dict[str, float]]:
     """Compute the metrics of a volume by method, over the slices that are not empty in the file.
 
-    Images are the corrupted ones, the reconstruction and the target, (slices, height, width); empty without a target.
+    Images are the corrupted ones, the reconstruction and the target, (slices, height, width); the result is empty
+    without a target, or without a slice that counts.
     """
-    if "target" not in images:
+    if "target" not in images or not volume.full_slices:
         return {}
     images = {name: image[volume.full_slices] for name, image in images.items()}
     peak = float(images["target"].max())

@@ -52,7 +52,9 @@ def dominant_eigenvector(matrices: jax.Array, reference: jax.Array) -> tuple[jax
         length = root_sum_of_squares(product)
         return length, product / jnp.where(length > 0, length, 1)
 
-    start = jnp.zeros(matrices.shape[2:], jnp.float32), jnp.ones(matrices.shape[1:], jnp.complex64)
+    # Orthogonal to no eigenvector of a few coils, as equal weights would be to that of coils of opposite sign.
+    weights = jnp.exp(1j * jnp.arange(len(matrices)) ** 2).astype(jnp.complex64)
+    start = jnp.zeros(matrices.shape[2:], jnp.float32), jnp.broadcast_to(weights[:, None, None], matrices.shape[1:])
     values, vectors = jax.lax.fori_loop(0, 100, iterate, start)
     virtual_coil = jnp.linalg.eigh(reference)[1][:, -1, None, None]
     return values, vectors * jnp.exp(-1j * jnp.angle(combine(vectors, virtual_coil)))

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import tqdm
 
-from mrjax.data.files import replacing
+from mrjax.data.files import replacing, to_json
 from mrjax.errors import UserError
 
 logger = logging.getLogger("mrjax.train")
@@ -41,7 +41,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         if self._active:
             rows = [row for row in read_rows(workdir) if row["step"] <= start]
             with replacing(self._file) as part:
-                part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                part.write_text("".join(map(to_json, rows)))
         # None: a bar needs a terminal; elsewhere the log's lines say the same.
         disable = None if self._active else True
         self._bar = tqdm.tqdm(total=steps, initial=start, unit="step", disable=disable, dynamic_ncols=True)
@@ -98,7 +98,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         """Write a row of metrics.jsonl and a point of each curve, after the first step."""
         if self._board:
             with self._file.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(to_json({"step": step, **values}))
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
             self._board.flush()

@@ -69,6 +69,14 @@ def test_a_reader_from_outside_the_package_gives_the_batches_of_hdf5(scans: Path
     assert "NaN or Inf in slice 1" in checks.check(readers.describe(folder))[1][0]
 
 
+def test_files_in_linked_folders_are_found(tmp_path: Path) -> None:
+    file = write_scan(tmp_path / "elsewhere" / "a.t5")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "site1").symlink_to(file.parent, target_is_directory=True)
+    (tmp_path / "data" / ".hidden.t5").touch()
+    assert readers.find(str(tmp_path / "data")) == [str(tmp_path / "data" / "site1" / "a.t5")]
+
+
 def test_a_file_of_an_unknown_suffix_is_read_as_hdf5(tmp_path: Path) -> None:
     path = write_scan(tmp_path / "scan.dat")
     assert readers.find(str(path)) == [str(path)]

@@ -44,6 +44,14 @@ def test_adaptive_maps_are_the_dominant_eigenvectors_of_the_local_covariances(co
     assert np.allclose(rss(maps), 1, atol=1e-5)
 
 
+def test_coils_of_opposite_sign_have_adaptive_maps() -> None:
+    image = coil_images(1, 1, 24, 24)[0, 0]
+    maps = np.asarray(coils.adaptive_maps(jnp.asarray(np.stack([image, -image]))))
+    inside = np.abs(image) > 0.1
+    np.testing.assert_allclose(np.abs(maps[:, inside]), np.sqrt(0.5), atol=1e-4)
+    np.testing.assert_allclose(maps[0, inside], -maps[1, inside], atol=1e-4)
+
+
 def test_adaptive_combination_has_less_noise_in_the_background_than_the_root_sum_of_squares() -> None:
     images = with_noise(16, 40, 40)
     air = rss(coil_images(1, 16, 40, 40)[0]) == 0
