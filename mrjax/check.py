@@ -30,9 +30,10 @@ def format_table(volumes: list[Volume]) -> str:
     rows = [("file", "layout", "shape", "dtype", "contrast", "slices", "target", "maximum")]
     for volume in volumes:
         shape = " x ".join(map(str, volume.shape[1:]))
-        target = volume.target or ("computed" if volume.layout == "kspace" and not volume.undersampled else "none")
+        layout = f"{volume.layout}, undersampled" if volume.undersampled else volume.layout
+        target = volume.target or ("computed" if layout == "kspace" else "none")
         maximum = "-" if volume.maximum is None else f"{volume.maximum:.4g}"
-        head = (volume.path, volume.layout, shape, volume.dtype, volume.contrast)
+        head = (volume.path, layout, shape, volume.dtype, volume.contrast)
         rows.append((*head, str(volume.slices), target, maximum))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

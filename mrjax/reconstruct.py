@@ -3,7 +3,7 @@
     python -m mrjax.reconstruct --workdir=runs/unet --input=scan.t5 --output=out
 
 Fully sampled k-space is undersampled as in training first, to show what would have come of a shorter scan; k-space that
-is undersampled already (a stored `mask`, or columns left out) is taken as it is. A target is used for the metrics and
+is undersampled already (a stored `mask`, or samples left out) is taken as it is. A target is used for the metrics and
 the picture where there is one, and is not needed. For the tasks on repeated scans it is the mean of the other
 repetitions in the file's folder; a scan without other repetitions is taken as it is.
 """

@@ -15,7 +15,7 @@ from mrjax.mri.fourier import magnitude_host
 def check(volume: Volume) -> tuple[Volume, list[str]]:
     """Read every sample of a volume, and return a sentence for each fault other than `empty` slices.
 
-    In the volume returned `empty`, `undersampled` and `maximum` are set: missing columns are found without a stored
+    In the volume returned `empty`, `undersampled` and `maximum` are set: samples left out are found without a stored
     mask too, and the maximum is not known if the target image is in other units than the k-space.
     """
     faults: list[str] = []
@@ -39,11 +39,11 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
 
 
 def _check_kspace(volume: Volume) -> tuple[Volume, list[str]]:
-    """Look for missing columns, and compare the target image with k-space, in the first and the middle full slice."""
+    """Look for samples left out, and compare the target image with k-space, in the first and the middle full slice."""
     reader, full = reader_for(volume.path), volume.full_slices
     slices = sorted({full[0], full[len(full) // 2]})
     kspace = [reader.read_slice(volume.path, "kspace", i) for i in slices]
-    undersampled = volume.undersampled or any(map(_lacks_columns, kspace))
+    undersampled = volume.undersampled or any(map(_is_undersampled, kspace))
     volume = dataclasses.replace(volume, undersampled=undersampled)
     if not volume.target or undersampled:
         return volume, []
@@ -61,10 +61,22 @@ def describe_empty_slices(volume: Volume) -> str:
     return f"{found}, expected an image in every slice" if volume.empty else ""
 
 
-def _lacks_columns(kspace: np.ndarray) -> bool:
-    """Tell whether columns are zero between sampled ones; zero edges are padding by the scanner."""
-    sampled = np.flatnonzero(np.any(kspace.reshape(-1, kspace.shape[-1]), axis=0))
-    return sampled.size > 0 and sampled.size < sampled[-1] - sampled[0] + 1
+def _is_undersampled(kspace: np.ndarray) -> bool:
+    """Tell whether columns, rows or single samples were left out of k-space, or much of one side (partial Fourier).
+
+    Zeros all around are padding by the scanner, and so are those in the corners.
+    """
+    measured = np.any(kspace.reshape(-1, *kspace.shape[-2:]), axis=0)
+    lines, sides = [np.flatnonzero(np.any(measured, axis)) for axis in (1, 0)], []
+    for size, measured_lines in zip(measured.shape, lines, strict=True):
+        first, last = measured_lines[[0, -1]]
+        if len(measured_lines) < last - first + 1:
+            return True
+        sides.append(sorted((size // 2 - first, last + 1 - size // 2)))
+    (top, *_, bottom), (left, *_, right) = lines
+    y, x = np.ogrid[-1 : 1 : (bottom - top + 1) * 1j, -1 : 1 : (right - left + 1) * 1j]
+    sampled = measured[top : bottom + 1, left : right + 1][y**2 + x**2 <= 1].mean()
+    return bool(sampled < 0.95 or any(short < 0.8 * long for short, long in sides))
 
 
 def _compare(kspace: np.ndarray, image: np.ndarray) -> tuple[float, float]:

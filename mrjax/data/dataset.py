@@ -33,7 +33,7 @@ class SliceDataset(Dataset):
       kspace: (coils, height, width) complex64, zero-padded to the most coils of the volumes; and
       repetitions: (repetitions, coils, height, width) complex64, this slice of the other repetitions, if any volume has
         some, zero-padded likewise; and
-      mask: (width,) bool, the columns to keep, if all volumes are fully sampled and store it; or
+      mask: (1 or height, width) bool, the samples to keep, if all volumes are fully sampled and store it; or
       input, target: (height, width) float32, magnitudes; no target if a volume has none
       volume, slice: int32, numbers
       name: uint32, a hash of the volume's name
@@ -41,7 +41,7 @@ class SliceDataset(Dataset):
 
     With `adjacent_slices` = n above 0, kspace or input has a first axis of 2n + 1: the slice, the n before it and the n
     after it; beyond either end the last slice is repeated. `rule` is that of `resize.resize_kspace`. Raises `UserError`
-    if a stored mask is not as wide as the slices.
+    if a stored mask is not as large as the slices.
     """
 
     def __init__(
@@ -75,12 +75,14 @@ class SliceDataset(Dataset):
                 spec["target"] = (self._size, np.float32)
         if count := max(len(volume.repetitions) for volume in described):
             spec["repetitions"] = ((count, coils, *self._size), np.complex64)
-        if all(volume.stored_mask and not volume.undersampled for volume in described):
-            spec["mask"] = (self._size[1:], np.bool_)
-            wanted = f"config.data.image_size, which is {self._size}, to be as wide"
-            for volume in described:
-                width = volume.shape[-1]
-                expect(width == size[1], f"{volume.path}: `mask` has {width} columns", wanted)
+        masks = [v.stored_mask for v in described if v.stored_mask is not None and not v.undersampled]
+        if len(masks) == len(described):
+            rows = max(mask.shape[1] for mask in masks)
+            spec["mask"] = ((rows, self._size[1]), np.bool_)
+            wanted = f"config.data.image_size, which is {self._size}, to be as large"
+            for volume, mask in zip(described, masks, strict=True):
+                shape = mask.shape[1:]
+                expect(shape in ((1, size[1]), self._size), f"{volume.path}: `mask` has shape {shape}", wanted)
         self.spec = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
 
     def __len__(self) -> int:
@@ -100,7 +102,7 @@ class SliceDataset(Dataset):
         if "target" in self.spec:
             self._read_image(volume.path, "target", i, example["target"])
         if "mask" in self.spec:
-            example["mask"][...] = volume.stored_mask
+            example["mask"][...] = volume.mask_of_slice(i)
         if "repetitions" in self.spec:
             example["repetitions"][len(volume.repetitions) :] = 0
             for path, out in zip(volume.repetitions, example["repetitions"], strict=False):
@@ -112,8 +114,9 @@ class SliceDataset(Dataset):
         out, padding = out[: volume.coils], out[volume.coils :]
         padding[...] = 0
         kspace = self._readers[path].read_slice(path, "kspace", i, out)
-        if volume.undersampled and volume.stored_mask:
-            kspace = np.where(np.array(volume.stored_mask), kspace, 0)
+        mask = volume.mask_of_slice(i)
+        if volume.undersampled and mask is not None:
+            kspace = np.where(mask, kspace, 0)
         if kspace is not out:
             kspace = kspace.astype(np.complex64, copy=False).reshape(-1, *kspace.shape[-2:])
             out[...] = resize.resize_kspace(kspace, self._size, self._rule)

@@ -94,7 +94,7 @@ def require_mask(volume: Volume) -> None:
     """Raise a `UserError` if a volume does not store the mask by which it is to be undersampled."""
     columns = f"({volume.shape[-1]},), a value per column of its fully sampled `kspace`"
     needed = f"one for config.acquisition.mask = 'stored': {columns}"
-    expect(volume.stored_mask, f"{volume.path}: has no data set `mask`", needed)
+    expect(volume.stored_mask is not None, f"{volume.path}: has no data set `mask`", needed)
 
 
 def require_maximum(config: ConfigDict, volume: Volume) -> None:

@@ -33,8 +33,9 @@ class Volume:
     target: str | None  # name of the array with the target image
     target_shape: tuple[int, ...] | None  # (slices, height, width)
     maximum: float | None  # the attribute `max` in the file's units, else, after a check, that of the target image
-    stored_mask: tuple[bool, ...] | None  # (width,), the sampled columns, if the file stores a `mask`
-    undersampled: bool  # whether it stores one, or the check found missing columns
+    # (1 or slices, 1 or height, width) bool, which samples were measured, if the file stores a `mask`
+    stored_mask: np.ndarray | None = dataclasses.field(compare=False)
+    undersampled: bool  # whether it stores one, or the check found samples left out
     empty: tuple[int, ...] = ()  # slices of zeros, found by the check
     repetitions: tuple[str, ...] = ()  # files of the other repetitions of this scan
 
@@ -52,6 +53,10 @@ class Volume:
     def full_slices(self) -> list[int]:
         """The slices that are not empty."""
         return [i for i in range(self.slices) if i not in self.empty]
+
+    def mask_of_slice(self, i: int) -> np.ndarray | None:
+        """Return the stored mask of a slice, (1 or height, width) bool; None if the file stores none."""
+        return None if self.stored_mask is None else self.stored_mask[min(i, len(self.stored_mask) - 1)]
 
     @property
     def coils(self) -> int:
@@ -127,11 +132,7 @@ def describe_arrays(
         _expect_array(f"{path}: `{target}`", arrays[target], "fciu", fits, expected)
     stored_mask = None
     if kspace and "mask" in arrays:
-        label, columns = f"{path}: `mask`", np.nan_to_num(arrays["mask"]).reshape(-1)  # NaN keeps nothing
-        expected = f"({shape[-1]},), a value per column"
-        expect(columns.size == shape[-1], f"{label} has shape {arrays['mask'].shape}", expected)
-        expect(columns.any(), f"{label} keeps no column", "at least one that is not zero")
-        stored_mask = tuple(map(bool, columns))
+        stored_mask = _shape_mask(f"{path}: `mask`", np.nan_to_num(arrays["mask"]) != 0, shape)  # NaN keeps nothing
     maximum = attributes.get("max")
     m4raw = _M4RAW_NAME.search(Path(path).stem)
     contrast = attributes.get("acquisition", m4raw.group(1) if m4raw else "unknown")
@@ -147,3 +148,15 @@ def describe_arrays(
         stored_mask=stored_mask,
         undersampled=stored_mask is not None,
     )
+
+
+def _shape_mask(label: str, mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Bring a mask to (1 or slices, 1 or height, width), for k-space of this shape."""
+    slices, _, height, width = shape
+    forms: dict[tuple[int, ...], tuple[int, int, int]] = {(width,): (1, 1, width), (slices, width): (slices, 1, width)}
+    forms |= {(height, width): (1, height, width), (slices, height, width): (slices, height, width)}
+    form = forms.get(tuple(size for size in mask.shape if size > 1))
+    kinds = f"({width},), a value per column, or ({height}, {width}), either with an axis of {slices} slices before it"
+    expect(form is not None, f"{label} has shape {mask.shape}", kinds)
+    expect(mask.any(), f"{label} keeps no sample", "at least one that is not zero")
+    return mask.reshape(form)

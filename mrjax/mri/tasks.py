@@ -60,8 +60,8 @@ def evaluation_keys(volume: Array, slice_number: Array) -> Keys:
 def kspace(acquisition: Acquisition, augment: Augment) -> Task:
     """Make a task that undersamples multi-coil k-space; the target is the fully sampled root-sum-of-squares image.
 
-    The batch holds `kspace` (batch, [1 + adjacent,] coils, height, width) complex64, and `mask` (batch, width), the
-    columns to keep, if files store it.
+    The batch holds `kspace` (batch, [1 + adjacent,] coils, height, width) complex64, and `mask` (batch, 1 or height,
+    width) bool, the samples to keep, if files store it.
     """
     return jax.vmap(functools.partial(_acquire, acquisition, augment))
 
@@ -119,8 +119,8 @@ def as_measured(batch: Batch, keys: Keys) -> Example:
         image, adjacent = _split_adjacent(batch["input"], 2)
         return Example(image, image, adjacent=_channels(adjacent))
     kspace, adjacent = _split_adjacent(batch["kspace"], 3)
-    image, sampled = magnitude(kspace), jnp.any(kspace != 0, axis=(0, 1))
-    return Example(image, image, kspace, sampled[None], _channels(magnitude(adjacent)))
+    image, mask = magnitude(kspace), jnp.any(kspace != 0, axis=0)
+    return Example(image, image, kspace, mask, _channels(magnitude(adjacent)))
 
 
 def _split_adjacent(data: Array, axes: int) -> tuple[Array, Array]:
@@ -152,7 +152,7 @@ def _acquire(
     kspace, adjacent = _split_adjacent(batch["kspace"], 3)
     sampled = jnp.any(kspace != 0, axis=(0, 1))
     if "mask" in batch:
-        sampled &= batch["mask"].astype(bool)
+        sampled &= batch["mask"].any(0)
     affine = draw_affine(keys.augment, augment, *kspace.shape[-2:])
     kspace, target = _augment(kspace, affine)
     adjacent, _ = _augment(adjacent, affine)
@@ -160,6 +160,8 @@ def _acquire(
         present = jnp.any(repetitions != 0, axis=(1, 2, 3))
         target = _augment(repetitions, affine)[1].sum(0) / jnp.maximum(present.sum(), 1)
     protocol = draw_protocol(keys.protocol, kspace, sampled, target, acquisition)
+    if "mask" in batch:
+        protocol = protocol._replace(mask=protocol.mask & batch["mask"])
     measured = measure(keys.noise, kspace, protocol, acquisition)
     # Numbers above those of the slice's coils, which `white_noise` folds into the same key.
     noise_keys = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, 2**30 + jnp.arange(len(adjacent)))

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import coil_images, rss, to_kspace, write_pair, write_scan
+from conftest import ROOT, coil_images, read_example, rss, to_kspace, write_pair, write_scan
 
 from mrjax import check
 from mrjax.data import checks, hdf5, readers
+from mrjax.data.dataset import SliceDataset
+from mrjax.errors import UserError
+
+MEASURED = ROOT.parent / "shared" / "data"
 
 
 def bad_files(folder: Path) -> dict[str, str]:
@@ -68,6 +72,75 @@ def test_a_maximum_in_other_units_than_the_kspace_is_not_known(tmp_path: Path) -
         assert volume.maximum == (pytest.approx(image.max()) if scale == 1 else None)
 
 
+def columns_left_out(measured: np.ndarray) -> None:
+    measured[:, 3::4] = False
+
+
+def rows_left_out(measured: np.ndarray) -> None:
+    measured[3::4] = False
+
+
+def samples_left_out(measured: np.ndarray) -> None:
+    measured &= np.random.default_rng(0).random(measured.shape) < 0.12
+    measured[12:20, 12:20] = True
+
+
+def partial_fourier(measured: np.ndarray) -> None:
+    measured[:, :10] = False
+
+
+def partial_echo(measured: np.ndarray) -> None:
+    measured[:8] = False
+
+
+def padding(measured: np.ndarray) -> None:
+    measured[:, :3] = measured[:, -2:] = measured[:2] = False
+
+
+def corners(measured: np.ndarray) -> None:
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    measured &= y**2 + x**2 <= 1
+
+
+LEFT_OUT = (columns_left_out, rows_left_out, samples_left_out, partial_fourier, partial_echo)
+
+
+@pytest.mark.parametrize("leave_out", [*LEFT_OUT, padding, corners])
+def test_kspace_with_samples_left_out_is_recognised_and_what_a_scanner_never_measures_is_not(
+    tmp_path: Path, leave_out
+) -> None:
+    measured = np.ones((32, 32), bool)
+    leave_out(measured)
+    hdf5.write(tmp_path / "a.t5", {"kspace": to_kspace(coil_images(3, 2, 32, 32)) * measured})
+    volume, faults = checks.check(readers.describe(str(tmp_path / "a.t5")))
+    assert (volume.undersampled, faults) == (leave_out in LEFT_OUT, [])
+    table = check.format_table([volume])
+    assert ("undersampled" in table) == volume.undersampled
+
+
+@pytest.mark.parametrize("shape", [(32,), (1, 32), (28, 32), (3, 32), (3, 28, 32)])
+def test_stored_masks_of_every_shape_are_applied_slice_by_slice(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    mask = np.random.default_rng(0).random(shape) < 0.5
+    kspace = to_kspace(coil_images(3, 2, 28, 32))
+    hdf5.write(tmp_path / "a.t5", {"kspace": kspace, "mask": mask.astype(np.float32)})
+    dataset = SliceDataset([readers.describe(str(tmp_path / "a.t5"))], (28, 32))
+    by_slice = {(3, 32): mask[:, None]}.get(shape, mask if len(shape) == 3 else [mask] * 3)
+    for i in range(3):
+        assert np.array_equal(read_example(dataset, i)["kspace"], np.where(by_slice[i], kspace[i], 0))
+    hdf5.write(tmp_path / "b.t5", {"kspace": kspace, "mask": np.ones((3, 7))})
+    with pytest.raises(
+        UserError, match=r"`mask` has shape \(3, 7\), expected \(32,\), a value per column, or \(28, 32\)"
+    ):
+        readers.describe(str(tmp_path / "b.t5"))
+
+
+@pytest.mark.skipif(not (MEASURED / "brain_8coils_poisson8x.npy").exists(), reason="the real measurement is not here")
+def test_a_real_poisson_disc_scan_is_no_ground_truth(tmp_path: Path) -> None:
+    hdf5.write(tmp_path / "a.t5", {"kspace": np.load(MEASURED / "brain_8coils_poisson8x.npy")[None]})
+    volume, faults = checks.check(readers.describe(str(tmp_path / "a.t5")))
+    assert (volume.undersampled, faults) == (True, [])
+
+
 def test_check_command_exits_with_1_and_no_traceback_if_a_file_is_faulty(tmp_path: Path, capsys) -> None:
     bad_files(tmp_path)
     command = [sys.executable, "-m", "mrjax.check"]
@@ -76,14 +149,3 @@ def test_check_command_exits_with_1_and_no_traceback_if_a_file_is_faulty(tmp_pat
     assert "Traceback" not in bad.stderr
     assert check.main(["check", str(tmp_path / "good.t5")]) == 0
     assert "reconstruction_rss" in capsys.readouterr().out
-
-
-def test_kspace_with_columns_left_out_is_undersampled_but_unmeasured_edges_are_not(tmp_path: Path) -> None:
-    kspace = to_kspace(coil_images(2, 2, 32, 32))
-    edges, gaps = kspace.copy(), kspace.copy()
-    edges[..., :4], gaps[..., 3::4] = 0, 0
-    for name, data in {"edges": edges, "gaps": gaps}.items():
-        hdf5.write(tmp_path / f"{name}.t5", {"kspace": data})
-        volume, faults = checks.check(readers.describe(str(tmp_path / f"{name}.t5")))
-        assert faults == []
-        assert volume.undersampled == (name == "gaps")

@@ -215,14 +215,14 @@ def test_a_stored_mask_is_read_and_applied_to_fully_sampled_kspace(tmp_path: Pat
     found = read()
     example = read_example(SliceDataset(found, (16, 16), "kspace"), 1)
     assert np.array_equal(example["kspace"], kspace[1])
-    assert np.array_equal(example["mask"], mask)
+    assert np.array_equal(example["mask"], mask[None])
     task = tasks.kspace(Acquisition((4.0,), (0.08,), (0.0, 0.0), mask="stored"), Augment())
     keys = tasks.evaluation_keys(example["name"][None], example["slice"][None])
     measured = jax.jit(task)({name: jnp.asarray(example[name])[None] for name in ("kspace", "mask")}, keys)
     assert np.array_equal(measured.mask[0, 0], mask)
     assert np.array_equal(measured.kspace[0], kspace[1] * mask)
     assert np.allclose(measured.target[0], rss(np.asarray(fourier.ifft2c(kspace[1]))), atol=1e-5)
-    with pytest.raises(UserError, match="`mask` has 16 columns, expected"):
+    with pytest.raises(UserError, match=r"`mask` has shape \(1, 16\), expected"):
         SliceDataset(found, (16, 20), "kspace")
     hdf5.write(tmp_path / "a.t5", {"kspace": kspace * mask, "mask": mask})
     with pytest.raises(UserError, match="undersampled already"):
