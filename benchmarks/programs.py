@@ -1,7 +1,4 @@
-"""Build what the benchmarks time: configs, compiled training and inference steps, synthetic batches.
-
-The scripts that time steps call mrjax's `experiment` and `train_step` only through this module.
-"""
+"""Build what the benchmarks time: configs, compiled training and inference steps, synthetic batches."""
 
 import dataclasses
 import functools

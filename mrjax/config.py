@@ -88,9 +88,13 @@ PRECISION = one_of(("float32", "bfloat16"))
 COVARIANCE = one_of(("white", "measured"))
 
 FIELDS = (
-    # 'kspace': k-space undersampled on the fly; 'paired': `input` and `target` images; 'denoise': one repetition of a
-    # scan towards the mean of the others; 'noise2noise': towards one of the others
-    Field("task", "kspace", "what is trained: see the table of tasks", one_of(TASKS)),
+    Field(
+        "task",
+        "kspace",
+        "what is trained: k-space undersampled on the fly; `input` and `target` images made elsewhere ('paired'); one "
+        "repetition of a scan towards the mean of the others ('denoise') or towards one of them ('noise2noise')",
+        one_of(TASKS),
+    ),
     Field("seed", 0, "of parameters, order of the examples, corruption and augmentation", between(0, 2**32 - 1)),
     Resumable("steps", 1000, "optimizer steps in all", POSITIVE),
     Field("batch_size", 8, "slices in a step, over all devices", POSITIVE),
@@ -98,10 +102,14 @@ FIELDS = (
     Resumable("mesh", (0, 1, 1), "devices along the axes data, model and spatial; 0: all that are left", MESH),
     Resumable("grad_accumulation_steps", 1, "parts a batch is worked through in: less memory, same result", POSITIVE),
     Resumable("remat", False, "recompute activations for the gradient instead of storing them: less memory, slower"),
-    # to 0..1 by the corrupted slice; by the file's attribute `max`; or to mean 0 and standard deviation 1, as fastMRI
-    Field("normalise", "slice", "scale by 'slice', 'volume' or 'standard' deviation", one_of(NORMALISATIONS)),
+    Field(
+        "normalise",
+        "slice",
+        "images by the range of the slice, the maximum of the volume, or to mean 0 and standard deviation 1",
+        one_of(NORMALISATIONS),
+    ),
     Field("optimizer", "adam", "of the parameters", one_of(OPTIMIZERS)),
-    Field("learning_rate", 1e-3, "its peak", POSITIVE),
+    Field("learning_rate", 1e-3, "of the optimizer, at the peak of its schedule", POSITIVE),
     Field("schedule", "cosine", "of the learning rate; 'cosine' ends at zero at the last step", one_of(SCHEDULES)),
     Field("warmup", 0.05, "share of the steps in which the learning rate rises from zero", between(0, 1)),
     Field("decay_every", 0.4, "share of the steps between two drops of the schedule 'step'", POSITIVE),

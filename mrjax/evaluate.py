@@ -28,7 +28,7 @@ _NETWORKS = {"unet": "U-Net", "unet_dc": "U-Net + DC", "varnet": "VarNet"}
 def main(_: list[str]) -> None:
     """Restore, evaluate, print, write."""
     workdir, split, data = flags.FLAGS.workdir, flags.FLAGS.split, flags.FLAGS.data
-    inference = Inference.restore(workdir)
+    inference = Inference.restore(workdir, flags.FLAGS.data_consistency)
     config, step = inference.config, inference.progress["step"]
     paths = readers.find(data) if data else splits.find_split(config.data, split)
     volumes = splits.describe_split(config, paths)
@@ -51,4 +51,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "of a run of mrjax.main", required=True)
     flags.DEFINE_enum("split", "test", ["train", "val", "test"], "which of the run's data to evaluate")
     flags.DEFINE_string("data", None, "instead of a split: a folder, glob or file")
+    flags.DEFINE_bool("data_consistency", True, "keep the measured samples of k-space in the reconstruction")
     cli.run(main, one_process=True)

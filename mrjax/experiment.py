@@ -1,4 +1,4 @@
-"""From a config to the objects of a run: mesh, data, recipe, compiled step; and from a workdir to inference."""
+"""From a config to the objects of a run: mesh, data, recipe, compiled step."""
 
 import contextlib
 import dataclasses

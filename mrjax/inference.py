@@ -15,6 +15,7 @@ from mrjax.data.volume import Volume
 from mrjax.experiment import abstract_state, make_recipe
 from mrjax.measures.evaluator import METHODS
 from mrjax.mri.fourier import magnitude_host
+from mrjax.mri.grid import Grid
 from mrjax.mri.tasks import as_measured
 from mrjax.parallel import sharding
 
@@ -31,13 +32,20 @@ class Inference:
     predict_measured: Wrapped  # the same for files that are corrupted already
 
     @classmethod
-    def restore(cls, workdir: str) -> "Inference":
-        """Restore the best checkpoint of a run on all devices; `UserError` if there is none, or it is damaged."""
+    def restore(cls, workdir: str, data_consistency: bool = True) -> "Inference":
+        """Restore the best checkpoint of a run on all devices; `UserError` if there is none, or it is damaged.
+
+        Files are reconstructed on their own grid (`mri.grid`); with `data_consistency`, reconstructions of undersampled
+        k-space keep the samples that were measured.
+        """
         mesh = sharding.make_mesh()
         config, progress, params = checkpoint.restore_best(
             workdir, lambda config: abstract_state(config, make_recipe(config, mesh))
         )
         recipe = make_recipe(config, mesh)
+        if config.task != "paired":
+            keep = data_consistency and config.task not in splits.REPETITION_TASKS
+            recipe = dataclasses.replace(recipe, grid=Grid(tuple(config.data.image_size), config.data.resize, keep))
         predict_measured = train_step.jit_predict(dataclasses.replace(recipe, task=as_measured))
         return cls(config, progress, mesh, params, train_step.jit_predict(recipe), predict_measured)
 
@@ -51,20 +59,18 @@ class Inference:
         simulated = volume.layout == "kspace" and not volume.undersampled
         if self.config.task in splits.REPETITION_TASKS:
             simulated = bool(volume.repetitions)
-        images = {}
-        for name, image in self._predict_slices(volume, simulated).items():
-            if volume.layout == "paired":
-                images[name] = resize.undo_resize_image(image, volume.image_shape)
-            else:
-                image = resize.undo_resize_kspace(image, volume.data_shape, self.config.data.resize)
-                images[name] = resize.crop_or_pad(image, volume.image_shape)
+        undo = resize.undo_resize_image if volume.layout == "paired" else resize.crop_or_pad
+        images = self._predict_slices(volume, simulated)
+        images = {name: undo(image, volume.image_shape) for name, image in images.items()}
         target = self._read_target(volume, simulated)
         return images if target is None else images | {"target": target}
 
     def _predict_slices(self, volume: Volume, simulated: bool) -> dict[str, np.ndarray]:
-        """Return the corrupted images and the reconstructions at the size that the network works at."""
+        """Return the corrupted images and the reconstructions: of k-space on the file's grid, else at the network's."""
         data, mesh = self.config.data, self.mesh
-        size = tuple(data.image_size) or volume.data_shape
+        size = volume.data_shape
+        if volume.layout == "paired":
+            size = tuple(data.image_size) or size
         predict = self.predict if simulated else self.predict_measured
         # One batch size for files of any length: the network is compiled once.
         batch_size = -(-min(self.config.batch_size, 8) // mesh.size) * mesh.size

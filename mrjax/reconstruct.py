@@ -27,7 +27,7 @@ logger = logging.getLogger("mrjax.reconstruct")
 
 def main(_: list[str]) -> int:
     """Reconstruct every file of --input; the exit status is 1 if one could not be."""
-    inference = Inference.restore(flags.FLAGS.workdir)
+    inference = Inference.restore(flags.FLAGS.workdir, flags.FLAGS.data_consistency)
     paths, output = readers.find(flags.FLAGS.input), Path(flags.FLAGS.output)
     size = "x".join(map(str, inference.config.data.image_size)) or "each file's own number of"
     logger.info("%s: step %d, trained at %s pixels", flags.FLAGS.workdir, inference.progress["step"], size)
@@ -92,4 +92,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "of a run of mrjax.main", required=True)
     flags.DEFINE_string("input", None, "a .t5, .h5 or .hdf5 file, a folder or a glob of them", required=True)
     flags.DEFINE_string("output", None, "folder for the results", required=True)
+    flags.DEFINE_bool("data_consistency", True, "keep the measured samples of k-space in the reconstruction")
     cli.run(main, one_process=True)

@@ -16,6 +16,7 @@ from jax.stages import Wrapped
 
 from mrjax.measures.losses import Loss
 from mrjax.models import NetworkInputs, select_inputs
+from mrjax.mri.grid import Grid
 from mrjax.mri.normalise import Scaling
 from mrjax.mri.tasks import Example, Task, evaluation_keys, training_keys
 from mrjax.parallel import sharding
@@ -64,6 +65,7 @@ class Recipe:
     seed: int  # of the parameters and of everything random
     grad_accumulation_steps: int = 1  # parts of a batch that are worked through one after the other
     ema: float = 0.0  # decay of the average of the parameters a step; 0: no average
+    grid: Grid | None = None  # for inference on files whose grid is not the network's
 
 
 def network_inputs(recipe: Recipe, example: Example, scaling: Scaling) -> NetworkInputs:
@@ -174,20 +176,25 @@ def predict(recipe: Recipe, params: Any, batch: Batch) -> tuple[Batch, jax.Array
     """
     mesh = recipe.mesh
 
-    def corrupt(batch: Batch) -> tuple[NetworkInputs, Scaling, Batch, jax.Array]:
+    def corrupt(batch: Batch) -> tuple[NetworkInputs, Scaling, Example, jax.Array]:
         example = recipe.task(batch, evaluation_keys(batch["name"], batch["slice"]))
-        scaling = recipe.normalise(example.corrupted, batch["maximum"])
-        images = {"corrupted": example.corrupted, "target": example.target}
-        return network_inputs(recipe, example, scaling), scaling, images, example.target.max((-2, -1))
+        given = recipe.grid.to_network(example) if recipe.grid else example
+        scaling = recipe.normalise(given.corrupted, batch["maximum"])
+        return network_inputs(recipe, given, scaling), scaling, example, example.target.max((-2, -1))
 
-    inputs, scaling, images, peak = sharding.per_device(corrupt, mesh)(batch)
+    inputs, scaling, example, peak = sharding.per_device(corrupt, mesh)(batch)
     if mesh.shape["spatial"] == 1:
         run = sharding.per_device(functools.partial(run_network, recipe.model), mesh, replicated_args=1)
         prediction = run(params, inputs)
     else:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             prediction = run_network_by_row(recipe, params, inputs)
-    return images | {"reconstruction": scaling.invert(prediction)}, peak
+    image = scaling.invert(prediction)
+    if recipe.grid:
+        consistent = "kspace" in recipe.model.input_names
+        restore = functools.partial(recipe.grid.from_network, consistent=consistent)
+        image = sharding.per_device(restore, mesh)(image, example)
+    return {"corrupted": example.corrupted, "target": example.target, "reconstruction": image}, peak
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool | int | str]:

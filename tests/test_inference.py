@@ -26,13 +26,7 @@ def run(module: str, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", f"mrjax.{module}", *args], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("rule", ["kspace", "image"])
-def test_scans_of_any_size_and_coils_are_reconstructed_on_their_own_grid(
-    inference: Inference, tmp_path: Path, rule: str
-) -> None:
-    config = inference.config.copy_and_resolve_references()
-    config.data.resize = rule
-    inference = dataclasses.replace(inference, config=config)
+def test_scans_of_any_size_and_coils_are_reconstructed_on_their_own_grid(inference: Inference, tmp_path: Path) -> None:
     for slices, coils, size in ((1, 1, (32, 32)), (2, 16, (31, 45)), (9, 3, (64, 40))):
         path = str(write_scan(tmp_path / "in" / f"{slices}.t5", slices, coils, size))
         volume, faults = checks.check(readers.describe(path))
@@ -41,7 +35,6 @@ def test_scans_of_any_size_and_coils_are_reconstructed_on_their_own_grid(
         assert {image.shape for image in images.values()} == {(slices, *size)}
         assert {image.dtype for image in images.values()} == {np.dtype("float32")}
         assert np.allclose(images["target"], readers.read_slices(path, "reconstruction_rss", slices), atol=1e-5)
-        # Nothing is lost but resolution or the edge of the field of view: the input still looks like the target.
         assert np.corrcoef(images["corrupted"].ravel(), images["target"].ravel())[0, 1] > 0.7
 
 
@@ -126,7 +119,7 @@ def test_a_scan_without_the_mask_that_the_run_undersamples_by_is_refused(inferen
 
 
 def test_evaluate_prints_a_table_and_writes_a_row_for_every_volume(trained: Path) -> None:
-    result = run("evaluate", f"--workdir={trained}", "--split=val")
+    result = run("evaluate", f"--workdir={trained}", "--split=val", "--data_consistency=false")
     assert result.returncode == 0, result.stderr
     assert "zero-filled" in result.stdout
     assert "U-Net" in result.stdout

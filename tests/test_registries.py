@@ -1,4 +1,4 @@
-"""A newcomer's model, mask, loss, metric and file format, registered from outside the package, train and evaluate."""
+"""A newcomer's model, mask, loss, optimizer, metric and file format, registered from outside the package, train and evaluate."""
 
 from collections.abc import Mapping
 from pathlib import Path

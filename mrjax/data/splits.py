@@ -92,8 +92,7 @@ def _describe(config: ConfigDict, path: str) -> Volume:
 
 def require_mask(volume: Volume) -> None:
     """Raise a `UserError` if a volume does not store the mask by which it is to be undersampled."""
-    columns = f"({volume.shape[-1]},), a value per column of its fully sampled `kspace`"
-    needed = f"one for config.acquisition.mask = 'stored': {columns}"
+    needed = "one for config.acquisition.mask = 'stored', of the samples of its fully sampled `kspace` to keep"
     expect(volume.stored_mask is not None, f"{volume.path}: has no data set `mask`", needed)
 
 

@@ -99,7 +99,10 @@ class Reader(Protocol):
         """
 
     def write_like(self, source: str, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
-        """Write a file with arrays and attributes, and the header and all other attributes of the file `source`."""
+        """Write a .t5 with arrays and attributes, and the header and all other attributes of the file `source`.
+
+        `path` ends in .t5 whatever the format of the source: results are read again as HDF5.
+        """
 
 
 def describe_arrays(

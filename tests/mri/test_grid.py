@@ -1,0 +1,82 @@
+"""A network works on its own grid, and nothing that was measured beyond it is lost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import coil_images, rss, to_kspace
+
+from mrjax.data import resize
+from mrjax.mri.coils import magnitude
+from mrjax.mri.grid import Grid, crop_or_pad
+from mrjax.mri.tasks import Example
+
+OWN = (40, 37)  # of the file
+KSPACE = to_kspace(coil_images(2, 3, *OWN))
+TARGET = rss(coil_images(2, 3, *OWN))
+COLUMNS = np.isin(np.arange(37), [*range(15, 23), *range(0, 37, 3)])[None]
+SAMPLES = np.random.default_rng(0).random(OWN) < 0.4
+
+
+def example(mask: np.ndarray) -> Example:
+    kspace = np.where(mask, KSPACE, 0)
+    return Example(magnitude(kspace), TARGET, jnp.asarray(kspace), jnp.asarray(np.stack([mask] * 2)))
+
+
+@pytest.mark.parametrize("size", [(24, 20), (48, 41), (24, 41)])
+@pytest.mark.parametrize("rule", ["kspace", "image"])
+def test_the_network_is_given_what_the_loader_would_give_it(rule: str, size: tuple[int, int]) -> None:
+    """Held to the host's resizing of fully sampled k-space, in NumPy."""
+    given = Grid(size, rule, False).to_network(example(np.ones((1, 37), bool)))
+    expected = resize.resize_kspace(KSPACE, size, rule)
+    np.testing.assert_allclose(given.kspace, expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(given.corrupted, magnitude(expected), atol=1e-4)
+    assert given.mask.shape == (2, 1, size[1])
+
+
+def test_masks_follow_k_space_to_the_networks_grid() -> None:
+    cropped = Grid((24, 20), "kspace", True).to_network(example(SAMPLES))
+    assert np.array_equal(cropped.mask[0], SAMPLES[8:32, 8:28])
+    assert not np.asarray(cropped.kspace)[0][:, ~SAMPLES[8:32, 8:28]].any()
+    columns = np.asarray(Grid((20, 20), "image", True).to_network(example(COLUMNS)).mask[0, 0])
+    assert columns[9:13].all()  # the 8 of 37 central columns, as 20 columns see them
+    assert 0.2 < columns.mean() < 0.7
+
+
+@pytest.mark.parametrize("size", [(), OWN, (24, 20), (48, 41)])
+@pytest.mark.parametrize("mask", [COLUMNS, SAMPLES])
+@pytest.mark.parametrize("rule", ["kspace", "image"])
+def test_a_network_that_finds_nothing_gives_the_measurement_back(rule: str, mask: np.ndarray, size) -> None:
+    grid, given = Grid(size, rule, True), example(mask)
+    nothing = jnp.zeros((2, *(size or OWN)))
+    image = jax.jit(lambda x: grid.from_network(x, given, consistent=False))(nothing)
+    if rule == "kspace" or size in ((), OWN, (48, 41)):
+        np.testing.assert_allclose(image, given.corrupted, atol=1e-5)
+
+
+def test_reconstructions_of_low_resolution_gain_what_was_measured_beyond_it() -> None:
+    given, size = example(COLUMNS), (24, 20)
+    known = magnitude(resize.resize_kspace(KSPACE, size, "kspace"))  # a perfect network
+    errors = []
+    for keep in (False, True):
+        image = Grid(size, "kspace", keep).from_network(known, given, consistent=False)
+        errors.append(float(jnp.linalg.norm(image - TARGET)))
+    assert errors[1] < 0.8 * errors[0]
+    assert errors[1] < float(jnp.linalg.norm(given.corrupted - TARGET))
+
+
+def test_beyond_a_networks_field_of_view_lies_the_corrupted_image() -> None:
+    given = example(COLUMNS)
+    image = np.asarray(Grid((24, 20), "image", False).from_network(jnp.full((2, 24, 20), 7.0), given, consistent=False))
+    inside = np.asarray(crop_or_pad(jnp.ones((24, 20), bool), OWN))
+    assert (image[:, inside] == 7).all()
+    assert np.array_equal(image[:, ~inside], np.asarray(given.corrupted)[:, ~inside])
+
+
+def test_networks_that_are_consistent_themselves_are_left_alone_within_their_k_space() -> None:
+    given, image = example(COLUMNS), jnp.asarray(TARGET)
+    assert np.array_equal(Grid((), "kspace", True).from_network(image, given, consistent=True), image)
+    low = magnitude(resize.resize_kspace(KSPACE, (24, 20), "kspace"))
+    sharper = Grid((24, 20), "kspace", True).from_network(low, given, consistent=True)
+    coarse = Grid((24, 20), "kspace", False).from_network(low, given, consistent=True)
+    assert float(jnp.linalg.norm(sharper - TARGET)) < 0.9 * float(jnp.linalg.norm(coarse - TARGET))
