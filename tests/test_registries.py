@@ -1,4 +1,4 @@
-"""A newcomer's model, mask, loss, optimizer, metric and file format, registered from outside the package, train and evaluate."""
+"""A model, mask, loss, optimizer, metric and file format from outside the package train and evaluate."""
 
 from collections.abc import Mapping
 from pathlib import Path
