@@ -18,6 +18,7 @@ from conftest import coil_images, rss, to_kspace, write_scan, write_volume
 
 from mrjax import checkpoint, train
 from mrjax.errors import UserError
+from mrjax.report.run_log import read_rows
 
 
 def parameters(workdir: Path) -> list[np.ndarray]:
@@ -124,6 +125,7 @@ def test_a_perfect_volume_is_validated(tiny, tmp_path: Path) -> None:
         write_volume(tmp_path / "data" / split / "clean.t5", {"input": target, "target": target})
     train.train(tiny(tmp_path / "data", task="paired", steps=2), str(tmp_path / "run"))
     assert rows(tmp_path / "run")[-1]["val/corrupted/psnr"] is None  # infinite, which JSON cannot say
+    assert np.isnan(read_rows(str(tmp_path / "run"))[-1]["val/corrupted/psnr"])
 
 
 def test_normalising_by_volume_needs_its_maximum(scans: Path, tiny, tmp_path: Path) -> None:

@@ -152,9 +152,10 @@ def require_finite(step: int, metrics: dict[str, Any]) -> None:
 
 
 def read_rows(workdir: str) -> list[dict[str, Any]]:
-    """Read the rows of a run's metrics.jsonl; a last line cut short by a kill is left out."""
+    """Read the rows of a run's metrics.jsonl: null is NaN; a last line cut short by a kill is left out."""
     rows = []
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
         for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines():
-            rows.append(json.loads(line))
+            values = json.loads(line)
+            rows.append({name: math.nan if value is None else value for name, value in values.items()})
     return rows
