@@ -1,4 +1,4 @@
-"""Slices brought from any size to one size on the host, and back again."""
+"""Slices brought from any size to one size on the host, and paired images back again."""
 
 import functools
 
@@ -41,15 +41,6 @@ def resize_kspace(kspace: np.ndarray, size: Size, rule: str) -> np.ndarray:
         return np.where((frequency >= low) & (frequency <= high), cropped, 0)
     # An orthonormal transform of fewer samples divides by a smaller root, which would change the image's units.
     return crop_or_pad(kspace, size) * np.float32(np.sqrt(np.prod(size) / np.prod(kspace.shape[-2:])))
-
-
-def undo_resize_kspace(image: np.ndarray, size: Size, rule: str) -> np.ndarray:
-    """Bring a real image (..., height, width) of k-space resized by `resize_kspace` back to the file's size."""
-    if image.shape[-2:] == size:
-        return image
-    if rule == "image":
-        return crop_or_pad(image, size)
-    return centred_ifft2_host(resize_kspace(centred_fft2_host(image), size, "kspace")).real.astype(image.dtype)
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:

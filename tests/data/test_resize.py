@@ -10,7 +10,7 @@ SIZES = [(64, 64), (48, 80), (33, 40), (20, 21), (63, 65)]
 
 @pytest.mark.parametrize("rule", ["kspace", "image"])
 @pytest.mark.parametrize("size", SIZES)
-def test_kspace_of_any_size_arrives_and_its_image_returns_in_the_files_shape_and_units(size, rule) -> None:
+def test_kspace_of_any_size_arrives_in_the_files_units(size, rule) -> None:
     images = coil_images(1, 1, *size)[0]
     kspace = resize.resize_kspace(to_kspace(images), (48, 48), rule)
     assert kspace.shape[-2:] == (48, 48)
@@ -22,13 +22,6 @@ def test_kspace_of_any_size_arrives_and_its_image_returns_in_the_files_shape_and
     else:
         both = [min(a, b) for a, b in zip(size, (48, 48), strict=True)]
         assert np.allclose(resize.crop_or_pad(image, both), resize.crop_or_pad(np.abs(images[0]), both), atol=1e-5)
-    assert resize.undo_resize_kspace(image, size, rule).shape == size
-
-
-def test_growing_kspace_and_going_back_is_the_identity() -> None:
-    image = rss(coil_images(2, 1, 33, 41))
-    grown = resize.undo_resize_kspace(image, (64, 63), "kspace")
-    assert np.allclose(resize.undo_resize_kspace(grown, (33, 41), "kspace"), image, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -65,6 +65,16 @@ def test_reconstructions_of_low_resolution_gain_what_was_measured_beyond_it() ->
     assert errors[1] < float(jnp.linalg.norm(given.corrupted - TARGET))
 
 
+def test_growing_an_image_by_k_space_and_going_back_is_the_identity() -> None:
+    small, large = coil_images(2, 1, 33, 41), coil_images(2, 1, 64, 63)
+    image, columns = jnp.asarray(rss(small)), jnp.ones((2, 1, 1), bool)
+    on_small, on_large = (Example(rss(x), rss(x), jnp.asarray(to_kspace(x)), columns) for x in (small, large))
+    grown = Grid((33, 41), "kspace", False).from_network(image, on_large, consistent=False)
+    assert grown.shape == (2, 64, 63)
+    back = Grid((64, 63), "kspace", False).from_network(grown, on_small, consistent=False)
+    np.testing.assert_allclose(back, image, atol=1e-5)
+
+
 def test_beyond_a_networks_field_of_view_lies_the_corrupted_image() -> None:
     given = example(COLUMNS)
     image = np.asarray(Grid((24, 20), "image", False).from_network(jnp.full((2, 24, 20), 7.0), given, consistent=False))
