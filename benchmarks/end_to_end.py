@@ -120,13 +120,14 @@ def main(_: list[str]) -> None:
     require_packages("torch", "fastmri")
     from benchmarks import pytorch
 
-    cores, values = pytorch.cpu_threads(), flags.FLAGS
+    cores, values, shapes = pytorch.cpu_threads(), flags.FLAGS, {}
     raw: dict[str, Any] = {}
     rows: list[list[Any]] = []
     for name in values.case:
         case = CASES[name]
         if values.steps:
             case = case._replace(steps=values.steps)
+        shapes[name] = str(case._asdict())
         # A small network is often faster on one thread, which its user would soon find out.
         counts = sorted({1, cores} if name == "small" else {cores})
         threads = {f"PyTorch, {n} thread{'s' * (n > 1)}": n for n in counts}
@@ -143,7 +144,6 @@ def main(_: list[str]) -> None:
             rows.append([name, who, spread(rates[who]), percent, ratio if who == "mrjax" else ""])
     columns = ["case", "who", "images/s (quartiles)", "% of the time waiting for data"]
     columns += ["images/s over the best PyTorch"]
-    shapes = {name: str(CASES[name]._asdict()) for name in values.case}
     config = {"rounds": values.rounds, "batch": BATCH, "workers of PyTorch": WORKERS, **shapes}
     publish("end_to_end", config, [Table("Files to trained parameters", columns, rows)], raw, values.json)
 

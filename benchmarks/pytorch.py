@@ -32,7 +32,9 @@ def make_unet(form: str, channels: int, levels: int) -> tuple[torch.nn.Module, t
     layout = torch.channels_last if "channels_last" in form else torch.contiguous_format
     unet = Unet(in_chans=1, out_chans=1, chans=channels, num_pool_layers=levels).to(device(), memory_format=layout)
     if "compiled" in form:
-        # Not dynamic: the levels are one piece of code at several sizes, which PyTorch would compile once for all.
+        # Not dynamic: the levels are one piece of code at several sizes, which PyTorch would compile once for all, and
+        # more sizes than it compiles by default before it falls back to eager.
+        torch._dynamo.config.recompile_limit = 64
         unet.compile(dynamic=False)
     return unet, layout
 

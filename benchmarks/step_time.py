@@ -96,8 +96,10 @@ def make_parts(config: ConfigDict, compiled: Compiled, state: step.TrainState, b
 
 def peaks(precision: str) -> tuple[float, float]:
     """Measure the FLOP/s of a large matrix product in this precision and the bytes/s of a large copy on one device."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    square, long = jnp.ones((size, size), precision), jnp.ones(2**26, jnp.float32)
+    on_cpu = jax.default_backend() == "cpu"
+    size, length = (2048, 2**26) if on_cpu else (8192, 2**30)  # a GPU copies 2**26 in the time of a few launches
+    square = jax.random.normal(jax.random.key(0), (size, size), precision)  # zeros and ones draw less power
+    long = jnp.ones(length, jnp.float32)
     product, copy = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1)
     times = interleaved({"product": lambda: product(square), "copy": lambda: copy(long)}, 7)
     return 2 * size**3 / min(times["product"]), 2 * long.nbytes / min(times["copy"])

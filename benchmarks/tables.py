@@ -1,4 +1,4 @@
-"""Run the benchmarks that fit this machine and rewrite benchmarks/README.md from their measurements.
+"""Run the benchmarks that fit this machine and rewrite benchmarks/README.md, or gpu.md, from their measurements.
 
     python -m benchmarks.tables [--readme=FILE] [--aot_python=.venv-aot/bin/python]
 
@@ -42,7 +42,9 @@ an environment of their own, where `make bench` finds them. Times are medians, w
 brackets. Compared programs take turns in one run, so that a drift of the machine's speed affects them alike. CPUs
 differ from one machine to the next: only ratios within one run can be compared. On a CPU with a C++ compiler, mrjax
 uses its own convolutions, compiled on first use like PyTorch's compiled forms; without one it uses XLA's slower ones.
+README.md is from a machine without an accelerator, gpu.md from one with a GPU.
 """
+_LARGE = ["--size=320", "--batch=32"]  # fastMRI's size, and a batch that fills an accelerator
 LIMIT_S = 900  # for one script, so that a hanging one does not keep the others' tables
 
 
@@ -78,15 +80,22 @@ def _fit(name: str, target: str, *flags: str, channels: int = 32, batch: int = 1
 
 def runs(backend: str) -> list[Run]:
     """Return the runs for a machine with this JAX backend."""
-    step = ["--precision=float32,bfloat16", "--rounds=3"]
     if backend != "cpu":
-        step = ["--precision=float32,bfloat16", "--size=256,320", "--batch=4,32", "--rounds=20", "--largest"]
+        uncompiled = ["--forms=eager", "--forms=channels_last"]  # PyTorch compiles for half a minute a form and batch
+        return [
+            Run("step_time, accelerator", "step_time", ["--precision=bfloat16,float32", *_LARGE, "--rounds=20"]),
+            Run("peers, accelerator", "peers", ["--precision=bfloat16", "--batch=32", "--rounds=20"]),
+            Run("end_to_end, accelerator", "end_to_end", ["--steps=240", "--rounds=1"]),
+            Run("start_up, accelerator", "start_up", ["--rounds=1"]),
+            Run("inference, accelerator", "inference", ["--precision=bfloat16", "--batches=1,8,32", *uncompiled]),
+            Run("loader, accelerator", "loader", ["--epochs=4"]),
+        ]
     return [
-        Run("step_time", "step_time", step),
+        Run("step_time", "step_time", ["--precision=float32,bfloat16", "--rounds=3"]),
         Run("loader", "loader"),
         Run("end_to_end", "end_to_end"),
         Run("inference", "inference", ["--rounds=3"]),
-        Run("peers", "peers", ["--precision=float32,bfloat16", *([] if backend == "cpu" else ["--batch=32"])]),
+        Run("peers", "peers", ["--precision=float32,bfloat16"]),
         Run("start_up", "start_up", ["--rounds=2"]),
         _fit("h100", "h100"),
         _fit("64 h100", "h100:8x8"),
@@ -108,9 +117,9 @@ class Row(NamedTuple):
     unit: str = ""
 
 
-def _over_peer(precision: str) -> Callable[[dict[str, Any]], float]:
+def _over_peer(precision: str, run: str = "peers") -> Callable[[dict[str, Any]], float]:
     def value(raw: dict[str, Any]) -> float:
-        times = {form: statistics.median(seconds) for form, seconds in raw["peers"][precision].items()}
+        times = {form: statistics.median(seconds) for form, seconds in raw[run][precision].items()}
         return times["mrjax, avg pooling"] / min(t for form, t in times.items() if form.startswith("PyTorch"))
 
     return value
@@ -141,15 +150,10 @@ def _inference(raw: dict[str, Any]) -> float:
     return statistics.median(ratios)
 
 
-def _step(raw: dict[str, Any], **case: Any) -> dict[str, Any]:
-    return next(found for found in raw["step_time"]["cases"] if case.items() <= found.items())
+def _step(raw: dict[str, Any], run: str, precision: str) -> dict[str, Any]:
+    return next(found for found in raw[run]["cases"] if found["precision"] == precision)
 
 
-def _on_h100(value: Callable[[dict[str, Any]], float]) -> Callable[[dict[str, Any]], float | None]:
-    return lambda raw: value(raw) if "H100" in raw["device"] else None
-
-
-_BIG = {"precision": "bfloat16", "size": 320, "channels": 32, "batch": 32}
 SUMMARY = [
     Row(
         "training step, float32, 32 channels, 256x256, batch 4: time over the best PyTorch form",
@@ -159,7 +163,7 @@ SUMMARY = [
     Row("the same in bf16, over PyTorch's best in bf16 autocast", "1.5", "1.0", "peers", _over_peer("bfloat16")),
     Row(
         *("corruption + augmentation, share of the float32 step", "5 %", "2 %", "step_time"),
-        lambda raw: 100 * _step(raw, precision="float32")["corruption_and_augmentation_share"],
+        lambda raw: 100 * _step(raw, "step_time", "float32")["corruption_and_augmentation_share"],
         "%",
     ),
     Row("loader, slices/s over fastMRI's, 2 workers", "5 x", "20 x", "loader", _loader_over_peer, "x"),
@@ -228,17 +232,27 @@ SUMMARY = [
         "x",
     ),
     Row(
-        *("one H100, 320x320, 32 channels, bf16: images/s", "2,000", "", "step_time"),
-        _on_h100(lambda raw: _step(raw, **_BIG)["images_per_second"]),
+        *("one accelerator, 320x320, 32 channels, bf16, batch 32: images/s", "2,000", "", "step_time, accelerator"),
+        lambda raw: _step(raw, "step_time, accelerator", "bfloat16")["images_per_second"],
     ),
     Row(
-        *("the same: share of the roofline", "40 %", "", "step_time"),
-        _on_h100(lambda raw: 100 * _step(raw, **_BIG)["roofline_share"]),
+        *("the same: share of the roofline", "40 %", "", "step_time, accelerator"),
+        lambda raw: 100 * _step(raw, "step_time, accelerator", "bfloat16")["roofline_share"],
         "%",
     ),
     Row(
-        *("one H100, bf16: time over the best PyTorch form", "below 1", "", "peers"),
-        _on_h100(_over_peer("bfloat16")),
+        *("one accelerator, 256x256, bf16, batch 32: time over the best PyTorch form", "below 1", ""),
+        *("peers, accelerator", _over_peer("bfloat16", "peers, accelerator")),
+    ),
+    Row(
+        *("the accelerator waiting for data, files to parameters", "2 %", "0.2 %", "end_to_end, accelerator"),
+        lambda raw: 100 * raw["end_to_end, accelerator"]["full"]["waiting_of_mrjax"],
+        "%",
+    ),
+    Row(
+        *("files to parameters, float32, images/s over the PyTorch pipeline", "1.1 x", "", "end_to_end, accelerator"),
+        lambda raw: raw["end_to_end, accelerator"]["full"]["ratio"],
+        "x",
     ),
 ]
 
@@ -276,16 +290,15 @@ def page(outcomes: Sequence[Outcome], kept: str = "") -> str:
 def summary(outcomes: Sequence[Outcome]) -> str:
     """Return the table of measurements beside the project's aims."""
     raw: dict[str, Any] = {outcome.run.name: outcome.result["raw"] for outcome in outcomes if outcome.result}
-    raw["device"] = " ".join(outcome.result["device"] for outcome in outcomes if outcome.result)
     commands = {outcome.run.name: outcome.run.command for outcome in outcomes}
     rows = []
-    for row in SUMMARY:
+    for row in (row for row in SUMMARY if row.run in commands):
         try:
             value = row.value(raw)
         except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration):
             value = None  # the run failed, was left out, or could not measure this part
         measured = "not measured" if value is None else f"{value:.3g} {row.unit}".strip()
-        rows.append([row.what, measured, row.must, row.aim, f"`{commands.get(row.run, row.run)}`"])
+        rows.append([row.what, measured, row.must, row.aim, f"`{commands[row.run]}`"])
     return markdown(Table("Summary", ["what", "measured", "must", "aim", "command"], rows)) + "\n"
 
 
@@ -308,7 +321,8 @@ def main(_: list[str]) -> None:
     print_backend = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     backend = subprocess.run(print_backend, capture_output=True, text=True, check=True).stdout.strip()
     outcomes = []
-    before = Path(values.readme).read_text() if Path(values.readme).exists() else ""
+    readme = Path(values.readme or f"benchmarks/{'README' if backend == 'cpu' else backend}.md")
+    before = readme.read_text() if readme.exists() else ""
     sections = (before.find(f"## {name}\n") for name in ("quality", "denoising"))
     kept = before[min((position for position in sections if position >= 0), default=len(before)) :]
     with tempfile.TemporaryDirectory() as folder:
@@ -316,11 +330,11 @@ def main(_: list[str]) -> None:
             python = values.aot_python if run.ahead_of_time else sys.executable
             outcomes.append(execute(run, Path(folder), python))
             print(f"{run.name}: {outcomes[-1].trouble or f'{outcomes[-1].seconds:.0f} s'}", flush=True)
-            write_text(page(outcomes, kept), Path(values.readme))
+            write_text(page(outcomes, kept), readme)
     print(summary(outcomes))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("readme", "benchmarks/README.md", "file to write")
+    flags.DEFINE_string("readme", None, "file to write; by default benchmarks/README.md, on a GPU benchmarks/gpu.md")
     flags.DEFINE_string("aot_python", ".venv-aot/bin/python", "interpreter with the packages of `make aot-packages`")
     cli.run(main)

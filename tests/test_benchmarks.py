@@ -46,7 +46,8 @@ def test_the_summary_is_computed_from_raw_values_and_the_rest_says_it_was_not_me
     what, value = values.popitem()
     assert what.startswith("training step, float32")
     assert value == "0.5"  # 1.5 over the median of the faster form, 3.0
-    assert sum(value == "not measured" for value in measured.values()) == len(tables.SUMMARY) - 1
+    of_this_run = [row for row in tables.SUMMARY if row.run == RUN.name]
+    assert sum(value == "not measured" for value in measured.values()) == len(of_this_run) - 1 > 0
 
 
 def test_a_section_shows_the_tables_and_where_they_were_measured_or_why_there_are_none() -> None:
@@ -79,9 +80,8 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     assert file.read_text() == "new"
 
 
-def test_every_row_of_the_summary_belongs_to_a_run_on_cpus_and_gpus_alike() -> None:
-    for backend in ("cpu", "gpu"):
-        assert {row.run for row in tables.SUMMARY} <= {run.name for run in tables.runs(backend)}
+def test_every_row_of_the_summary_belongs_to_a_run_on_a_cpu_or_a_gpu() -> None:
+    assert {row.run for row in tables.SUMMARY} <= {run.name for x in ("cpu", "gpu") for run in tables.runs(x)}
 
 
 def test_a_missing_package_is_one_sentence_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,6 @@ SMALL = {
 }
 # Rows of the summary that these sizes or this machine cannot give.
 NOT_MEASURED = {
-    "the same: share of the roofline",
     "device waiting for data, end to end",
     "files to trained parameters, float32, images/s over the PyTorch pipeline",
 }
@@ -125,7 +124,7 @@ def test_a_script_measures_and_writes_what_the_page_needs(script: str, tmp_path:
     printed = run_script(script, *SMALL[script], f"--json={file}")
     result = json.loads(file.read_text())
     assert all(row[0] in printed for table in result["tables"] for row in table["rows"])
-    needed = {row.what for row in tables.SUMMARY if row.run == script and "H100" not in row.what} - NOT_MEASURED
+    needed = {row.what for row in tables.SUMMARY if row.run == script} - NOT_MEASURED
     assert needed
     measured = summary_of(tables.page([outcome(tables.Run(script, script), result)]))
     assert all(measured[what] != "not measured" for what in needed), measured
