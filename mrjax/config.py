@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_dict
 
+from mrjax.data.storage import AXES
 from mrjax.errors import UserError
 from mrjax.measures.losses import LOSSES
 from mrjax.models import MODELS, attribute_names
@@ -84,6 +85,7 @@ MESH = Rule(
 )
 PATHS = Rule(_is_paths, lambda: "a folder, a glob or a list of these")
 SIZE = Rule(lambda value: len(value) in (0, 2) and _are_integers(value, 1), lambda: "height,width as in 320,320")
+ORDER = Rule(lambda value: sorted(value.split(",")) == sorted(AXES.split(",")), lambda: f"{AXES} in any order")
 PRECISION = one_of(("float32", "bfloat16"))
 COVARIANCE = one_of(("white", "measured"))
 
@@ -129,6 +131,12 @@ FIELDS = (
     Resumable("data.train", None, "instead of data.dir: a folder, a glob or a list of these", PATHS),
     Resumable("data.val", None, "instead of data.dir: a folder, a glob or a list of these", PATHS),
     Resumable("data.test", None, "instead of data.dir: a folder, a glob or a list of these", PATHS),
+    Field("data.names.kspace", "kspace", "of the data set with k-space; in a group as `scan/kspace`"),
+    Field("data.names.input", "input", "of the data set with corrupted images"),
+    Field("data.names.target", "", "of the data set with the target; empty: `reconstruction_rss`, ..., or `target`"),
+    Field("data.names.mask", "mask", "of the data set with the samples that were measured, or are to be kept"),
+    Field("data.axes", AXES, "of k-space as stored (in MATLAB as shown there); of images without the coils", ORDER),
+    Field("data.shifted", False, "whether k-space begins with frequency zero, as np.fft.fft2 of an image does"),
     Field("data.adjacent_slices", 0, "on either side, as channels beside the slice's own (2.5-D)", NOT_NEGATIVE),
     Field("data.image_size", (), "(height, width) to bring every slice to; empty: the size of each file", SIZE),
     Field("data.max_shapes", 16, "of batches, where files differ in size: a compilation for each", POSITIVE),

@@ -42,7 +42,7 @@ def _check_kspace(volume: Volume) -> tuple[Volume, list[str]]:
     """Look for samples left out, and compare the target image with k-space, in the first and the middle full slice."""
     reader, full = reader_for(volume.path), volume.full_slices
     slices = sorted({full[0], full[len(full) // 2]})
-    kspace = [reader.read_slice(volume.path, "kspace", i) for i in slices]
+    kspace = [reader.read_slice(volume.path, volume.data, i) for i in slices]
     undersampled = volume.undersampled or any(map(_is_undersampled, kspace))
     volume = dataclasses.replace(volume, undersampled=undersampled)
     if not volume.target or undersampled:
@@ -51,7 +51,7 @@ def _check_kspace(volume: Volume) -> tuple[Volume, list[str]]:
     correlation, ratio = max(map(_compare, kspace, images))
     if not 0.5 < ratio < 2:  # The image was scaled: its maximum says nothing about this k-space.
         volume = dataclasses.replace(volume, maximum=None)
-    found = f"{volume.path}: `{volume.target}` is not an image of `kspace` (correlation {correlation:.2f})"
+    found = f"{volume.path}: `{volume.target}` is not an image of `{volume.data}` (correlation {correlation:.2f})"
     return volume, [] if correlation >= 0.5 else [f"{found}, expected the root-sum-of-squares of its coils"]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mrjax.data import readers, resize
 from mrjax.data.buffers import Batch, Spec
-from mrjax.data.volume import Volume
+from mrjax.data.volume import DATA_NAMES, Volume
 from mrjax.errors import expect
 
 
@@ -92,7 +92,7 @@ class SliceDataset(Dataset):
         """Read a slice, without a copy in between if the file holds it in the wanted form."""
         volume_number, i = self.positions[number]
         volume = self._volumes[volume_number]
-        stack = example[volume.data].reshape(len(self._offsets), *self.image_shape)
+        stack = example[DATA_NAMES[volume.layout]].reshape(len(self._offsets), *self.image_shape)
         for offset, out in zip(self._offsets, stack, strict=True):
             nearest = min(max(i + offset, 0), volume.slices - 1)
             if volume.layout == "kspace":
@@ -100,7 +100,7 @@ class SliceDataset(Dataset):
             else:
                 self._read_image(volume.path, volume.data, nearest, out)
         if "target" in self.spec:
-            self._read_image(volume.path, "target", i, example["target"])
+            self._read_image(volume.path, str(volume.target), i, example["target"])
         if "mask" in self.spec:
             example["mask"][...] = volume.mask_of_slice(i)
         if "repetitions" in self.spec:
@@ -113,7 +113,7 @@ class SliceDataset(Dataset):
     def _read_kspace(self, volume: Volume, path: str, i: int, out: np.ndarray) -> None:
         out, padding = out[: volume.coils], out[volume.coils :]
         padding[...] = 0
-        kspace = self._readers[path].read_slice(path, "kspace", i, out)
+        kspace = self._readers[path].read_slice(path, volume.data, i, out)
         mask = volume.mask_of_slice(i)
         if volume.undersampled and mask is not None:
             kspace = np.where(mask, kspace, 0)

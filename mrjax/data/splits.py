@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from mrjax.data import checks, readers, repetitions
+from mrjax.data.storage import Storage
 from mrjax.data.volume import Volume
 from mrjax.errors import UserError, expect
 
@@ -43,6 +44,11 @@ def task_layout(task: str) -> str:
     return "paired" if task == "paired" else "kspace"
 
 
+def storage_of(data: ConfigDict) -> Storage:
+    """Return what a config says of how its files store their arrays."""
+    return Storage(**data.names, axes=data.axes, shifted=data.shifted)
+
+
 def describe_split(config: ConfigDict, paths: Sequence[str]) -> list[Volume]:
     """Describe and check the files of a split, each of which needs a target, as the config says.
 
@@ -72,7 +78,7 @@ def describe_split(config: ConfigDict, paths: Sequence[str]) -> list[Volume]:
 
 def _describe(config: ConfigDict, path: str) -> Volume:
     """Describe and check a file; raises `UserError` for its first fault."""
-    volume = readers.describe(path, task_layout(config.task))
+    volume = readers.describe(path, task_layout(config.task), storage_of(config.data))
     faults: list[str] = []
     if config.acquisition.mask == "stored" and volume.layout == "kspace":
         require_mask(volume)
