@@ -85,7 +85,10 @@ MESH = Rule(
 )
 PATHS = Rule(_is_paths, lambda: "a folder, a glob or a list of these")
 SIZE = Rule(lambda value: len(value) in (0, 2) and _are_integers(value, 1), lambda: "height,width as in 320,320")
-ORDER = Rule(lambda value: sorted(value.split(",")) == sorted(AXES.split(",")), lambda: f"{AXES} in any order")
+ORDER = Rule(
+    lambda value: {"height", "width"} <= set(value.split(",")) <= set(AXES.split(",")),
+    lambda: f"{AXES} in any order, or without slices, coils or both",
+)
 PRECISION = one_of(("float32", "bfloat16"))
 COVARIANCE = one_of(("white", "measured"))
 
@@ -204,6 +207,14 @@ def flat(config: ConfigDict) -> dict[str, Any]:
     return flatten_dict(config.to_dict(), sep=".")
 
 
+def check_fields(argv: list[str]) -> None:
+    """Raise a `UserError` for --config flags that name no known field."""
+    for flag in argv:
+        name = flag.lstrip("-").partition("=")[0]
+        if flag.startswith("-") and name.startswith("config.") and name[7:] not in (known := fields()):
+            raise _unknown(name[7:], known)
+
+
 def check_flags(argv: list[str]) -> None:
     """Raise a `UserError` for --config flags that name no file or no known field."""
     config = None
@@ -213,8 +224,7 @@ def check_flags(argv: list[str]) -> None:
             config = given or value
             if not os.path.isfile(config):
                 raise UserError(f"--config is {config!r}: no such file, expected e.g. configs/unet.py")
-        elif flag.startswith("-") and name.startswith("config.") and name[7:] not in (known := fields()):
-            raise _unknown(name[7:], known)
+    check_fields(argv)
     if config is None and not any(flag.lstrip("-").startswith("help") for flag in argv):
         raise UserError("--config is missing, expected the file of an experiment: --config=configs/unet.py")
 

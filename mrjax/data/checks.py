@@ -13,7 +13,7 @@ from mrjax.mri.fourier import magnitude_host
 
 
 def check(volume: Volume) -> tuple[Volume, list[str]]:
-    """Read every sample of a volume, and return a sentence for each fault other than `empty` slices.
+    """Read every sample of a volume, and return a sentence for each fault; `empty` slices are none, unless all are.
 
     In the volume returned `empty`, `undersampled` and `maximum` are set: samples left out are found without a stored
     mask too, and the maximum is not known if the target image is in other units than the k-space.
@@ -33,7 +33,9 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
         if name == volume.target and maximum is None:
             maximum = float(largest.max())
     volume = dataclasses.replace(volume, empty=tuple(np.flatnonzero(empty).tolist()), maximum=maximum)
-    if volume.layout == "kspace" and volume.full_slices and not faults:
+    if not volume.full_slices:
+        faults.append(f"{volume.path}: holds nothing but zeros, expected an image in its slices")
+    if volume.layout == "kspace" and not faults:
         return _check_kspace(volume)
     return volume, faults
 
@@ -58,7 +60,7 @@ def _check_kspace(volume: Volume) -> tuple[Volume, list[str]]:
 def describe_empty_slices(volume: Volume) -> str:
     """Return a sentence about the empty slices of a checked volume, an empty one if it has none."""
     found = f"{volume.path}: nothing but zeros in {_list(volume.empty)}"
-    return f"{found}, expected an image in every slice" if volume.empty else ""
+    return f"{found}, training and evaluation leave them out" if volume.empty else ""
 
 
 def _is_undersampled(kspace: np.ndarray) -> bool:
