@@ -89,7 +89,7 @@ ORDER = Rule(
     lambda value: {"height", "width"} <= set(value.split(",")) <= set(AXES.split(",")),
     lambda: f"{AXES} in any order, or without slices, coils or both",
 )
-PRECISION = one_of(("float32", "bfloat16"))
+PRECISION = one_of(("float32", "float32_exact", "bfloat16"))
 COVARIANCE = one_of(("white", "measured"))
 
 FIELDS = (
@@ -103,7 +103,13 @@ FIELDS = (
     Field("seed", 0, "of parameters, order of the examples, corruption and augmentation", between(0, 2**32 - 1)),
     Resumable("steps", 1000, "optimizer steps in all", POSITIVE),
     Field("batch_size", 8, "slices in a step, over all devices", POSITIVE),
-    Field("precision", "float32", "of the network's arithmetic; parameters stay float32", PRECISION),
+    Field(
+        "precision",
+        "float32",
+        "of the network's arithmetic; parameters stay float32. Convolutions in 'float32' multiply in TF32 on GPUs (10 "
+        "bits of mantissa) and in bfloat16 on TPUs (7), the fast defaults; those in 'float32_exact' in float32 everywhere",
+        PRECISION,
+    ),
     Resumable("mesh", (0, 1, 1), "devices along the axes data, model and spatial; 0: all that are left", MESH),
     Resumable("grad_accumulation_steps", 1, "parts a batch is worked through in: less memory, same result", POSITIVE),
     Resumable("remat", False, "recompute activations for the gradient instead of storing them: less memory, slower"),
