@@ -107,7 +107,7 @@ FIELDS = (
         "precision",
         "float32",
         "of the network's arithmetic; parameters stay float32. Convolutions in 'float32' multiply in TF32 on GPUs (10 "
-        "bits of mantissa) and in bfloat16 on TPUs (7), the fast defaults; those in 'float32_exact' in float32 everywhere",
+        "bits of mantissa) and in bfloat16 on TPUs (7), the fast defaults there; in 'float32_exact' nowhere",
         PRECISION,
     ),
     Resumable("mesh", (0, 1, 1), "devices along the axes data, model and spatial; 0: all that are left", MESH),
