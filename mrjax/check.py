@@ -28,7 +28,9 @@ def check(paths: list[str], storage: Storage = NATIVE) -> tuple[list[Volume], li
             continue
         volumes.append(volume)
         faults += found
-        doubts += filter(None, (*plausibility.find_doubts(volume), checks.describe_empty_slices(volume)))
+        doubts += plausibility.find_doubts(volume)
+        if sentence := checks.describe_empty_slices(volume):
+            (doubts if volume.full_slices else faults).append(sentence)
         if volume.layout == "paired" and not volume.target:
             faults.append(f"{path}: has no data set `target` beside `input`, which training and evaluation need")
     return volumes, faults, doubts

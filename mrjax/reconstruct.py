@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from mrjax import cli
-from mrjax.data import checks, readers, repetitions, splits
+from mrjax.data import checks, plausibility, readers, repetitions, splits
 from mrjax.errors import UserError, expect
 from mrjax.inference import Inference
 from mrjax.measures import evaluator
@@ -72,6 +72,9 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
     splits.require_maximum(config, volume)
     if config.acquisition.mask == "stored" and not volume.undersampled:
         splits.require_mask(volume)
+    known = config.acquisition.accelerations if config.acquisition.mask != "stored" else ()
+    if volume.undersampled and known and (doubt := plausibility.find_doubt_of_acceleration(volume, known)):
+        logger.warning("%s", doubt)
     if config.task in splits.REPETITION_TASKS:
         volume = repetitions.add_repetitions(volume, storage)
     images = inference.reconstruct(volume)

@@ -13,7 +13,7 @@ from mrjax.mri.fourier import magnitude_host
 
 
 def check(volume: Volume) -> tuple[Volume, list[str]]:
-    """Read every sample of a volume, and return a sentence for each fault; `empty` slices are none, unless all are.
+    """Read every sample of a volume, and return a sentence for each fault other than `empty` slices.
 
     In the volume returned `empty`, `undersampled` and `maximum` are set: samples left out are found without a stored
     mask too, and the maximum is not known if the target image is in other units than the k-space.
@@ -33,9 +33,7 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
         if name == volume.target and maximum is None:
             maximum = float(largest.max())
     volume = dataclasses.replace(volume, empty=tuple(np.flatnonzero(empty).tolist()), maximum=maximum)
-    if not volume.full_slices:
-        faults.append(f"{volume.path}: holds nothing but zeros, expected an image in its slices")
-    if volume.layout == "kspace" and not faults:
+    if volume.layout == "kspace" and volume.full_slices and not faults:
         return _check_kspace(volume)
     return volume, faults
 

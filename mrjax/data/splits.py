@@ -91,6 +91,7 @@ def _describe(config: ConfigDict, path: str) -> Volume:
     expect(volume.layout == "kspace" or volume.target, f"{path}: has no data set `target`", "one beside `input`")
     if faults:  # a doubt may say why
         raise UserError("; ".join((faults[0], *plausibility.find_doubts(volume, tuple(config.data.image_size)))))
+    expect(volume.full_slices, f"{path}: holds nothing but zeros", "an image in its slices")
     if sentence := checks.describe_empty_slices(volume):
         logger.warning("%s", sentence)
     return volume

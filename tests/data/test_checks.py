@@ -40,7 +40,12 @@ def bad_files(folder: Path) -> dict[str, str]:
     for name, data in arrays.items():
         hdf5.write(folder / f"{name}.t5", data)
     words = {"text": "not an HDF5 file", "truncated": "truncated", "empty": "empty", "without": "no data set `kspace`"}
-    words |= {"nan": "NaN or Inf in slice 1", "zeros": "nothing but zeros", "integer": "int16", "flat": "(32, 32)"}
+    words |= {
+        "nan": "NaN or Inf in slice 1",
+        "zeros": "zeros in slices 0",
+        "integer": "int16",
+        "flat": "(32, 32)",
+    }
     words |= {
         "fewer": "(2, 32, 32)",
         "other": "not an image of `kspace`",

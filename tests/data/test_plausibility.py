@@ -102,6 +102,14 @@ def test_a_run_that_a_doubt_explains_stops_with_it(tmp_path: Path) -> None:
     assert len(describe(tmp_path, **{"data.shifted": True})) == 1
 
 
+@pytest.mark.parametrize(("spacing", "word"), [(2, "accelerated 2.0x"), (4, ""), (8, "accelerated 8.0x")])
+def test_another_acceleration_than_the_networks_is_said_in_a_line(tmp_path: Path, spacing: int, word: str) -> None:
+    hdf5.write(tmp_path / "a.t5", {"kspace": KSPACE, "mask": (np.arange(64) + 1) % spacing == 0})
+    said = plausibility.find_doubt_of_acceleration(readers.describe(str(tmp_path / "a.t5")), (4.0,))
+    assert word in said
+    assert bool(said) == bool(word)
+
+
 def test_check_takes_the_fields_that_the_doubts_name(tmp_path: Path, capsys) -> None:
     hdf5.write(tmp_path / "a.t5", {"scan/ksp": KSPACE.transpose(2, 3, 1, 0)})
     config = configs.defaults()
