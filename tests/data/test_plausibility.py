@@ -70,6 +70,7 @@ def test_a_folder_of_every_kind_gives_a_table_doubts_and_faults(tmp_path: Path, 
     holes[2] = 0
     hdf5.write(tmp_path / "hole.h5", {"kspace": holes})
     hdf5.write(tmp_path / "padding.h5", {"kspace": KSPACE}, {"padding_left": 4, "padding_right": 60})
+    hdf5.write(tmp_path / "masked.h5", {"kspace": KSPACE, "mask": np.arange(64) % 4 == 0})
     hdf5.write(tmp_path / "kspace" / "a.h5", {"kspace": KSPACE})
     hdf5.write(tmp_path / "image" / "a.h5", {"reconstruction_rss": rss(IMAGES)})
     hdf5.write(tmp_path / "other_names.h5", {"ksp": KSPACE})
@@ -86,6 +87,7 @@ def test_a_folder_of_every_kind_gives_a_table_doubts_and_faults(tmp_path: Path, 
         assert rows[f"{name}.h5"].startswith("kspace 4 x 64 x 64 complex64")
     assert rows["kspace/a.h5"].startswith("kspace 4 x 64 x 64 complex64 unknown 8 target")
     assert rows["matlab.mat"].startswith("kspace 4 x 64 x 64 complex64")
+    assert rows["masked.h5"].startswith("kspace, undersampled 4 x 64 x 64")
     assert rows["one_image.h5"].startswith("paired 64 x 64 float32 unknown 1 target")
     lines = [line.split(":")[0] for line in printed.splitlines() if line.startswith(("WARNING", "FAULT"))]
     assert lines == [f"WARNING  {name}.h5" for name in sorted([*DOUBTFUL, "hole"])] + [
