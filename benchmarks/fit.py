@@ -255,7 +255,7 @@ def analyse(config: ConfigDict, mesh: Mesh, target: Target, coils: int) -> Analy
         main_memory_traffic=sum(instruction.stored * instruction.times for instruction in instructions),
         collectives=collectives,
         seconds={
-            "arithmetic": flops / mesh.size / device.peak[config.precision],
+            "arithmetic": flops / mesh.size / device.peak[config.precision.removesuffix("_exact")],
             "memory": traffic / device.bandwidth,
             "links": sent / device.link[target.kind == "gpu" and target.shape[0] > 1],
         },

@@ -1,28 +1,39 @@
-"""Check files: read them from end to end, print a table of what they hold and a line for each fault.
+"""Check files: read them from end to end, print a table of what they hold, and a line for each fault or doubt.
 
-python -m mrjax.check PATH...      files, folders or globs; exit status 1 if there is a fault
+python -m mrjax.check PATH... [--config.data.FIELD=VALUE]     files, folders or globs; exit status 1 if there is a fault
 """
 
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
 from mrjax import cli
-from mrjax.data import checks, readers
+from mrjax import config as configs
+from mrjax.data import checks, plausibility, readers
+from mrjax.data.splits import storage_of
+from mrjax.data.storage import NATIVE, Storage
 from mrjax.data.volume import Volume
 from mrjax.errors import UserError, expect
 
 
-def check(paths: list[str]) -> tuple[list[Volume], list[str]]:
-    """Describe and check files: the volumes that could be described, and a sentence for each fault."""
-    volumes, faults = [], []
+def check(paths: list[str], storage: Storage = NATIVE) -> tuple[list[Volume], list[str], list[str]]:
+    """Describe and check files: the volumes that could be described, and a sentence for each fault and each doubt."""
+    volumes: list[Volume] = []
+    faults: list[str] = []
+    doubts: list[str] = []
     for path in paths:
         try:
-            volume, found = checks.check(readers.describe(path))
+            volume, found = checks.check(readers.describe(path, storage=storage))
         except UserError as error:
             faults.append(str(error))
             continue
         volumes.append(volume)
-        faults += filter(None, (*found, checks.describe_empty_slices(volume)))
+        faults += found
+        doubts += plausibility.find_doubts(volume)
+        if sentence := checks.describe_empty_slices(volume):
+            (doubts if volume.full_slices else faults).append(sentence)
         if volume.layout == "paired" and not volume.target:
             faults.append(f"{path}: has no data set `target` beside `input`, which training and evaluation need")
-    return volumes, faults
+    return volumes, faults, doubts
 
 
 def format_table(volumes: list[Volume]) -> str:
@@ -39,25 +50,34 @@ def format_table(volumes: list[Volume]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def main(argv: list[str]) -> int:
-    """Print the table, then the faults; return 1 if there are any."""
+def main(argv: list[str], config: ConfigDict | None = None) -> int:
+    """Print the table, then doubts and faults; return 1 if there are faults."""
     expect(argv[1:], "nothing to check", "a file or folder: python -m mrjax.check PATH...")
+    config = config or configs.defaults()
+    configs.check(config)
     paths, faults = [], []
     for pattern in argv[1:]:
         try:
             paths += readers.find(pattern)
         except UserError as error:
             faults.append(str(error))
-    volumes, found = check(paths)
+    volumes, found, doubts = check(paths, storage_of(config.data))
     faults += found
     if volumes:
         print(format_table(volumes))
-    for fault in faults:
-        print(f"FAULT  {fault}")
+    for label, sentences in (("WARNING", doubts), ("FAULT", faults)):
+        for sentence in sentences:
+            print(f"{label}  {sentence}")
     files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
     print(f"{files} read, {len(faults)} fault{'' if len(faults) == 1 else 's'}")
     return 1 if faults else 0
 
 
+def define_fields(argv: list[str]) -> None:
+    """Define the flags of config fields; raises `UserError` for one that is unknown."""
+    configs.check_fields(argv)
+    config_flags.DEFINE_config_dict("config", configs.defaults())
+
+
 if __name__ == "__main__":
-    cli.run(main, arguments=True)
+    cli.run(lambda argv: main(argv, flags.FLAGS.config), define_fields, arguments=True)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_dict
 
+from mrjax.data.storage import AXES
 from mrjax.errors import UserError
 from mrjax.measures.losses import LOSSES
 from mrjax.models import MODELS, attribute_names
@@ -84,7 +85,11 @@ MESH = Rule(
 )
 PATHS = Rule(_is_paths, lambda: "a folder, a glob or a list of these")
 SIZE = Rule(lambda value: len(value) in (0, 2) and _are_integers(value, 1), lambda: "height,width as in 320,320")
-PRECISION = one_of(("float32", "bfloat16"))
+ORDER = Rule(
+    lambda value: {"height", "width"} <= set(value.split(",")) <= set(AXES.split(",")),
+    lambda: f"{AXES} in any order, or without slices, coils or both",
+)
+PRECISION = one_of(("float32", "float32_exact", "bfloat16"))
 COVARIANCE = one_of(("white", "measured"))
 
 FIELDS = (
@@ -98,7 +103,13 @@ FIELDS = (
     Field("seed", 0, "of parameters, order of the examples, corruption and augmentation", between(0, 2**32 - 1)),
     Resumable("steps", 1000, "optimizer steps in all", POSITIVE),
     Field("batch_size", 8, "slices in a step, over all devices", POSITIVE),
-    Field("precision", "float32", "of the network's arithmetic; parameters stay float32", PRECISION),
+    Field(
+        "precision",
+        "float32",
+        "of the network's arithmetic; parameters stay float32. Convolutions in 'float32' multiply in TF32 on GPUs (10 "
+        "bits of mantissa) and in bfloat16 on TPUs (7), the fast defaults there; in 'float32_exact' nowhere",
+        PRECISION,
+    ),
     Resumable("mesh", (0, 1, 1), "devices along the axes data, model and spatial; 0: all that are left", MESH),
     Resumable("grad_accumulation_steps", 1, "parts a batch is worked through in: less memory, same result", POSITIVE),
     Resumable("remat", False, "recompute activations for the gradient instead of storing them: less memory, slower"),
@@ -129,6 +140,12 @@ FIELDS = (
     Resumable("data.train", None, "instead of data.dir: a folder, a glob or a list of these", PATHS),
     Resumable("data.val", None, "instead of data.dir: a folder, a glob or a list of these", PATHS),
     Resumable("data.test", None, "instead of data.dir: a folder, a glob or a list of these", PATHS),
+    Field("data.names.kspace", "kspace", "of the data set with k-space; in a group as `scan/kspace`"),
+    Field("data.names.input", "input", "of the data set with corrupted images"),
+    Field("data.names.target", "", "of the data set with the target; empty: `reconstruction_rss`, ..., or `target`"),
+    Field("data.names.mask", "mask", "of the data set with the samples that were measured, or are to be kept"),
+    Field("data.axes", AXES, "of k-space as stored (in MATLAB as shown there); of images without the coils", ORDER),
+    Field("data.shifted", False, "whether k-space begins with frequency zero, as np.fft.fft2 of an image does"),
     Field("data.adjacent_slices", 0, "on either side, as channels beside the slice's own (2.5-D)", NOT_NEGATIVE),
     Field("data.image_size", (), "(height, width) to bring every slice to; empty: the size of each file", SIZE),
     Field("data.max_shapes", 16, "of batches, where files differ in size: a compilation for each", POSITIVE),
@@ -196,6 +213,14 @@ def flat(config: ConfigDict) -> dict[str, Any]:
     return flatten_dict(config.to_dict(), sep=".")
 
 
+def check_fields(argv: list[str]) -> None:
+    """Raise a `UserError` for --config flags that name no known field."""
+    for flag in argv:
+        name = flag.lstrip("-").partition("=")[0]
+        if flag.startswith("-") and name.startswith("config.") and name[7:] not in (known := fields()):
+            raise _unknown(name[7:], known)
+
+
 def check_flags(argv: list[str]) -> None:
     """Raise a `UserError` for --config flags that name no file or no known field."""
     config = None
@@ -205,8 +230,7 @@ def check_flags(argv: list[str]) -> None:
             config = given or value
             if not os.path.isfile(config):
                 raise UserError(f"--config is {config!r}: no such file, expected e.g. configs/unet.py")
-        elif flag.startswith("-") and name.startswith("config.") and name[7:] not in (known := fields()):
-            raise _unknown(name[7:], known)
+    check_fields(argv)
     if config is None and not any(flag.lstrip("-").startswith("help") for flag in argv):
         raise UserError("--config is missing, expected the file of an experiment: --config=configs/unet.py")
 

@@ -153,9 +153,10 @@ def make_recipe(config: ConfigDict, mesh: Mesh) -> Recipe:
     """Build the network, task, loss and optimizer of a config."""
     known = models.attribute_names(config.model.name)
     attributes = {name: value for name, value in config.model.items() if name in known}
+    dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
     return Recipe(
         mesh=mesh,
-        model=models.MODELS[config.model.name](dtype=jnp.dtype(config.precision), remat=config.remat, **attributes),
+        model=models.MODELS[config.model.name](dtype=dtype, remat=config.remat, **attributes),
         task=TASKS[config.task](Acquisition(**config.acquisition), Augment(**config.augment)),
         normalise=NORMALISATIONS[config.normalise],
         loss=losses.weighted_sum(config.loss),
@@ -164,6 +165,7 @@ def make_recipe(config: ConfigDict, mesh: Mesh) -> Recipe:
         seed=config.seed,
         grad_accumulation_steps=config.grad_accumulation_steps,
         ema=config.ema,
+        exact=config.precision == "float32_exact",
     )
 
 

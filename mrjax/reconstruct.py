@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from mrjax import cli
-from mrjax.data import checks, readers, repetitions, splits
+from mrjax.data import checks, plausibility, readers, repetitions, splits
 from mrjax.errors import UserError, expect
 from mrjax.inference import Inference
 from mrjax.measures import evaluator
@@ -65,14 +65,18 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
     reconstruction, target and error.
     """
     config = inference.config
-    volume, faults = checks.check(readers.describe(path, splits.task_layout(config.task)))
+    storage = splits.storage_of(config.data)
+    volume, faults = checks.check(readers.describe(path, splits.task_layout(config.task), storage))
     if faults:
         raise UserError(faults[0])
     splits.require_maximum(config, volume)
     if config.acquisition.mask == "stored" and not volume.undersampled:
         splits.require_mask(volume)
+    known = config.acquisition.accelerations if config.acquisition.mask != "stored" else ()
+    if volume.undersampled and known and (doubt := plausibility.find_doubt_of_acceleration(volume, known)):
+        logger.warning("%s", doubt)
     if config.task in splits.REPETITION_TASKS:
-        volume = repetitions.add_repetitions(volume)
+        volume = repetitions.add_repetitions(volume, storage)
     images = inference.reconstruct(volume)
     scores = evaluator.score_volume(images, volume)
     after, result, file = scores.get("reconstruction", {}), images["reconstruction"], output / f"{volume.name}.t5"
@@ -90,7 +94,7 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "of a run of mrjax.main", required=True)
-    flags.DEFINE_string("input", None, "a .t5, .h5 or .hdf5 file, a folder or a glob of them", required=True)
+    flags.DEFINE_string("input", None, "a .t5, .h5, .hdf5 or .mat file, a folder or a glob of them", required=True)
     flags.DEFINE_string("output", None, "folder for the results", required=True)
     flags.DEFINE_bool("data_consistency", True, "keep the measured samples of k-space in the reconstruction")
     cli.run(main, one_process=True)

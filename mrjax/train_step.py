@@ -1,9 +1,11 @@
 """The functions that are jitted: a training step and inference. All are pure."""
 
+import contextlib
 import dataclasses
 import functools
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import flax.linen as nn
@@ -66,6 +68,11 @@ class Recipe:
     grad_accumulation_steps: int = 1  # parts of a batch that are worked through one after the other
     ema: float = 0.0  # decay of the average of the parameters a step; 0: no average
     grid: Grid | None = None  # for inference on files whose grid is not the network's
+    exact: bool = False  # whether float32 is multiplied as such, not in the shorter numbers of tensor cores or a TPU
+
+    def arithmetic(self) -> AbstractContextManager[None]:
+        """Return the context in which the network and its gradient are traced."""
+        return jax.default_matmul_precision("highest") if self.exact else contextlib.nullcontext()
 
 
 def network_inputs(recipe: Recipe, example: Example, scaling: Scaling) -> NetworkInputs:
@@ -158,7 +165,8 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     The batch holds the task's arrays, `index` (batch,) uint32, and `maximum` (batch,) float32. Returns the next state,
     and float32 scalars: loss (normalised units), grad_norm, param_norm of the next state, and learning_rate.
     """
-    loss, gradients = gradient(recipe, state.params, batch)
+    with recipe.arithmetic():
+        loss, gradients = gradient(recipe, state.params, batch)
     new = update(recipe, state, gradients)
     return new, {
         "loss": loss,
@@ -185,9 +193,10 @@ def predict(recipe: Recipe, params: Any, batch: Batch) -> tuple[Batch, jax.Array
     inputs, scaling, example, peak = sharding.per_device(corrupt, mesh)(batch)
     if mesh.shape["spatial"] == 1:
         run = sharding.per_device(functools.partial(run_network, recipe.model), mesh, replicated_args=1)
-        prediction = run(params, inputs)
+        with recipe.arithmetic():
+            prediction = run(params, inputs)
     else:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), recipe.arithmetic():
             prediction = run_network_by_row(recipe, params, inputs)
     image = scaling.invert(prediction)
     if recipe.grid:

@@ -15,6 +15,7 @@ from conftest import coil_images, to_kspace
 from mrjax import train
 from mrjax.config import check, defaults
 from mrjax.data.readers import READERS
+from mrjax.data.storage import NATIVE, Storage
 from mrjax.data.volume import Volume, describe_arrays
 from mrjax.inference import Inference
 from mrjax.measures.evaluator import score_volume
@@ -55,9 +56,9 @@ class NpzReader:
 
     suffixes = (".npz",)
 
-    def describe(self, path: str, layout: str | None = None) -> Volume:
+    def describe(self, path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:
         with np.load(path) as arrays:
-            return describe_arrays(path, dict(arrays), {"acquisition": "T2"}, layout)
+            return describe_arrays(path, dict(arrays), {"acquisition": "T2"}, layout, storage)
 
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
         with np.load(path) as arrays:

@@ -1,6 +1,7 @@
 """The jitted functions: gradient, optimizer, units, and the metrics of whole volumes from batches."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from mrjax.data.dataset import SliceDataset
 from mrjax.measures import metrics
 from mrjax.measures.evaluator import evaluate
 from mrjax.mri import tasks
+from mrjax.ops import convolution
 from mrjax.parallel import sharding
 
 
@@ -44,6 +46,17 @@ def run(recipe: train_step.Recipe, steps: int) -> tuple[train_step.TrainState, l
         state, values = step(state, jax.device_put(batch(), sharding.by_example(recipe.mesh)))
         losses.append(float(values["loss"]))
     return state, losses
+
+
+@pytest.mark.parametrize("precision", ["float32", "float32_exact"])
+def test_exact_float32_is_multiplied_as_such_forwards_and_backwards(precision: str, monkeypatch) -> None:
+    monkeypatch.setattr(convolution, "_in_cpp", lambda x, kernel: False)  # as on an accelerator
+    fields = config(precision=precision)
+    recipe = experiment.make_recipe(fields, sharding.make_mesh())
+    step = train_step.jit_train_step(recipe).trace(experiment.abstract_state(fields, recipe), batch())
+    exact = ["HIGHEST" in one for one in re.findall(r"(?<!_)precision=(\S+)", str(step.jaxpr))]
+    assert len(exact) > 20
+    assert all(exact) == (precision == "float32_exact")
 
 
 def test_a_step_follows_the_gradient_of_the_mean_squared_error_of_normalised_images_and_the_average_it() -> None:

@@ -42,7 +42,7 @@ def _check_kspace(volume: Volume) -> tuple[Volume, list[str]]:
     """Look for samples left out, and compare the target image with k-space, in the first and the middle full slice."""
     reader, full = reader_for(volume.path), volume.full_slices
     slices = sorted({full[0], full[len(full) // 2]})
-    kspace = [reader.read_slice(volume.path, "kspace", i) for i in slices]
+    kspace = [reader.read_slice(volume.path, volume.data, i) for i in slices]
     undersampled = volume.undersampled or any(map(_is_undersampled, kspace))
     volume = dataclasses.replace(volume, undersampled=undersampled)
     if not volume.target or undersampled:
@@ -51,14 +51,14 @@ def _check_kspace(volume: Volume) -> tuple[Volume, list[str]]:
     correlation, ratio = max(map(_compare, kspace, images))
     if not 0.5 < ratio < 2:  # The image was scaled: its maximum says nothing about this k-space.
         volume = dataclasses.replace(volume, maximum=None)
-    found = f"{volume.path}: `{volume.target}` is not an image of `kspace` (correlation {correlation:.2f})"
+    found = f"{volume.path}: `{volume.target}` is not an image of `{volume.data}` (correlation {correlation:.2f})"
     return volume, [] if correlation >= 0.5 else [f"{found}, expected the root-sum-of-squares of its coils"]
 
 
 def describe_empty_slices(volume: Volume) -> str:
     """Return a sentence about the empty slices of a checked volume, an empty one if it has none."""
     found = f"{volume.path}: nothing but zeros in {_list(volume.empty)}"
-    return f"{found}, expected an image in every slice" if volume.empty else ""
+    return f"{found}, training and evaluation leave them out" if volume.empty else ""
 
 
 def _is_undersampled(kspace: np.ndarray) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mrjax.data import readers, resize
 from mrjax.data.buffers import Batch, Spec
-from mrjax.data.volume import Volume
+from mrjax.data.volume import DATA_NAMES, Volume
 from mrjax.errors import expect
 
 
@@ -41,7 +41,7 @@ class SliceDataset(Dataset):
 
     With `adjacent_slices` = n above 0, kspace or input has a first axis of 2n + 1: the slice, the n before it and the n
     after it; beyond either end the last slice is repeated. `rule` is that of `resize.resize_kspace`. Raises `UserError`
-    if a stored mask is not as large as the slices.
+    if a stored mask is not as large as the slices, and `rule` is 'image'.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class SliceDataset(Dataset):
             spec["repetitions"] = ((count, coils, *self._size), np.complex64)
         masks = [v.stored_mask for v in described if v.stored_mask is not None and not v.undersampled]
         if len(masks) == len(described):
-            rows = max(mask.shape[1] for mask in masks)
+            rows = 1 if all(mask.shape[1] == 1 for mask in masks) else self._size[0]
             spec["mask"] = ((rows, self._size[1]), np.bool_)
-            wanted = f"config.data.image_size, which is {self._size}, to be as large"
+            wanted = f"config.data.image_size, which is {self._size}, to be as large, or config.data.resize = 'kspace'"
             for volume, mask in zip(described, masks, strict=True):
-                shape = mask.shape[1:]
-                expect(shape in ((1, size[1]), self._size), f"{volume.path}: `mask` has shape {shape}", wanted)
+                fits = rule == "kspace" or mask.shape[1:] in ((1, size[1]), self._size)
+                expect(fits, f"{volume.path}: `mask` has shape {mask.shape[1:]}", wanted)
         self.spec = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
 
     def __len__(self) -> int:
@@ -92,7 +92,7 @@ class SliceDataset(Dataset):
         """Read a slice, without a copy in between if the file holds it in the wanted form."""
         volume_number, i = self.positions[number]
         volume = self._volumes[volume_number]
-        stack = example[volume.data].reshape(len(self._offsets), *self.image_shape)
+        stack = example[DATA_NAMES[volume.layout]].reshape(len(self._offsets), *self.image_shape)
         for offset, out in zip(self._offsets, stack, strict=True):
             nearest = min(max(i + offset, 0), volume.slices - 1)
             if volume.layout == "kspace":
@@ -100,9 +100,9 @@ class SliceDataset(Dataset):
             else:
                 self._read_image(volume.path, volume.data, nearest, out)
         if "target" in self.spec:
-            self._read_image(volume.path, "target", i, example["target"])
+            self._read_image(volume.path, str(volume.target), i, example["target"])
         if "mask" in self.spec:
-            example["mask"][...] = volume.mask_of_slice(i)
+            self._read_mask(volume, i, example["mask"])
         if "repetitions" in self.spec:
             example["repetitions"][len(volume.repetitions) :] = 0
             for path, out in zip(volume.repetitions, example["repetitions"], strict=False):
@@ -113,13 +113,19 @@ class SliceDataset(Dataset):
     def _read_kspace(self, volume: Volume, path: str, i: int, out: np.ndarray) -> None:
         out, padding = out[: volume.coils], out[volume.coils :]
         padding[...] = 0
-        kspace = self._readers[path].read_slice(path, "kspace", i, out)
+        kspace = self._readers[path].read_slice(path, volume.data, i, out)
         mask = volume.mask_of_slice(i)
         if volume.undersampled and mask is not None:
             kspace = np.where(mask, kspace, 0)
         if kspace is not out:
             kspace = kspace.astype(np.complex64, copy=False).reshape(-1, *kspace.shape[-2:])
             out[...] = resize.resize_kspace(kspace, self._size, self._rule)
+
+    def _read_mask(self, volume: Volume, i: int, out: np.ndarray) -> None:
+        mask = volume.mask_of_slice(i)
+        assert mask is not None
+        rows = 1 if len(mask) == 1 else self._size[0]
+        out[...] = resize.crop_or_pad(mask, (rows, self._size[1]))
 
     def _read_image(self, path: str, name: str, i: int, out: np.ndarray) -> None:
         image = self._readers[path].read_slice(path, name, i, out)

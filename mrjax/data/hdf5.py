@@ -3,8 +3,10 @@
 kspace: `kspace` complex (slices, [coils,] height, width); optionally its image `reconstruction_rss`,
         `reconstruction_esc` or `target` (slices, height, width), and a `mask` of what was measured: (width,), or
         (height, width), or either for each slice; for acquisition.mask = 'stored', of what to keep
-paired: `input` and `target`, real or complex (slices, height, width)
+paired: `input` and `target`, real or complex (slices, height, width), or (height, width) of one slice
 result: `reconstruction` (slices, height, width) float32, written by mrjax.reconstruct
+
+Other names, axes and complex numbers: see `storage`.
 """
 
 import functools
@@ -19,8 +21,18 @@ import h5py
 import numpy as np
 
 from mrjax.data.files import replacing
-from mrjax.data.volume import Volume, describe_arrays
-from mrjax.errors import UserError
+from mrjax.data.storage import (
+    AXES,
+    NATIVE,
+    Arrangement,
+    Storage,
+    complex_dtype,
+    complex_parts,
+    name_axes,
+    parallel_file,
+)
+from mrjax.data.volume import DATA_NAMES, TARGET_NAMES, Volume, describe_arrays
+from mrjax.errors import UserError, expect
 
 
 class SliceOffsets(NamedTuple):
@@ -30,6 +42,18 @@ class SliceOffsets(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     file: tuple[int, ...]
+
+
+class StoredArray(NamedTuple):
+    """An array as it is read, (slices, [coils,] height, width), and where and how a file stores it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    path: str
+    name: str
+    axis: int | None = None  # the stored axis of slices; None: the one slice has none
+    offsets: SliceOffsets | None = None  # None: HDF5 reads it
+    arrangement: Arrangement | None = None  # None: slices are stored as they are read
 
 
 _lock = threading.Lock()  # as HDF5 has one for the whole process
@@ -42,49 +66,41 @@ class Hdf5Reader:
     HDF5 reads what is compressed or in pieces (not the files of fastMRI, M4Raw and mrjax), 64 open files at most.
     """
 
-    suffixes: tuple[str, ...] = (".t5", ".h5", ".hdf5")
+    suffixes: tuple[str, ...] = (".t5", ".h5", ".hdf5", ".mat")
 
     def __init__(self) -> None:
-        self._offsets: dict[tuple[str, str], SliceOffsets | None] = {}  # by file and data set
+        self._stored: dict[tuple[str, str], StoredArray] = {}  # by file and data set
 
-    def describe(self, path: str, layout: str | None = None) -> Volume:
+    def describe(self, path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:
         """Read the headers of a file; raises `UserError` if it is damaged, no HDF5, or of no layout."""
         with open_file(path) as file:
             try:
-                arrays = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
-                volume = describe_arrays(path, arrays, file.attrs, layout)
-                # Found here, so that no epoch opens the file with HDF5.
-                for name in filter(None, (volume.data, volume.target)):
-                    self._offsets[path, name] = find_offsets(arrays[name], path)
+                arrays = find_arrays(file, path, storage)
+                volume = describe_arrays(path, arrays, file.attrs, layout, storage)
             except UserError:
                 raise
             except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
                 raise UserError(f"{path}: is damaged ({error}), expected readable data sets and attributes") from error
+        # Kept, so that no epoch opens the file with HDF5.
+        self._stored |= {(path, name): arrays[name] for name in (volume.data, volume.target) if name}
         with _lock:
             _open.cache_clear()  # this file may have been written anew
         return volume
 
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Read a slice of a data set as stored (see `volume.Reader`)."""
+        """Read a slice of a data set (see `volume.Reader`), as it was described to be stored."""
         try:
-            if (path, name) not in self._offsets:
+            stored = self._stored.get((path, name))
+            if stored is None:
                 with _lock:
-                    self._offsets[path, name] = find_offsets(_open(path)[name], path)
-            found = self._offsets[path, name]
-            if found is None:
+                    stored = self._stored[path, name] = find_array(_open(path)[name], path, name, NATIVE)
+            if stored.offsets is not None:
+                data = _read_by_offset(stored.path, stored.offsets, index, out)
+            else:
+                place = () if stored.axis is None else (slice(None),) * stored.axis + (index,)
                 with _lock:
-                    return _open(path)[name][index]
-            shapes = (found.shape, (1, *found.shape))  # a single coil may be stored without its axis
-            if out is None or out.dtype != found.dtype or out.shape not in shapes:
-                out = np.empty(found.shape, found.dtype)
-            # Opened for each slice: 6 us, so that any number of files can be in use.
-            with open(path, "rb") as file:
-                if _identity(os.fstat(file.fileno())) != found.file:
-                    raise OSError("the file was replaced or changed since it was described")
-                file.seek(found.offsets[index])
-                if file.readinto(out.reshape(-1).view(np.uint8).data) < out.nbytes:
-                    raise OSError("the file ends before the slice does")
-            return out
+                    data = _open(stored.path)[stored.name][place]
+            return data if stored.arrangement is None else stored.arrangement.apply(data)
         except (OSError, RuntimeError, KeyError) as error:
             raise UserError(f"{path}: slice {index} of `{name}` cannot be read ({error})") from error
 
@@ -94,6 +110,91 @@ class Hdf5Reader:
             header = {"ismrmrd_header": file["ismrmrd_header"][()]} if "ismrmrd_header" in file else {}
             attributes = {**file.attrs, **attributes}
         write(path, {**arrays, **header}, attributes)
+
+
+def find_arrays(file: h5py.File, path: str, storage: Storage) -> dict[str, Any]:
+    """Find all data sets: the masks as arrays, images and k-space as `StoredArray`, others as they are.
+
+    A target in a parallel folder counts as one of this file.
+    """
+    if "dataset/xml" in file and "dataset/data" in file:
+        raise UserError(
+            f"{path}: is an ISMRMRD raw file of single readouts, expected `kspace` (slices, [coils,] height, width); "
+            "sort its readouts first, e.g. with the Python package ismrmrd"
+        )
+    found = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+
+    def add(name: str, item: h5py.HLObject) -> None:
+        if isinstance(item, h5py.Dataset) and not name.startswith("#"):  # MATLAB keeps cells there
+            found.setdefault(name, item)
+
+    file.visititems(add)  # in groups too
+    targets = [storage.target] if storage.target else TARGET_NAMES["kspace"]
+    images = {storage.kspace, storage.input, DATA_NAMES["result"], *targets} & found.keys()
+    arrays = found | {name: find_array(found[name], path, name, storage) for name in images}
+    if storage.mask in found:
+        arrays[storage.mask] = _read_mask(found[storage.mask], storage)
+    if twin := parallel_file(path):
+        with open_file(twin) as other:
+            present = [name for name in (*targets, "image", DATA_NAMES["result"]) if name in other]
+            expect(present, f"{twin}: has no data set `{targets[-1]}`", "one: the target of the file beside its folder")
+            arrays[targets[-1]] = find_array(other[present[0]], twin, present[0], storage)
+    return arrays
+
+
+def find_array(data: h5py.Dataset, path: str, name: str, storage: Storage) -> StoredArray:
+    """Find how the file `path` stores the data set of this name."""
+    kspace, parts, shape, dtype = name == storage.kspace, complex_parts(data.dtype), data.shape, data.dtype
+    matlab = "MATLAB_class" in data.attrs
+    axes = name_axes(shape, "c" if parts else dtype.kind, storage, coils=kspace, matlab=matlab)
+    if not axes:
+        return StoredArray(shape, dtype, path, name)
+    if parts or "parts" in axes:
+        dtype = complex_dtype(dtype[0] if parts else dtype)
+    wanted = [axis for axis in (*AXES.split(",")[1:], "parts") if axis in axes]
+    of_slice = [axis for axis in axes if axis != "slices"]
+    sizes = dict(zip(axes, shape, strict=True))
+    shape = (sizes.get("slices", 1), *(sizes[axis] for axis in wanted if axis != "parts"))
+    axis = axes.index("slices") if "slices" in axes else None
+    offsets = find_offsets(data, path) if axis == 0 else None
+    columns = _measured_columns(data.file.attrs, shape[-1]) if kspace else slice(None)
+    order = tuple(map(of_slice.index, wanted))
+    arrangement = Arrangement(order, parts, dtype, kspace and storage.shifted, columns)
+    real, plain = dtype.type().real.dtype, of_slice == wanted and not arrangement.shifted and columns == slice(None)
+    if plain and dtype == data.dtype:
+        return StoredArray(shape, dtype, path, name, axis, offsets)
+    # Pairs of real and imaginary part have the bytes of complex numbers.
+    packed = [real, np.dtype([(part, real) for part in parts])]
+    if plain and offsets is not None and data.dtype in packed:
+        return StoredArray(shape, dtype, path, name, axis, offsets._replace(shape=shape[1:], dtype=dtype))
+    return StoredArray(shape, dtype, path, name, axis, offsets, arrangement)
+
+
+def _measured_columns(attributes: Mapping[str, Any], width: int) -> slice:
+    """Return the columns between fastMRI's `padding_left` and `padding_right`; all if there are no such attributes."""
+    left, right = (int(attributes.get(f"padding_{side}", end)) for side, end in (("left", 0), ("right", width)))
+    return slice(left, right) if (left, right) != (0, width) else slice(None)
+
+
+def _read_mask(data: h5py.Dataset, storage: Storage) -> np.ndarray:
+    """Read a mask, its axes in order."""
+    axes = name_axes(data.shape, "b", storage, coils=False, matlab="MATLAB_class" in data.attrs)
+    return data[()].transpose([axes.index(axis) for axis in AXES.split(",") if axis in axes] or None)
+
+
+def _read_by_offset(path: str, found: SliceOffsets, index: int, out: np.ndarray | None) -> np.ndarray:
+    """Read a slice in one piece, into `out` if it fits."""
+    shapes = (found.shape, (1, *found.shape))  # a single coil may be stored without its axis
+    if out is None or out.dtype != found.dtype or out.shape not in shapes:
+        out = np.empty(found.shape, found.dtype)
+    # Opened for each slice: 6 us, so that any number of files can be in use.
+    with open(path, "rb") as file:
+        if _identity(os.fstat(file.fileno())) != found.file:
+            raise OSError("the file was replaced or changed since it was described")
+        file.seek(found.offsets[index])
+        if file.readinto(out.reshape(-1).view(np.uint8).data) < out.nbytes:
+            raise OSError("the file ends before the slice does")
+    return out
 
 
 def find_offsets(data: h5py.Dataset, path: str) -> SliceOffsets | None:
@@ -133,6 +234,8 @@ def open_file(path: str) -> h5py.File:
             reason = "is empty, expected an HDF5 file"
         elif "truncated" in str(error):
             reason = f"is truncated ({os.path.getsize(path)} bytes are left), expected a whole HDF5 file; copy it again"
+        elif "signature" in str(error) and Path(path).suffix.lower() == ".mat":
+            reason = "is a MATLAB file older than v7.3, expected one that is HDF5: save(file, 'kspace', '-v7.3')"
         elif "signature" in str(error):
             reason = "is not an HDF5 file, expected one with `kspace`, or with `input` and `target`"
         else:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mrjax.data.hdf5 import Hdf5Reader
+from mrjax.data.storage import NATIVE, Storage, parallel_file
 from mrjax.data.volume import Reader, Volume
 from mrjax.errors import expect
 
@@ -31,6 +32,7 @@ def find(paths: str | Iterable[str]) -> list[str]:
     if os.path.isdir(paths) and Path(paths).suffix.lower() not in suffixes:
         files = glob.glob(f"{glob.escape(paths)}/**", recursive=True)  # in linked folders too, but not hidden ones
         found = [os.path.normpath(path) for path in files if Path(path).suffix.lower() in suffixes]
+        found = [path for path in found if not parallel_file(path, of_target=True)]
     elif os.path.exists(paths):
         return [paths]
     else:
@@ -41,12 +43,12 @@ def find(paths: str | Iterable[str]) -> list[str]:
     return sorted(found)
 
 
-def describe(path: str, layout: str | None = None) -> Volume:
+def describe(path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:
     """Read the headers of a file in any format (see `Reader.describe`)."""
-    return reader_for(path).describe(path, layout)
+    return reader_for(path).describe(path, layout, storage)
 
 
 def read_slices(path: str, name: str, slices: int) -> np.ndarray:
-    """Read all slices of an array as stored."""
+    """Read all slices of an array."""
     reader = reader_for(path)
     return np.stack([reader.read_slice(path, name, index) for index in range(slices)])

@@ -12,6 +12,7 @@ import numpy as np
 
 from mrjax.data import readers
 from mrjax.data.resize import crop_or_pad
+from mrjax.data.storage import NATIVE, Storage
 from mrjax.data.volume import Volume
 from mrjax.errors import UserError, expect
 from mrjax.mri.fourier import magnitude_host
@@ -50,13 +51,13 @@ def group(volumes: Sequence[Volume]) -> tuple[list[Volume], list[str]]:
     return sorted(kept, key=lambda volume: volume.path), left_out
 
 
-def add_repetitions(volume: Volume) -> Volume:
+def add_repetitions(volume: Volume, storage: Storage = NATIVE) -> Volume:
     """Add the repetitions in its folder to a volume, if there are any and it did not move."""
     scan = [volume]
     for path in readers.find(str(Path(volume.path).parent)):
         if path != volume.path and _scan(path) == _scan(volume.path):
             with contextlib.suppress(UserError):  # a file that the user did not name
-                scan.append(readers.describe(path, "kspace"))
+                scan.append(readers.describe(path, "kspace", storage))
     return next((one for one in group(scan)[0] if one.path == volume.path), volume)
 
 
@@ -106,9 +107,9 @@ def coarse_images(volume: Volume) -> np.ndarray:
     window = np.outer(np.hanning(height + 2)[1:-1], np.hanning(width + 2)[1:-1]).astype(np.float32)
     reader, images = readers.reader_for(volume.path), []
     for i in range(volume.slices):
-        kspace = reader.read_slice(volume.path, "kspace", i).reshape(volume.shape[1:])
+        kspace = reader.read_slice(volume.path, volume.data, i).reshape(volume.shape[1:])
         images.append(magnitude_host(crop_or_pad(kspace, (height, width)) * window))
-        found = f"{volume.path}: `kspace` holds NaN or Inf in slice {i}"
+        found = f"{volume.path}: `{volume.data}` holds NaN or Inf in slice {i}"
         expect(np.isfinite(images[-1]).all(), found, "finite numbers")
     return np.stack(images)
 

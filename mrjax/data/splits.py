@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from mrjax.data import checks, readers, repetitions
+from mrjax.data import checks, plausibility, readers, repetitions
+from mrjax.data.storage import Storage
 from mrjax.data.volume import Volume
 from mrjax.errors import UserError, expect
 
@@ -43,12 +44,17 @@ def task_layout(task: str) -> str:
     return "paired" if task == "paired" else "kspace"
 
 
+def storage_of(data: ConfigDict) -> Storage:
+    """Return what a config says of how its files store their arrays."""
+    return Storage(**data.names, axes=data.axes, shifted=data.shifted)
+
+
 def describe_split(config: ConfigDict, paths: Sequence[str]) -> list[Volume]:
     """Describe and check the files of a split, each of which needs a target, as the config says.
 
-    The first faulty file raises a `UserError`. With config.data.on_bad_file = 'skip' faulty files are left out and
-    logged, and if a file's only fault is empty slices, just those slices. Files without the repetitions that a task
-    needs, and repetitions that moved, are always left out and logged.
+    The first faulty file raises a `UserError`; with config.data.on_bad_file = 'skip' faulty files are left out and
+    logged. Always left out and logged are empty slices, files without the repetitions that a task needs, and
+    repetitions that moved. What is doubtful about the first file is logged.
     """
     volumes: list[Volume] = []
     for path in paths:
@@ -59,6 +65,8 @@ def describe_split(config: ConfigDict, paths: Sequence[str]) -> list[Volume]:
                 way_out = "mend the file, or set config.data.on_bad_file='skip' to leave it out"
                 raise UserError(f"{error}; {way_out}") from error
             logger.warning("left out: %s", error)
+    for doubt in plausibility.find_doubts(volumes[0], tuple(config.data.image_size)) if volumes else ():
+        logger.warning("%s", doubt)
     if config.task in REPETITION_TASKS:
         volumes, left_out = repetitions.group(volumes)
         for sentence in left_out:
@@ -72,7 +80,7 @@ def describe_split(config: ConfigDict, paths: Sequence[str]) -> list[Volume]:
 
 def _describe(config: ConfigDict, path: str) -> Volume:
     """Describe and check a file; raises `UserError` for its first fault."""
-    volume = readers.describe(path, task_layout(config.task))
+    volume = readers.describe(path, task_layout(config.task), storage_of(config.data))
     faults: list[str] = []
     if config.acquisition.mask == "stored" and volume.layout == "kspace":
         require_mask(volume)
@@ -81,12 +89,11 @@ def _describe(config: ConfigDict, path: str) -> Volume:
         volume, faults = checks.check(volume)
     expect(not volume.undersampled, f"{path}: `kspace` is undersampled already", "fully sampled k-space as the target")
     expect(volume.layout == "kspace" or volume.target, f"{path}: has no data set `target`", "one beside `input`")
-    if faults:
-        raise UserError(faults[0])
+    if faults:  # a doubt may say why
+        raise UserError("; ".join((faults[0], *plausibility.find_doubts(volume, tuple(config.data.image_size)))))
+    expect(volume.full_slices, f"{path}: holds nothing but zeros", "an image in its slices")
     if sentence := checks.describe_empty_slices(volume):
-        if config.data.on_bad_file != "skip" or not volume.full_slices:
-            raise UserError(f"{sentence} (on_bad_file='skip' leaves just these slices out)")
-        logger.warning("left out these slices: %s", sentence)
+        logger.warning("%s", sentence)
     return volume
 
 

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mrjax.data.storage import NATIVE, Storage
 from mrjax.errors import UserError, expect
 
-# The array that a reconstruction starts from, by layout. A file that has several is of the first layout.
+# What a reconstruction starts from, by layout. A file that has several is of the first layout.
 DATA_NAMES = {"kspace": "kspace", "paired": "input", "result": "reconstruction"}
 TARGET_NAMES = {"kspace": ("reconstruction_rss", "reconstruction_esc", "target"), "paired": ("target",), "result": ()}
 _M4RAW_NAME = re.compile(r"_(T1|T2|FLAIR|GRE)\d\d$")
@@ -27,6 +28,7 @@ class Volume:
 
     path: str
     layout: str  # 'kspace', 'paired' or 'result'
+    data: str  # name of the array that a reconstruction starts from
     shape: tuple[int, ...]  # (slices, coils, height, width) of k-space, (slices, height, width) of images
     dtype: str
     contrast: str  # the attribute `acquisition`, else from an M4Raw file name, else 'unknown'
@@ -74,11 +76,6 @@ class Volume:
         height, width = (self.target_shape or self.shape)[-2:]
         return height, width
 
-    @property
-    def data(self) -> str:
-        """Name of the array that a reconstruction starts from."""
-        return DATA_NAMES[self.layout]
-
 
 class Reader(Protocol):
     """A file format. A new one is a class like this and a line in `readers.READERS`; it is pickled to worker processes.
@@ -88,14 +85,14 @@ class Reader(Protocol):
 
     suffixes: tuple[str, ...]
 
-    def describe(self, path: str, layout: str | None = None) -> Volume:
+    def describe(self, path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:
         """Read the headers of a file (see `describe_arrays`); raises `UserError` if it cannot be used."""
 
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Read a slice of an array as stored, from any thread; raises `UserError` if it cannot be read.
+        """Read a slice ([coils,] height, width) of an array, from any thread; raises `UserError` if it cannot be read.
 
-        The file is unchanged since it was described. `out` is C-contiguous memory that may be read into and returned,
-        if its shape and dtype are those of the slice.
+        The file is unchanged since it was described, and stored as it was described to be. `out` is C-contiguous memory
+        that may be read into and returned, if its shape and dtype are those of the slice.
         """
 
     def write_like(self, source: str, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
@@ -106,19 +103,25 @@ class Reader(Protocol):
 
 
 def describe_arrays(
-    path: str, arrays: Mapping[str, Any], attributes: Mapping[str, Any], layout: str | None = None
+    path: str,
+    arrays: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    layout: str | None = None,
+    storage: Storage = NATIVE,
 ) -> Volume:
     """Describe a volume by its arrays, which have `shape` and `dtype`, and its attributes `max` and `acquisition`.
 
-    `layout` is 'kspace' or 'paired' if one is needed; by default the first that the file has. Raises `UserError` if an
-    array is missing, or its shape or dtype is not that of the layout.
+    `layout` is 'kspace' or 'paired' if one is needed; by default the first that the file has. The arrays go by the
+    names of `storage`, their axes are in order. Raises `UserError` if an array is missing, or its shape or dtype is not
+    that of the layout.
     """
-    layout = layout or next((one for one, name in DATA_NAMES.items() if name in arrays), None)
-    if layout is None or DATA_NAMES[layout] not in arrays:
-        needed = "kspace` nor `input" if layout is None else DATA_NAMES[layout]
+    names = DATA_NAMES | {"kspace": storage.kspace, "paired": storage.input}
+    layout = layout or next((one for one, name in names.items() if name in arrays), None)
+    if layout is None or names[layout] not in arrays:
+        needed = f"{names['kspace']}` nor `{names['paired']}" if layout is None else names[layout]
         found = ", ".join(f"`{name}`" for name in sorted(arrays)) or "no data set at all"
-        raise UserError(f"{path}: has no data set `{needed}`, found: {found}")
-    name, kspace = DATA_NAMES[layout], layout == "kspace"
+        raise UserError(f"{path}: has no data set `{needed}`, found: {found} (config.data.names says which is which)")
+    name, kspace = names[layout], layout == "kspace"
     label, shape = f"{path}: `{name}`", tuple(map(int, arrays[name].shape))
     if kspace:
         _expect_array(label, arrays[name], "c", len(shape) in (3, 4), "(slices, coils, height, width)")
@@ -126,7 +129,8 @@ def describe_arrays(
     else:
         _expect_array(label, arrays[name], "fciu", len(shape) == 3, "(slices, height, width)")
     expect(0 not in shape, f"{label} has shape {shape}", "at least one sample along each axis")
-    target = next((one for one in TARGET_NAMES[layout] if one in arrays), None)
+    candidates = (storage.target,) if storage.target else TARGET_NAMES[layout]
+    target = next((one for one in candidates if one in arrays), None)
     if target:
         size = tuple(arrays[target].shape)
         fits = len(size) == 3 and size[0] == shape[0] if kspace else size == shape
@@ -134,14 +138,16 @@ def describe_arrays(
         expected = slices if kspace else f"{shape}, the shape of `input`"
         _expect_array(f"{path}: `{target}`", arrays[target], "fciu", fits, expected)
     stored_mask = None
-    if kspace and "mask" in arrays:
-        stored_mask = _shape_mask(f"{path}: `mask`", np.nan_to_num(arrays["mask"]) != 0, shape)  # NaN keeps nothing
+    if kspace and (mask := arrays.get(storage.mask)) is not None:
+        stored_mask = _shape_mask(f"{path}: `{storage.mask}`", np.nan_to_num(mask) != 0, shape)  # NaN keeps nothing
+        stored_mask = np.fft.fftshift(stored_mask, (1, 2)) if storage.shifted else stored_mask
     maximum = attributes.get("max")
     m4raw = _M4RAW_NAME.search(Path(path).stem)
     contrast = attributes.get("acquisition", m4raw.group(1) if m4raw else "unknown")
     return Volume(
         path=path,
         layout=layout,
+        data=name,
         shape=shape,
         dtype=str(arrays[name].dtype),
         contrast=contrast.decode() if isinstance(contrast, bytes) else str(contrast),

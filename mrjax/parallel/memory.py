@@ -86,7 +86,7 @@ def out_of_memory_error(
         advice.append(f"config.grad_accumulation_steps = {config.grad_accumulation_steps * factor}")
     if not config.remat:
         advice.append("config.remat = True")
-    if config.precision == "float32":
+    if config.precision != "bfloat16":
         advice.append("config.precision = 'bfloat16'")
     if mesh.size > 1 and mesh.shape["model"] == 1:
         advice.append("a larger second number of config.mesh, which splits the parameters")

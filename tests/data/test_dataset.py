@@ -1,13 +1,22 @@
 """Examples of slices: coils, sizes, stored masks, adjacent slices."""
 
+import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
-from conftest import read_array, read_example, rss, write_pair, write_scan
+import pytest
+from conftest import coil_images, read_array, read_example, rss, to_kspace, write_pair, write_scan
 from test_loader import dataset, draw, positions
 
-from mrjax.data import hdf5, readers
+from mrjax.config import defaults
+from mrjax.data import hdf5, readers, splits
+from mrjax.data.buckets import bucket_by_size
 from mrjax.data.dataset import ExampleIndices, SliceDataset
+from mrjax.errors import UserError
+from mrjax.mri.acquire import Acquisition
+from mrjax.mri.augment import Augment
+from mrjax.mri.tasks import TASKS, training_keys
 
 
 def test_pairs_are_read_as_stored(tmp_path: Path) -> None:
@@ -59,3 +68,30 @@ def test_example_indices_come_in_the_order_of_the_examples(scans: Path) -> None:
         assert np.array_equal(batch["index"], number["index"])
     assert numbers[0]["example"].dtype == np.int32
     assert numbers[0]["bucket"].tolist() == [3] * 4
+
+
+@pytest.mark.parametrize("image_size", [(), (32, 32)])
+def test_stored_masks_of_several_widths_are_the_masks_of_the_examples(tmp_path: Path, image_size) -> None:
+    config, masks = defaults(), {}
+    for width in (32, 40):
+        masks[width] = np.random.default_rng(width).random(width) < 0.5
+        kspace = to_kspace(coil_images(2, 2, 32, width))
+        hdf5.write(tmp_path / f"{width}.t5", {"kspace": kspace, "mask": masks[width]})
+    config.acquisition.mask, config.data.image_size = "stored", image_size
+    volumes = splits.describe_split(config, readers.find(str(tmp_path)))
+    task = TASKS["kspace"](Acquisition(**config.acquisition), Augment(**config.augment))
+    for source in bucket_by_size(config.data, volumes):
+        examples = [read_example(source, number) for number in range(len(source))]
+        for example in examples:
+            mask = masks[volumes[int(example["volume"])].data_shape[1]]
+            assert np.array_equal(example["mask"][0], mask[4:36] if image_size and len(mask) == 40 else mask)
+        batch = jax.tree.map(lambda *x: np.stack(x), *examples)
+        made = jax.eval_shape(task, batch, training_keys(0, np.arange(len(examples))))
+        assert made.mask.shape == (len(examples), *source.spec["mask"][0])
+
+
+def test_a_stored_mask_of_another_width_cannot_follow_a_crop_of_the_image(tmp_path: Path) -> None:
+    hdf5.write(tmp_path / "a.t5", {"kspace": to_kspace(coil_images(2, 2, 32, 40)), "mask": np.arange(40) % 2})
+    volume = dataclasses.replace(readers.describe(str(tmp_path / "a.t5")), undersampled=False)
+    with pytest.raises(UserError, match=r"`mask` has shape \(1, 40\), .*resize = 'kspace'"):
+        SliceDataset([volume], (32, 32), "image")

@@ -11,6 +11,7 @@ from test_loader import describe
 
 from mrjax.data import checks, hdf5, loader, readers
 from mrjax.data.dataset import SliceDataset
+from mrjax.data.storage import NATIVE, Storage
 from mrjax.data.volume import Volume, describe_arrays
 from mrjax.errors import UserError
 
@@ -31,9 +32,9 @@ class NpyFolderReader:
 
     suffixes: tuple[str, ...] = (".npyd",)
 
-    def describe(self, path: str, layout: str | None = None) -> Volume:
+    def describe(self, path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:
         arrays = {file.stem: np.load(file, mmap_mode="r") for file in Path(path).glob("*.npy")}
-        return describe_arrays(path, arrays, {}, layout)
+        return describe_arrays(path, arrays, {}, layout, storage)
 
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
         return np.load(Path(path) / f"{name}.npy", mmap_mode="r")[index]

@@ -25,18 +25,25 @@ def test_a_stored_mask_is_applied(tmp_path: Path) -> None:
 
 def test_bad_files_raise_or_are_left_out_and_logged(scans: Path, caplog: pytest.LogCaptureFixture) -> None:
     (scans / "train" / "bad.t5").write_text("nothing")
-    kspace = to_kspace(coil_images(3, 2, 32, 32))
-    kspace[0] = 0
-    hdf5.write(scans / "train" / "edge.t5", {"kspace": kspace})
     with pytest.raises(UserError, match=r"bad\.t5: is not an HDF5 file.*on_bad_file='skip'"):
         describe(scans / "train")
     with caplog.at_level(logging.WARNING, "mrjax"):
         kept = describe(scans / "train", **SKIP)
-    assert [v.name for v in kept] == ["0_T101", "1_T101", "2_T101", "edge"]
-    assert kept[-1].empty == (0,)
+    assert [v.name for v in kept] == ["0_T101", "1_T101", "2_T101"]
     assert "bad.t5" in caplog.text
-    assert "edge.t5" in caplog.text
-    assert len(SliceDataset(kept, (32, 32))) == 14
+
+
+def test_empty_slices_are_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kspace = to_kspace(coil_images(3, 2, 32, 32))
+    kspace[0] = 0
+    hdf5.write(tmp_path / "edge.t5", {"kspace": kspace})
+    with caplog.at_level(logging.WARNING, "mrjax"):
+        (kept,) = describe(tmp_path)
+    assert SliceDataset([kept], (32, 32)).positions == [(0, 1), (0, 2)]
+    assert "edge.t5: nothing but zeros in slice 0, training and evaluation leave them out" in caplog.text
+    hdf5.write(tmp_path / "edge.t5", {"kspace": 0 * kspace})
+    with pytest.raises(UserError, match="holds nothing but zeros"):
+        describe(tmp_path)
 
 
 def test_undersampled_files_with_an_empty_slice_are_no_targets(scans: Path) -> None:

@@ -1,0 +1,99 @@
+"""How files store their arrays: names, order of the axes, complex numbers, origin of k-space."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+AXES = "slices,coils,height,width"
+# Folders side by side whose files of one name belong together: of what a reconstruction starts from, of targets.
+PARALLEL_FOLDERS = (("kspace", "image"), ("input", "target"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """What a config says of its files; the defaults are those of the .t5 file.
+
+    A data set in a group goes by its path, as in `scan/kspace`. `target` is '' for the first of `volume.TARGET_NAMES`.
+    """
+
+    kspace: str = "kspace"
+    input: str = "input"
+    target: str = ""
+    mask: str = "mask"
+    axes: str = AXES  # of arrays as their program shows them; images lack the coils, one slice may lack its axis
+    shifted: bool = False  # whether k-space begins with frequency zero, as `np.fft.fft2` of an image does
+
+
+NATIVE = Storage()
+
+
+class Arrangement(NamedTuple):
+    """The way from a slice as stored to ([coils,] height, width), real or complex."""
+
+    order: tuple[int, ...]  # of the stored slice's axes
+    parts: tuple[str, ...]  # names of real and imaginary part in a compound
+    dtype: np.dtype  # of the result
+    shifted: bool  # see `Storage`
+    columns: slice  # those that the scanner measured
+
+    def apply(self, data: np.ndarray) -> np.ndarray:
+        """Arrange a slice; the result is C-contiguous."""
+        data = data.transpose(self.order)
+        if self.parts:
+            data = np.stack([data[part] for part in self.parts], -1)
+        if data.dtype.kind != "c" and self.dtype.kind == "c":
+            real = np.ascontiguousarray(data, self.dtype.type().real.dtype)
+            data = real.view(self.dtype)[..., 0]
+        if self.shifted:
+            # fft2 of an image with its origin in the middle, not at its first pixel.
+            rows, columns = (np.exp(2j * np.pi * (n // 2) / n * np.arange(n)) for n in data.shape[-2:])
+            data = np.fft.fftshift(data * np.outer(rows, columns).astype(self.dtype), (-2, -1))
+        data = np.ascontiguousarray(data)
+        if self.columns != slice(None):
+            data[..., : self.columns.start] = data[..., self.columns.stop :] = 0
+        return data
+
+
+def name_axes(shape: Sequence[int], kind: str, storage: Storage, *, coils: bool, matlab: bool) -> list[str]:
+    """Name the stored axes of an array of a dtype's kind; [] if there are too few or too many.
+
+    A real array whose last axis has length 2 holds complex numbers (the axis `parts`). MATLAB writes axes in reverse.
+    """
+    order = storage.axes.split(",")
+    shown = list(shape[::-1] if matlab else shape)
+    pairs = ["parts"] if kind in "fiu" and len(shown) > 2 and shown[-1] == 2 else []
+    forms = [order, [axis for axis in order if axis != "coils"]][0 if coils else 1 :]
+    forms += [] if coils else [[axis for axis in order if axis in ("height", "width")]]
+    names = next((form for form in forms if len(form) == len(shown) - len(pairs)), None)
+    named = [] if names is None else names + pairs
+    return named[::-1] if matlab else named
+
+
+def complex_parts(dtype: np.dtype) -> tuple[str, ...]:
+    """Return the names of real and imaginary part of a compound of two real numbers; () if it is none."""
+    names = dtype.names or ()
+    if len(names) != 2 or any(dtype[name].kind not in "fiu" or dtype[name].shape for name in names):
+        return ()
+    first, second = (name.lower() for name in names)
+    return names[::-1] if first.startswith("i") and not second.startswith("i") else names
+
+
+def complex_dtype(real: np.dtype) -> np.dtype:
+    """Return complex128 for float64 and longer integers, else complex64."""
+    return np.result_type(real, np.complex64)
+
+
+def parallel_file(path: str, *, of_target: bool = False) -> str | None:
+    """Return the file with the target of this one in a parallel folder, or the reverse; None if there is none."""
+    parts = Path(path).parts
+    for pair in PARALLEL_FOLDERS:
+        old, new = pair[::-1] if of_target else pair
+        if old in parts[:-1]:
+            place = len(parts) - 2 - parts[-2::-1].index(old)
+            other = Path(*parts[:place], new, *parts[place + 1 :])
+            if other.is_file():
+                return str(other)
+    return None
