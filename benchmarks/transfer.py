@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import tqdm
 from absl import flags
 from matplotlib.figure import Figure
 
@@ -62,7 +63,7 @@ def measure(volumes: heads.Volumes, workdirs: list[str]) -> tuple[Scores, dict[s
     scores: Scores = {}
     shown: dict[str, Images] = {}
     for acceleration, of_heads in volumes.items():
-        for head, volume in of_heads.items():
+        for head, volume in tqdm.tqdm(of_heads.items(), f"{acceleration}x", unit="head", disable=None):
             of_head = scores.setdefault(acceleration, {}).setdefault(head, {})
             for name, method in methods.items():
                 method.config.batch_size = volume.slices  # no slice is added to fill a batch
