@@ -36,6 +36,7 @@ instead. Each script also runs by itself, with `--help` and `--json=FILE`:
     python -m benchmarks.fit --config=configs/unet.py --target=h100    # compiled for devices that are not here
     python -m benchmarks.quality      # PSNR and SSIM beside compressed sensing and fastMRI's U-Net; 40 minutes
     python -m benchmarks.denoising    # denoising learnt with and without clean images; half an hour
+    python -m benchmarks.transfer --train=250    # real heads, by networks that saw the demo data only; half an hour
 
 `make bench-packages` installs the packages we compare with. `fit` needs compilers that `make aot-packages` installs in
 an environment of their own, where `make bench` finds them. Times are medians, with the first and third quartile in
@@ -323,7 +324,7 @@ def main(_: list[str]) -> None:
     outcomes = []
     readme = Path(values.readme or f"benchmarks/{'README' if backend == 'cpu' else backend}.md")
     before = readme.read_text() if readme.exists() else ""
-    sections = (before.find(f"## {name}\n") for name in ("quality", "denoising"))
+    sections = (before.find(f"## {name}\n") for name in ("quality", "denoising", "transfer"))
     kept = before[min((position for position in sections if position >= 0), default=len(before)) :]
     with tempfile.TemporaryDirectory() as folder:
         for run in runs(backend):

@@ -12,7 +12,7 @@ import pytest
 from conftest import PEERS, ROOT
 from matplotlib.image import imread
 
-from benchmarks import denoising, quality, report, tables
+from benchmarks import denoising, heads, quality, report, tables, transfer
 from mrjax import demo
 from mrjax.errors import UserError
 
@@ -162,7 +162,35 @@ def test_denoising_trains_and_scores_every_network(tmp_path: Path, monkeypatch: 
     check_quality_script("denoising", tmp_path)
 
 
-SCRIPTS = sorted({run.script for run in tables.runs("cpu")} | {"tables", "quality", "denoising"})
+@pytest.mark.slow
+@pytest.mark.peer
+def test_transfer_scores_every_method_on_the_same_undersampled_heads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path
+) -> None:
+    small = [head._replace(size=(32, 32), coils=coils) for coils, head in enumerate(heads.HEADS[-2:], 1)]
+    monkeypatch.setattr(heads, "HEADS", small)
+    monkeypatch.setattr(transfer, "PICTURED", (0, 1))
+    volumes = heads.write(tmp_path, tmp_path / "none.mat")
+    assert [volume.undersampled for of_heads in volumes.values() for volume in of_heads.values()] == [True] * 4
+    scores, shown = transfer.measure(volumes, [str(trained)])
+    table = transfer.score_table(8, scores[8])
+    assert table.columns == ["head", transfer.ZERO_FILLED, str(trained), transfer.COMPRESSED_SENSING]
+    assert [row[0] for row in table.rows] == [*(head.name for head in small), "mean"]
+    assert all(of[transfer.COMPRESSED_SENSING] != of[str(trained)] for of in scores[8].values())
+    transfer.draw(str(tmp_path / "heads.png"), shown, scores)
+    assert (tmp_path / "heads.png").exists()
+
+
+def test_transfer_counts_the_heads_on_which_a_network_is_worse() -> None:
+    psnr = {transfer.ZERO_FILLED: 20.0, transfer.COMPRESSED_SENSING: 24.0}
+    scores = {
+        4: {name: {m: {"psnr": p} for m, p in (psnr | {"net": net}).items()} for name, net in (("a", 19), ("b", 27))}
+    }
+    ((*_, mean, least, worse),) = transfer.difference_table(scores, ["net"]).rows
+    assert (mean, least, worse) == ("-1.00", "-5.00", "1 of 2")
+
+
+SCRIPTS = sorted({run.script for run in tables.runs("cpu")} | {"tables", "quality", "denoising", "transfer"})
 
 
 def test_scripts_import_no_package_that_make_test_does_not_install() -> None:
