@@ -196,8 +196,8 @@ def flat(config: ConfigDict) -> dict[str, Any]:
     return flatten_dict(config.to_dict(), sep=".")
 
 
-def check_flags(argv: list[str]) -> None:
-    """Raise a `UserError` for --config flags that name no file or no known field."""
+def check_flags(argv: list[str], *, required: bool = True) -> None:
+    """Raise a `UserError` for --config flags that name no file or no known field, or for none if one is required."""
     config = None
     for flag, value in zip(argv, [*argv[1:], ""], strict=False):
         name, _, given = flag.lstrip("-").partition("=")
@@ -205,9 +205,11 @@ def check_flags(argv: list[str]) -> None:
             config = given or value
             if not os.path.isfile(config):
                 raise UserError(f"--config is {config!r}: no such file, expected e.g. configs/unet.py")
-        elif flag.startswith("-") and name.startswith("config.") and name[7:] not in (known := fields()):
-            raise _unknown(name[7:], known)
-    if config is None and not any(flag.lstrip("-").startswith("help") for flag in argv):
+        elif flag.startswith("-") and name.startswith("config."):
+            required = True
+            if name[7:] not in (known := fields()):
+                raise _unknown(name[7:], known)
+    if required and config is None and not any(flag.lstrip("-").startswith("help") for flag in argv):
         raise UserError("--config is missing, expected the file of an experiment: --config=configs/unet.py")
 
 
