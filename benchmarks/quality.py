@@ -21,7 +21,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ from benchmarks import scoring
 from benchmarks.programs import disable_augmentation
 from benchmarks.report import Table, page_section, publish, replace_section, require_packages
 from mrjax import cli, demo, experiment
-from mrjax.baselines.compressed_sensing import CompressedSensing
+from mrjax.baselines import CompressedSensing, ZeroFilling
 from mrjax.config import defaults
 from mrjax.data import hdf5, resize
 from mrjax.data.files import replacing, write_json
@@ -162,17 +162,6 @@ def keep_first(file: Path, value: float) -> float:
     if not file.exists():
         write_json(file, value)
     return float(json.loads(file.read_text()))
-
-
-class ZeroFilling(nn.Module):
-    """A model without parameters that returns the zero-filled image."""
-
-    input_names: ClassVar[tuple[str, ...]] = ("image",)
-
-    @nn.compact
-    def __call__(self, image: jax.Array) -> jax.Array:
-        """Return the image, (batch, height, width, 1), unchanged."""
-        return image
 
 
 def pytorch_network(seed: int) -> Method:

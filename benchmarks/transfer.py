@@ -9,7 +9,6 @@ T1-, T2- and T2*-weighted. All methods reconstruct the same files, undersampled 
 8x (4 %), as `mrjax.reconstruct` does, which keeps the measured samples. Metrics are over volumes, as fastMRI's.
 """
 
-import dataclasses
 import logging
 import statistics
 import subprocess
@@ -24,15 +23,11 @@ from matplotlib.figure import Figure
 
 from benchmarks import heads
 from benchmarks.report import Table, page_section, publish, replace_section, require_packages
-from mrjax import cli, train_step
-from mrjax.baselines.compressed_sensing import CompressedSensing
+from mrjax import cli
 from mrjax.config import defaults
 from mrjax.data.files import replacing
-from mrjax.experiment import make_recipe
 from mrjax.inference import Inference
 from mrjax.measures.evaluator import Images, score_volume
-from mrjax.mri.tasks import as_measured
-from mrjax.parallel import sharding
 
 ZERO_FILLED, COMPRESSED_SENSING, TARGET = "zero-filled", "compressed sensing", "fully sampled"
 PICTURED = (1, 9)  # of `heads.HEADS`
@@ -48,18 +43,10 @@ def train(workdir: str, steps: int) -> None:
     subprocess.run(command, check=True)
 
 
-def make_compressed_sensing() -> Inference:
-    """Return compressed sensing in the place of a network, at the size of each file."""
-    config, mesh = defaults(), sharding.make_mesh()
-    recipe = dataclasses.replace(make_recipe(config, mesh), model=CompressedSensing(), task=as_measured)
-    predict = train_step.jit_predict(recipe)
-    return Inference(config, {}, mesh, {}, predict, predict)
-
-
 def measure(volumes: heads.Volumes, workdirs: list[str]) -> tuple[Scores, dict[str, Images]]:
     """Score every method on every head; also returns the images of each head's middle slice at 4x, by method."""
     methods = {workdir: Inference.restore(workdir) for workdir in workdirs}
-    methods[COMPRESSED_SENSING] = make_compressed_sensing()
+    methods[COMPRESSED_SENSING] = Inference.from_method("cs", defaults())
     scores: Scores = {}
     shown: dict[str, Images] = {}
     for acceleration, of_heads in volumes.items():

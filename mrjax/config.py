@@ -221,8 +221,8 @@ def check_fields(argv: list[str]) -> None:
             raise _unknown(name[7:], known)
 
 
-def check_flags(argv: list[str]) -> None:
-    """Raise a `UserError` for --config flags that name no file or no known field."""
+def check_flags(argv: list[str], *, required: bool = True) -> None:
+    """Raise a `UserError` for --config flags that name no file or no known field, or for none if one is required."""
     config = None
     for flag, value in zip(argv, [*argv[1:], ""], strict=False):
         name, _, given = flag.lstrip("-").partition("=")
@@ -231,7 +231,8 @@ def check_flags(argv: list[str]) -> None:
             if not os.path.isfile(config):
                 raise UserError(f"--config is {config!r}: no such file, expected e.g. configs/unet.py")
     check_fields(argv)
-    if config is None and not any(flag.lstrip("-").startswith("help") for flag in argv):
+    required |= any(flag.lstrip("-").startswith("config.") for flag in argv)
+    if required and config is None and not any(flag.lstrip("-").startswith("help") for flag in argv):
         raise UserError("--config is missing, expected the file of an experiment: --config=configs/unet.py")
 
 

@@ -1,12 +1,19 @@
 """Evaluate a checkpoint over a split: volume metrics, beside those of the corrupted (zero-filled) input.
 
     python -m mrjax.evaluate --workdir=runs/unet --split=test [--data=FOLDER]
+    python -m mrjax.evaluate --workdir=runs/unet --method=cs --split=test
+    python -m mrjax.evaluate --method=cs --data=FOLDER --output=cs.json [--config=configs/unet.py --config.FIELD=VALUE]
+
+A method that needs no training (zero_filled, sense or cs: compressed sensing) is evaluated on the files and masks of a
+run, so that the tables compare, or without a run as a config says.
 
 Metrics are over whole volumes, with the volume's maximum as data range (fastMRI's evaluate.py), on each file's own grid
 and in its units, whatever size the network works at. The table is printed, and written with a row for every volume to
-<workdir>/metrics.json, or metrics-<split>.json, or metrics-<name>-<hash of its path>.json for --data.
+<workdir>/metrics.json, or metrics-<split>.json, or metrics-<name>-<hash of its path>.json for --data, or for a method
+metrics-<method>[...].json; or to the file --output.
 """
 
+import functools
 import logging
 import zlib
 from pathlib import Path
@@ -15,41 +22,48 @@ import tqdm
 from absl import flags
 
 from mrjax import cli
+from mrjax.config import check_flags
 from mrjax.data import readers, splits
 from mrjax.data.files import write_json
-from mrjax.inference import Inference
+from mrjax.errors import expect
+from mrjax.inference import define_flags, from_flags
 from mrjax.measures import evaluator
 
 logger = logging.getLogger("mrjax.evaluate")
 _INPUTS = {"kspace": "zero-filled", "paired": "input", "denoise": "one scan", "noise2noise": "one scan"}
-_NETWORKS = {"unet": "U-Net", "unet_dc": "U-Net + DC", "varnet": "VarNet"}
+_LABELS = {"unet": "U-Net", "unet_dc": "U-Net + DC", "varnet": "VarNet"}
+_LABELS |= {"zero_filled": "zero-filled", "sense": "SENSE", "cs": "compressed sensing"}
 
 
 def main(_: list[str]) -> None:
     """Restore, evaluate, print, write."""
-    workdir, split, data = flags.FLAGS.workdir, flags.FLAGS.split, flags.FLAGS.data
-    inference = Inference.restore(workdir, flags.FLAGS.data_consistency)
-    config, step = inference.config, inference.progress["step"]
+    values = flags.FLAGS
+    split, data = values.split, values.data
+    needed = "a file for the metrics where there is no --workdir"
+    expect(values.output or values.workdir or not values.method, "--output is not given", needed)
+    inference = from_flags()
+    config, method = inference.config, values.method
     paths = readers.find(data) if data else splits.find_split(config.data, split)
     volumes = splits.describe_split(config, paths)
-    logger.info("%s: step %d, %s", workdir, step, splits.fingerprint(volumes))
+    logger.info("%s: %s", inference.source, splits.fingerprint(volumes))
     rows = []
     for volume in tqdm.tqdm(volumes, unit="volume", disable=None):
         rows.append(evaluator.describe(volume) | evaluator.score_volume(inference.reconstruct(volume), volume))
-    labels = (_INPUTS.get(config.task, "corrupted"), _NETWORKS.get(config.model.name, config.model.name))
-    print(evaluator.table(rows, labels))
+    name = method or config.model.name
+    print(evaluator.table(rows, (_INPUTS.get(config.task, "corrupted"), _LABELS.get(name, name))))
     suffix = "" if split == "test" else f"-{split}"
     if data:
         suffix = f"-{Path(data).stem}-{zlib.crc32(str(Path(data).resolve()).encode()):08x}"
-    file = Path(workdir) / f"metrics{suffix}.json"
-    result = {"split": split, "data": data, "step": step, "data_range": "maximum of the volume"}
+    of_method = f"-{method}" if method else ""
+    file = Path(values.output or Path(values.workdir) / f"metrics{of_method}{suffix}.json")
+    result = {"split": split, "data": data, **inference.source, "data_range": "maximum of the volume"}
     write_json(file, result | {"summary": evaluator.summarise(rows), "volumes": rows})
     logger.info("written: %s", file)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "of a run of mrjax.main", required=True)
+    define_flags()
     flags.DEFINE_enum("split", "test", ["train", "val", "test"], "which of the run's data to evaluate")
     flags.DEFINE_string("data", None, "instead of a split: a folder, glob or file")
-    flags.DEFINE_bool("data_consistency", True, "keep the measured samples of k-space in the reconstruction")
-    cli.run(main, one_process=True)
+    flags.DEFINE_string("output", None, "file for the metrics; by default in the workdir")
+    cli.run(main, functools.partial(check_flags, required=False), one_process=True)

@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
     weights = to_fastmri(config.model.name, config.model, jax.device_get(inference.params))
     weight_files.write(flags.FLAGS.output, weights)
     size = f"{config.model.name} of {config.model.channels} channels and {config.model.levels} levels"
-    logger.info("written: %s, %s, step %d", flags.FLAGS.output, size, inference.progress["step"])
+    logger.info("written: %s, %s, step %d", flags.FLAGS.output, size, inference.source["step"])
     logger.info("its images are normalised by config.normalise = %r", config.normalise)
 
 

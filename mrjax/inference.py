@@ -1,33 +1,38 @@
-"""A checkpoint applied to volumes: restored from its workdir alone, at each file's own grid and in its units."""
+"""A checkpoint, or a method that needs none, applied to volumes: at each file's own grid and in its units."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh
 from jax.stages import Wrapped
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from mrjax import checkpoint, train_step
+from mrjax import config as configs
+from mrjax.baselines import METHODS as BASELINES
 from mrjax.data import loader, readers, resize, splits
 from mrjax.data.dataset import SliceDataset
 from mrjax.data.volume import Volume
+from mrjax.errors import expect
 from mrjax.experiment import abstract_state, make_recipe
 from mrjax.measures.evaluator import METHODS
 from mrjax.mri.fourier import magnitude_host
 from mrjax.mri.grid import Grid
 from mrjax.mri.tasks import as_measured
 from mrjax.parallel import sharding
+from mrjax.train_step import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-    """A checkpoint ready for use."""
+    """A checkpoint, or a method of `baselines.METHODS`, ready for use."""
 
-    config: ConfigDict  # of the run that made it, image size included
-    progress: dict[str, Any]  # its step and validation scores
+    config: ConfigDict  # of the run that made the checkpoint, image size included; or how files are undersampled
+    source: dict[str, Any]  # {"step": of the checkpoint} or {"method": name}
     mesh: Mesh
-    params: Any  # the network's, or their average where the run kept one
+    params: Any  # the network's, or their average where the run kept one; a method has none
     predict: Wrapped  # `train_step.predict` of (params, batch), which simulates the task's corruption
     predict_measured: Wrapped  # the same for files that are corrupted already
 
@@ -46,8 +51,28 @@ class Inference:
         if config.task != "paired":
             keep = data_consistency and config.task not in splits.REPETITION_TASKS
             recipe = dataclasses.replace(recipe, grid=Grid(tuple(config.data.image_size), config.data.resize, keep))
+        return cls._compile(config, {"step": progress["step"]}, params, recipe)
+
+    @classmethod
+    def from_method(cls, name: str, config: ConfigDict, weight: float | None = None) -> "Inference":
+        """Take a method of `baselines.METHODS` in the place of a network, with a weight of its own if one is given.
+
+        The config says how fully sampled files are undersampled. Raises a `UserError` if it is of images, not k-space.
+        """
+        configs.check(config)
+        expect(config.task != "paired", f"--method={name} with config.task = 'paired'", "a task on k-space")
+        expect(weight is None or name != "zero_filled", "--weight is given with --method=zero_filled", "sense or cs")
+        config = config.copy_and_resolve_references()
+        # One slice a device at a time: ESPIRiT's projections are coils^2 images.
+        config.batch_size, config.normalise, config.data.adjacent_slices = 1, "slice", 0
+        model = BASELINES[name]() if weight is None else BASELINES[name](weight=weight)
+        recipe = dataclasses.replace(make_recipe(config, sharding.make_mesh()), model=model)
+        return cls._compile(config, {"method": name}, {}, recipe)
+
+    @classmethod
+    def _compile(cls, config: ConfigDict, source: dict[str, Any], params: Any, recipe: Recipe) -> "Inference":
         predict_measured = train_step.jit_predict(dataclasses.replace(recipe, task=as_measured))
-        return cls(config, progress, mesh, params, train_step.jit_predict(recipe), predict_measured)
+        return cls(config, source, recipe.mesh, params, train_step.jit_predict(recipe), predict_measured)
 
     def reconstruct(self, volume: Volume) -> dict[str, np.ndarray]:
         """Reconstruct all slices of a volume.
@@ -97,3 +122,26 @@ class Inference:
         if volume.target and self.config.task not in splits.REPETITION_TASKS:
             return np.abs(readers.read_slices(volume.path, volume.target, volume.slices)).astype(np.float32)
         return None
+
+
+def define_flags() -> None:
+    """Define the flags that `from_flags` reads."""
+    flags.DEFINE_string("workdir", None, "of a run of mrjax.main")
+    flags.DEFINE_enum("method", None, list(BASELINES), "in the place of a network; with --workdir by the run's config")
+    flags.DEFINE_float("weight", None, "of --method=cs or sense, instead of the one chosen by the noise", 0)
+    flags.DEFINE_bool("data_consistency", True, "whether a network's reconstruction keeps the measured samples")
+    config_flags.DEFINE_config_file("config", None, "for --method without --workdir, instead of the defaults")
+
+
+def from_flags() -> Inference:
+    """Restore the checkpoint of --workdir, or take --method; a `UserError` for flags that do not fit one another."""
+    values = flags.FLAGS
+    workdir, method, config = values.workdir, values.method, values.config
+    expect(workdir or method, "neither --workdir nor --method is given", "a run of mrjax.main, or a method")
+    expect(method or values.weight is None, "--weight is given without --method", "the method it is for")
+    expect(not (workdir and config), "--config is given beside --workdir", "one of them: a run has a config")
+    if not method:
+        return Inference.restore(workdir, values.data_consistency)
+    if workdir:
+        config = Inference.restore(workdir).config
+    return Inference.from_method(method, config or configs.defaults(), values.weight)

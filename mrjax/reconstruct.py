@@ -1,6 +1,11 @@
-"""Reconstruct files with a checkpoint: for each a .t5 with the reconstruction and a picture of it.
+"""Reconstruct files with a checkpoint, or without any: for each a .t5 with the reconstruction and a picture of it.
 
     python -m mrjax.reconstruct --workdir=runs/unet --input=scan.t5 --output=out
+    python -m mrjax.reconstruct --method=cs --input=scan.t5 --output=out
+
+The methods that need no training are zero_filled; sense (CG-SENSE, Pruessmann et al., 2001); and cs, compressed sensing
+by total variation (Lustig et al., 2007). Sensitivities are ESPIRiT's; the weight of the regularisation is chosen by the
+noise of the file, or is --weight.
 
 Fully sampled k-space is undersampled as in training first, to show what would have come of a shorter scan; k-space that
 is undersampled already (a stored `mask`, or samples left out) is taken as it is. A target is used for the metrics and
@@ -9,6 +14,7 @@ repetitions in the file's folder; a scan without other repetitions is taken as i
 """
 
 import collections
+import functools
 import logging
 from pathlib import Path
 
@@ -16,9 +22,10 @@ import numpy as np
 from absl import flags
 
 from mrjax import cli
+from mrjax.config import check_flags
 from mrjax.data import checks, plausibility, readers, repetitions, splits
 from mrjax.errors import UserError, expect
-from mrjax.inference import Inference
+from mrjax.inference import Inference, define_flags, from_flags
 from mrjax.measures import evaluator
 from mrjax.report import figures
 
@@ -27,10 +34,11 @@ logger = logging.getLogger("mrjax.reconstruct")
 
 def main(_: list[str]) -> int:
     """Reconstruct every file of --input; the exit status is 1 if one could not be."""
-    inference = Inference.restore(flags.FLAGS.workdir, flags.FLAGS.data_consistency)
+    inference = from_flags()
     paths, output = readers.find(flags.FLAGS.input), Path(flags.FLAGS.output)
-    size = "x".join(map(str, inference.config.data.image_size)) or "each file's own number of"
-    logger.info("%s: step %d, trained at %s pixels", flags.FLAGS.workdir, inference.progress["step"], size)
+    if step := inference.source.get("step"):
+        size = "x".join(map(str, inference.config.data.image_size)) or "each file's own number of"
+        logger.info("%s: step %d, trained at %s pixels", flags.FLAGS.workdir, step, size)
     require_free_names(paths, output)
     status = 0
     for path in paths:
@@ -80,8 +88,8 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
     images = inference.reconstruct(volume)
     scores = evaluator.score_volume(images, volume)
     after, result, file = scores.get("reconstruction", {}), images["reconstruction"], output / f"{volume.name}.t5"
-    attributes = {"max": result.max(), "norm": np.linalg.norm(result), "mrjax_step": inference.progress["step"]}
-    attributes |= {f"mrjax_{name.lower()}": value for name, value in after.items()}
+    attributes = {"max": result.max(), "norm": np.linalg.norm(result)}
+    attributes |= {f"mrjax_{name.lower()}": value for name, value in (inference.source | after).items()}
     readers.reader_for(path).write_like(path, file, {"reconstruction": result}, attributes)
     middle = volume.slices // 2
     panel = {name: image[middle] for name, image in images.items()}
@@ -93,8 +101,7 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "of a run of mrjax.main", required=True)
+    define_flags()
     flags.DEFINE_string("input", None, "a .t5, .h5, .hdf5 or .mat file, a folder or a glob of them", required=True)
     flags.DEFINE_string("output", None, "folder for the results", required=True)
-    flags.DEFINE_bool("data_consistency", True, "keep the measured samples of k-space in the reconstruction")
-    cli.run(main, one_process=True)
+    cli.run(main, functools.partial(check_flags, required=False), one_process=True)

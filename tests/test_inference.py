@@ -1,5 +1,6 @@
 """A checkpoint applied to new files: by the class, and by the commands evaluate and reconstruct."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -7,14 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from conftest import coil_images, rss, to_kspace, write_pair, write_scan, write_volume
 
+from configs import paired
 from mrjax import reconstruct, train
+from mrjax.baselines import METHODS
+from mrjax.config import defaults
 from mrjax.data import checks, readers
 from mrjax.errors import UserError
-from mrjax.inference import Inference
+from mrjax.inference import Inference, from_flags
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +138,58 @@ def test_evaluate_prints_a_table_and_writes_a_row_for_every_volume(trained: Path
         assert found["volumes"][0]["reconstruction"][name] == pytest.approx(row[f"val/{name}"], rel=1e-5)
         assert found["volumes"][0]["corrupted"][name] == pytest.approx(row[f"val/corrupted/{name}"], rel=1e-5)
         assert found["summary"]["all"]["reconstruction"][name]["mean"] == pytest.approx(row[f"val/{name}"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_without_a_checkpoint_take_columns_samples_and_one_coil(name: str, tmp_path: Path) -> None:
+    """An off-size grid of the file's own; the reconstruction is nearer to the target than the zero-filled image."""
+    method = Inference.from_method(name, defaults())
+    images, samples = coil_images(2, 1, 40, 31), np.random.default_rng(0).random((40, 31)) < 0.5
+    samples[14:26, 10:21] = True
+    for mask in (samples, samples[20]):
+        arrays = {"kspace": to_kspace(images) * mask, "reconstruction_rss": rss(images)}
+        path = write_volume(tmp_path / "scan.t5", arrays)
+        result = method.reconstruct(checks.check(readers.describe(str(path)))[0])
+        assert {image.shape for image in result.values()} == {(2, 40, 31)}
+        error, before = (np.linalg.norm(result[key] - result["target"]) for key in ("reconstruction", "corrupted"))
+        if name == "zero_filled":
+            assert error == pytest.approx(before, rel=1e-5)
+        else:
+            assert error < (0.8 if name == "cs" else 1.01) * before
+
+
+def test_commands_run_a_method_with_and_without_a_run(trained: Path, scans: Path, tmp_path: Path) -> None:
+    before = set(os.listdir(trained))
+    result = run("evaluate", f"--workdir={trained}", "--method=cs", f"--data={scans / 'test'}", "--weight=0.01")
+    assert result.returncode == 0, result.stderr
+    assert "compressed sensing" in result.stdout
+    (written,) = set(os.listdir(trained)) - before
+    assert written.startswith("metrics-cs-test-")
+    found = json.loads((trained / written).read_text())
+    assert (found["method"], found["volumes"][0]["volume"]) == ("cs", "9_FLAIR01")
+    result = run("reconstruct", "--method=sense", f"--input={scans / 'test'}", f"--output={tmp_path / 'out'}")
+    assert result.returncode == 0, result.stderr
+    assert sorted(os.listdir(tmp_path / "out")) == ["9_FLAIR01.png", "9_FLAIR01.t5"]
+    with h5py.File(tmp_path / "out" / "9_FLAIR01.t5") as file:
+        assert file.attrs["mrjax_method"] == "sense"
+        assert "mrjax_step" not in file.attrs
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "neither --workdir nor --method is given"),
+        ({"workdir": "runs/unet", "weight": 0.1}, "--weight is given without --method"),
+        ({"workdir": "runs/unet", "method": "cs", "config": defaults()}, "--config is given beside --workdir"),
+        ({"method": "zero_filled", "weight": 0.1}, "--weight is given with --method=zero_filled"),
+        ({"method": "cs", "config": paired.get_config()}, "--method=cs with config.task = 'paired'"),
+    ],
+)
+def test_flags_that_do_not_fit_one_another_are_one_sentence(given, message, monkeypatch) -> None:
+    values = {"workdir": None, "method": None, "weight": None, "config": None, "data_consistency": True} | given
+    monkeypatch.setattr("absl.flags.FLAGS", argparse.Namespace(**values))
+    with pytest.raises(UserError, match=message):
+        from_flags()
 
 
 def test_a_workdir_without_a_checkpoint_is_one_sentence(tmp_path: Path) -> None:

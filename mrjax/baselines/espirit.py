@@ -1,8 +1,11 @@
 """ESPIRiT: coil sensitivities from the centre of k-space."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from mrjax.errors import UserError
 from mrjax.mri.coils import dominant_eigenvector
@@ -10,7 +13,13 @@ from mrjax.mri.fourier import ifft2c
 
 
 def espirit(
-    kspace: jax.Array, mask: jax.Array, *, calibration: int = 24, kernel: int = 6, crop: float = 0.95
+    kspace: jax.Array,
+    mask: jax.Array,
+    *,
+    calibration: int = 24,
+    kernel: int = 6,
+    crop: float = 0.95,
+    sigma: ArrayLike = 0.0,
 ) -> jax.Array:
     """Estimate coil sensitivities by ESPIRiT (Uecker et al., Magn Reson Med 71 (2014) 990), the first set of maps.
 
@@ -18,7 +27,8 @@ def espirit(
     subspace; at every pixel the sensitivities are the eigenvector, with eigenvalue 1, of the projection onto it. Where
     it is not above `crop` there is no object. Only fully measured blocks count, so that the square may be wider than
     what is fully sampled; fewer than `kernel` columns give zero. `kspace` and maps are (coils, height, width) complex64
-    with sum |S|^2 = 1 or 0, `mask` (1 or height, width) bool. Raises a `UserError` if a block does not fit.
+    with sum |S|^2 = 1 or 0, `mask` (1 or height, width) bool. What noise of `sigma` (see `mri.noise`) alone would give
+    is no part of the subspace. Raises a `UserError` if a block does not fit.
     """
     coils, height, width = kspace.shape
     if calibration < kernel or min(height, width) < 2 * kernel - 1:
@@ -33,7 +43,10 @@ def espirit(
     rows = jnp.where(complete, _blocks(region, kernel).reshape(coils * kernel**2, -1), 0)
     # Squared singular values in float32 resolve singular values down to 1e-3 of the largest, well below the 2 % kept.
     squares, vectors = jnp.linalg.eigh(jnp.matmul(rows, rows.conj().T, precision="highest"))
-    vectors = jnp.where(squares > 0.02**2 * squares[-1], vectors, 0).T.reshape(-1, coils, kernel, kernel)
+    # The largest singular value of as many blocks of noise (Marchenko and Pastur, 1967).
+    noise = 2 * jnp.square(sigma * (math.sqrt(len(rows)) + jnp.sqrt(complete.sum())))
+    kept = squares > jnp.maximum(0.02**2 * squares[-1], noise)
+    vectors = jnp.where(kept, vectors, 0).T.reshape(-1, coils, kernel, kernel)
 
     # The projection at each pixel is a trigonometric polynomial of few coefficients: outer products of the kernels.
     side = 2 * kernel - 1

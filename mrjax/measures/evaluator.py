@@ -111,13 +111,14 @@ def summarise(rows: list[Row]) -> dict[str, Scores]:
 def table(rows: list[Row], labels: tuple[str, str]) -> str:
     """Format the summary, mean +- deviation over volumes; the labels are those of input and reconstruction."""
     head = "".join(f"{metric.label:>18}" for metric in METRICS.values())
-    lines = [f"{'contrast':<10}{'volumes':>8}  {'method':<12}{head}"]
+    width = max(12, *map(len, labels))
+    lines = [f"{'contrast':<10}{'volumes':>8}  {'method':<{width}}{head}"]
     for group, methods in summarise(rows).items():
         count = sum(group in ("all", row["contrast"]) for row in rows)
         for method, label in zip(METHODS, labels, strict=True):
             scores = methods[method].items()
             cells = (" \u00b1 ".join(METRICS[name].format(value) for value in score.values()) for name, score in scores)
-            lines.append(f"{group:<10}{count:>8}  {label:<12}" + "".join(f"{cell:>18}" for cell in cells))
+            lines.append(f"{group:<10}{count:>8}  {label:<{width}}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
 
 

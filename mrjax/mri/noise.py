@@ -4,6 +4,8 @@ Transforms are orthonormal, so noise has the same level in k-space and in fully 
 standard deviation of its real and of its imaginary part, and a coil's variance is 2 * sigma**2.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -26,6 +28,20 @@ def _outermost(measured: jax.Array) -> jax.Array:
     count, position = measured.sum(), jnp.cumsum(measured) - 1
     depth = jnp.ceil(count / 8)
     return measured & ((position < depth) | (position >= count - depth))
+
+
+def estimate_sigma(kspace: jax.Array, mask: jax.Array) -> jax.Array:
+    """Estimate sigma, a scalar, from the tenth of the measured samples that is farthest from the centre of k-space.
+
+    Noise there has magnitudes of the Rayleigh distribution, whose median is sigma * sqrt(2 ln 2); a median passes over
+    the few samples that hold signal, as that of wavelet coefficients does (Donoho and Johnstone, Biometrika 81 (1994)
+    425). `kspace` is (coils, height, width) complex64, `mask` (1 or height, width) bool.
+    """
+    y, x = (jnp.linspace(-0.5, 0.5, size) for size in kspace.shape[1:])
+    radius = jnp.where(mask & jnp.any(kspace != 0, axis=0), jnp.hypot(y[:, None], x), jnp.nan)
+    outer = radius >= jnp.nanquantile(radius, 0.9)
+    median = jnp.nanmedian(jnp.where(outer & (kspace != 0), abs(kspace), jnp.nan))
+    return jnp.nan_to_num(median) / math.sqrt(2 * math.log(2))
 
 
 def white_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -1,0 +1,81 @@
+import functools
+
+import jax
+import numpy as np
+import pytest
+from conftest import coil_images, rss, to_kspace
+
+from mrjax import baselines
+from mrjax.baselines import compressed_sensing, sense
+from mrjax.baselines.espirit import espirit
+from mrjax.mri.noise import estimate_sigma
+
+
+def test_the_solution_equals_numpys_of_the_normal_equations_in_float64() -> None:
+    """Every column of F S as a matrix; a mask of samples, and one of columns."""
+    height, width, weight = 7, 6, 0.05
+    rng, pixels = np.random.default_rng(0), height * width
+    maps = (rng.normal(size=(2, 3, height, width)) * [[[[1]]], [[[1j]]]]).sum(0)
+    columns = np.fft.fft2(np.fft.ifftshift(maps * np.eye(pixels).reshape(pixels, 1, height, width), (-2, -1)))
+    encoding = np.fft.fftshift(columns, (-2, -1)).reshape(pixels, -1).T / np.sqrt(pixels)
+    kspace = rng.normal(size=maps.shape) + 1j * rng.normal(size=maps.shape)
+    for mask in (rng.random((height, width)) < 0.4, np.arange(width)[None] % 2 == 0):
+        sampled = encoding[np.broadcast_to(mask, maps.shape).ravel()]
+        measured = kspace[np.broadcast_to(mask, maps.shape)]
+        normal = sampled.conj().T @ sampled + weight * np.eye(pixels)
+        exact = np.linalg.solve(normal, sampled.conj().T @ measured).reshape(height, width)
+        inputs = kspace.astype(np.complex64), mask, maps.astype(np.complex64)
+        found = np.asarray(sense.conjugate_gradient(*inputs, weight=weight, iterations=60))
+        assert np.linalg.norm(found - exact) < 1e-4 * np.linalg.norm(exact)
+
+
+def noisy_scan(coils: int, sigma: float, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Undersampled k-space of an image of maximum 1, and its coil images."""
+    images, rng = coil_images(1, coils, 48, 48)[0], np.random.default_rng(0)
+    images /= rss(images).max()
+    noise = sigma * (rng.normal(size=images.shape) + 1j * rng.normal(size=images.shape))
+    return ((to_kspace(images) + noise) * mask).astype(np.complex64), images
+
+
+def poisson_like(share: float = 0.3) -> np.ndarray:
+    mask = np.random.default_rng(1).random((48, 48)) < share
+    mask[16:32, 16:32] = True
+    return mask
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.1])
+def test_the_noise_is_found_in_columns_samples_and_beside_empty_coils_and_rows(sigma: float) -> None:
+    for mask in (poisson_like(), np.arange(48)[None] % 4 == 0):
+        kspace, _ = noisy_scan(4, sigma, mask)
+        kspace[:, :2] = 0  # never measured
+        padded = np.concatenate([kspace, np.zeros_like(kspace)])
+        assert estimate_sigma(padded, np.broadcast_to(mask, (48, 48))) == pytest.approx(sigma, rel=0.15)
+    assert estimate_sigma(np.zeros_like(kspace), mask) == 0
+
+
+def test_the_weight_of_the_noise_is_as_good_as_the_best_fixed_one() -> None:
+    """Within 1 dB, for a mask of samples, with little noise and with much."""
+    mask = poisson_like()
+    solvers = {
+        "sense": jax.jit(functools.partial(sense.conjugate_gradient, iterations=30)),
+        "cs": jax.jit(functools.partial(compressed_sensing.reconstruct, iterations=60)),
+    }
+    for sigma in (0.01, 0.04):
+        kspace, images = noisy_scan(4, sigma, mask)
+        target, level = rss(images), estimate_sigma(kspace, mask)
+        maps = (images / np.where(target > 0, target, 1)).astype(np.complex64)
+        for name, solve in solvers.items():
+            chosen = baselines.METHODS[name].choose_weight(kspace, mask, level)
+            found = [np.abs(solve(kspace, mask, maps, weight=x)) for x in (chosen, 1e-4, 1e-3, 0.01, 0.1, 1.0)]
+            psnr, *fixed = (-10 * np.log10(np.mean((image - target) ** 2)) for image in found)
+            assert psnr > max(fixed) - 1 > min(fixed) + 3, (name, sigma, psnr, fixed)
+
+
+def test_noise_does_not_count_as_sensitivity() -> None:
+    """ESPIRiT's subspace would hold all of k-space: any maps at all explain the coil images then."""
+    kspace, images = noisy_scan(4, 0.1, poisson_like())
+    inside = rss(images) > 0.3
+    true = images / np.where(inside, rss(images), 1)
+    for sigma, alike in ((0.0, False), (0.1, True)):
+        maps = espirit(kspace, poisson_like(), kernel=3, crop=0.0, sigma=sigma)
+        assert (np.abs((true.conj() * maps).sum(0))[inside].mean() > 0.95) == alike
