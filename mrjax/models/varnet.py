@@ -8,7 +8,6 @@ import functools
 from typing import ClassVar
 
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
@@ -16,6 +15,7 @@ from jax.typing import DTypeLike
 from mrjax.models.data_consistency import data_consistency, normalise_by_rss, root_sum_of_squares
 from mrjax.models.unet import UNet
 from mrjax.mri.fourier import fft2c, ifft2c
+from mrjax.mri.sense import find_centre
 
 # Height and width are padded to multiples of this before the U-Net, however many levels it has, as fastMRI does.
 _MULTIPLE = 16
@@ -114,26 +114,3 @@ def _norm_unet(unet: UNet, image: Array, residual: bool) -> Array:
     output = output[:, top : top + h, left : left + w] * jnp.where(varies, deviation, 0)
     output = output if residual else output + mean
     return output[..., 0] + 1j * output[..., 1]
-
-
-def find_centre(mask: Array) -> Array:
-    """Find the fully sampled centre of k-space, (batch, 1 or height, width) bool to the same.
-
-    Of a mask of columns it is what fastMRI takes: as many columns on either side as are contiguous on the side that
-    has fewer; one column if that is none, or if a whole side is sampled. Of any other mask, it is all that is nearer to
-    the centre, along height or width as a share of it, than the nearest sample that was not measured.
-    """
-    height, width = mask.shape[1:]
-    position, middle, columns = jnp.arange(width), width // 2, mask.any(1).astype(jnp.int8)
-    # The first column that is not sampled, 0 where all are.
-    left, right = jnp.argmin(columns[:, :middle][:, ::-1], 1), jnp.argmin(columns[:, middle:], 1)
-    count = jnp.maximum(2 * jnp.minimum(left, right), 1)[:, None]
-    start = (width - count + 1) // 2
-    central_columns = ((position >= start) & (position < start + count))[:, None]
-    if height == 1:
-        return central_columns
-    y, x = (abs(np.arange(side) - side // 2) / side for side in (height, width))
-    distance = jnp.asarray(np.maximum(y[:, None], x), jnp.float32)
-    nearest = jnp.where(mask, jnp.inf, distance).min((1, 2), keepdims=True)
-    of_columns = jnp.all(mask == mask.any(1, keepdims=True), (1, 2), keepdims=True) & ~mask.all((1, 2), keepdims=True)
-    return jnp.where(of_columns, central_columns, (distance < nearest) | (distance == 0))

@@ -8,8 +8,9 @@ from conftest import coil_images, to_kspace
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mrjax.interop.fastmri import from_fastmri
-from mrjax.models.varnet import VarNet, find_centre
+from mrjax.models.varnet import VarNet
 from mrjax.mri.coils import magnitude
+from mrjax.mri.sense import find_centre
 
 TINY = VarNet(channels=4, levels=1, cascades=2, sens_channels=2, sens_levels=1)
 

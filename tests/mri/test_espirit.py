@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import coil_images, rss, to_kspace
 
-from mrjax.baselines.espirit import espirit
 from mrjax.errors import UserError
+from mrjax.mri.espirit import espirit
 
 
 def noisy(count: int, height: int, width: int) -> np.ndarray:

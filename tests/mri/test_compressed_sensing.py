@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import coil_images, rss, to_kspace
 
-from mrjax.baselines import compressed_sensing as cs
+from mrjax.baselines import CompressedSensing
+from mrjax.mri import compressed_sensing as cs
 
 WEIGHT = 0.02
 
@@ -96,7 +97,7 @@ def test_differences_their_adjoint_and_norm_equal_numpy(size) -> None:
 def test_it_beats_zero_filling_for_any_number_of_coils() -> None:
     for coils in (1, 16):
         kspace, mask, images = scan(coils, 32, 32)
-        model = cs.CompressedSensing(iterations=30, weight=0.005)
+        model = CompressedSensing(iterations=30, weight=0.005)
         offset = jnp.full((2, 1, 1), 0.1)
         empty = np.zeros_like(kspace[:1])
         twice = np.stack([kspace, kspace / 2]) if coils == 16 else np.stack([np.concatenate([kspace, empty])] * 2)
@@ -112,7 +113,7 @@ def test_too_few_central_columns_for_espirit_fall_back_to_adaptive_maps() -> Non
     images = scan(4, 16, 16)[2]
     mask = np.isin(np.arange(16), (2, 5, 7, 8, 12))[None]
     kspace = to_kspace(images) * mask
-    result = cs.CompressedSensing(iterations=20).apply({"params": {}}, kspace[None], mask[None], jnp.zeros((1, 1, 1)))
+    result = CompressedSensing(iterations=20).apply({"params": {}}, kspace[None], mask[None], jnp.zeros((1, 1, 1)))
     truth = rss(images)
     assert psnr(truth, np.asarray(result)[0, ..., 0]) > psnr(truth, np.zeros_like(truth)) + 3
 

@@ -1,0 +1,67 @@
+"""SENSE: coil sensitivities, and the image whose coil images explain what was measured in the least-squares sense."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.sparse.linalg import cg
+from jax.typing import ArrayLike
+
+from mrjax.mri.coils import adaptive_maps, combine
+from mrjax.mri.espirit import espirit
+from mrjax.mri.fourier import fft2c, ifft2c
+
+_KERNEL = 3  # side of ESPIRiT's blocks, in samples: small, as 8x leaves few central columns
+
+
+def estimate_maps(kspace: Array, mask: Array, sigma: ArrayLike) -> Array:
+    """Estimate sensitivities by ESPIRiT: (coils, height, width) complex64 with sum |S|^2 = 1 at every pixel.
+
+    Where the fully sampled centre of k-space has no room for ESPIRiT's kernel, they are the adaptive ones of its
+    images. `kspace` is (coils, height, width) complex64 with noise of this sigma, `mask` (1 or height, width) bool.
+    """
+    # Not cropped: targets have noise outside the object too.
+    maps = espirit(kspace, mask, kernel=_KERNEL, crop=0.0, sigma=sigma)
+    centre = find_centre(mask[None])
+    return jnp.where(jnp.any(maps), maps, adaptive_maps(ifft2c(jnp.where(centre, kspace, 0))))
+
+
+def conjugate_gradient(kspace: Array, mask: Array, maps: Array, *, weight: ArrayLike, iterations: int) -> Array:
+    """Minimise |mask F(S x) - kspace|^2 + weight |x|^2 over images x (height, width) complex64.
+
+    By conjugate gradients on the normal equations (Pruessmann et al., Magn Reson Med 46 (2001) 638). `kspace` and the
+    sensitivities `maps`, S, are (coils, height, width) complex64, `mask` (1 or height, width) bool.
+    """
+
+    def normal(image: Array) -> Array:
+        return combine(ifft2c(jnp.where(mask, fft2c(maps * image), 0)), maps) + weight * image
+
+    return cg(normal, combine(ifft2c(jnp.where(mask, kspace, 0)), maps), maxiter=iterations)[0]
+
+
+def wiener_weight(kspace: Array, mask: Array, sigma: Array) -> Array:
+    """Choose the weight of a Wiener filter: the variance of the noise over the mean power of the zero-filled image."""
+    power = jnp.sum(jnp.where(mask, abs(kspace) ** 2, 0)) / kspace[0].size
+    return 2 * sigma**2 / jnp.where(power > 0, power, 1)
+
+
+def find_centre(mask: Array) -> Array:
+    """Find the fully sampled centre of k-space, (batch, 1 or height, width) bool to the same.
+
+    Of a mask of columns it is what fastMRI takes: as many columns on either side as are contiguous on the side that
+    has fewer; one column if that is none, or if a whole side is sampled. Of any other mask, it is all that is nearer to
+    the centre, along height or width as a share of it, than the nearest sample that was not measured.
+    """
+    height, width = mask.shape[1:]
+    position, middle, columns = jnp.arange(width), width // 2, mask.any(1).astype(jnp.int8)
+    # The first column that is not sampled, 0 where all are.
+    left, right = jnp.argmin(columns[:, :middle][:, ::-1], 1), jnp.argmin(columns[:, middle:], 1)
+    count = jnp.maximum(2 * jnp.minimum(left, right), 1)[:, None]
+    start = (width - count + 1) // 2
+    central_columns = ((position >= start) & (position < start + count))[:, None]
+    if height == 1:
+        return central_columns
+    y, x = (abs(np.arange(side) - side // 2) / side for side in (height, width))
+    distance = jnp.asarray(np.maximum(y[:, None], x), jnp.float32)
+    nearest = jnp.where(mask, jnp.inf, distance).min((1, 2), keepdims=True)
+    of_columns = jnp.all(mask == mask.any(1, keepdims=True), (1, 2), keepdims=True) & ~mask.all((1, 2), keepdims=True)
+    return jnp.where(of_columns, central_columns, (distance < nearest) | (distance == 0))
