@@ -9,8 +9,8 @@ run, so that the tables compare, or without a run as a config says.
 
 Metrics are over whole volumes, with the volume's maximum as data range (fastMRI's evaluate.py), on each file's own grid
 and in its units, whatever size the network works at. The table is printed, and written with a row for every volume to
-<workdir>/metrics.json, or metrics-<split>.json, or metrics-<name>-<hash of its path>.json for --data, or for a method
-metrics-<method>[...].json; or to the file --output.
+<workdir>/metrics.json, or metrics-<split>.json, or metrics-<name>-<hash of its path>.json for --data; for a method
+these begin with metrics-<method>. --output names another file.
 """
 
 import functools
@@ -45,7 +45,8 @@ def main(_: list[str]) -> None:
     config, method = inference.config, values.method
     paths = readers.find(data) if data else splits.find_split(config.data, split)
     volumes = splits.describe_split(config, paths)
-    logger.info("%s: %s", inference.source, splits.fingerprint(volumes))
+    source = method or f"{values.workdir}: step {inference.source['step']}"
+    logger.info("%s, %s", source, splits.fingerprint(volumes))
     rows = []
     for volume in tqdm.tqdm(volumes, unit="volume", disable=None):
         rows.append(evaluator.describe(volume) | evaluator.score_volume(inference.reconstruct(volume), volume))

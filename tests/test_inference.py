@@ -155,7 +155,7 @@ def test_methods_without_a_checkpoint_take_columns_samples_and_one_coil(name: st
         if name == "zero_filled":
             assert error == pytest.approx(before, rel=1e-5)
         else:
-            assert error < (0.8 if name == "cs" else 1.01) * before
+            assert error < (0.8 if name == "cs" else 1.05) * before
 
 
 def test_commands_run_a_method_with_and_without_a_run(trained: Path, scans: Path, tmp_path: Path) -> None:
