@@ -2,14 +2,20 @@
 
 import importlib.util
 import os
+import re
 import tempfile
 
 # Eight devices on one CPU: every test of the suite runs sharded, as on a node with eight accelerators. And compiled
-# quickly rather than well: at LLVM's full effort, making the initial parameters takes longer than a tiny training.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
-# The tests and the commands they start share what they compile, and leave the user's own cache alone.
+# quickly rather than well: at LLVM's full effort, making the initial parameters takes longer than a tiny training, and
+# the newer emitters of fused loops take half as long again as the older.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+)
+# The tests, on all workers, and the commands they start share what they compile, the operations of eager JAX included,
+# and leave the user's own cache alone.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mrjax-tests-"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from collections import Counter
 from collections.abc import Callable
@@ -77,6 +83,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     reasons = [f"{n} need {REQUIREMENTS[m].what} ({REQUIREMENTS[m].command})" for m, n in skipped.items()]
     if reasons:
         reporter.write_line(f"Tests not run: {'; '.join(reasons)}")
+
+
+def one_device_flags() -> str:
+    """XLA_FLAGS of a process with one device."""
+    return re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
 
 
 def coil_images(slices: int, coils: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -219,11 +230,12 @@ def trained(trained_on: Callable[..., ConfigDict], tmp_path_factory: pytest.Temp
 
 @pytest.fixture
 def small_config(tmp_path: Path) -> Path:
-    """A config file for commands."""
+    """A config file for commands, whose compiled programs are those of `trained`."""
     file = tmp_path / "small.py"
     file.write_text(
         "from mrjax.config import defaults\n\n\ndef get_config():\n    config = defaults()\n"
         "    config.model.channels, config.model.levels = 4, 2\n"
+        "    config.schedule, config.warmup = 'constant', 0.0\n"
         "    config.log_every, config.eval_every, config.checkpoint_every = 5, 20, 5\n    return config\n"
     )
     return file

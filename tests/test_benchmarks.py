@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PEERS, ROOT
+from conftest import PEERS, ROOT, one_device_flags
 from matplotlib.image import imread
 
 from benchmarks import denoising, heads, quality, report, tables, transfer
@@ -108,7 +108,7 @@ NOT_MEASURED = {
 
 
 def run_script(script: str, *arguments: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": one_device_flags()}
     command = [sys.executable, "-m", f"benchmarks.{script}", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -184,9 +184,10 @@ def repeated(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_denoise_end_to_end(repeated: Path, tiny, tmp_path: Path, caplog) -> None:
     fields = {"acquisition__accelerations": (1.0,), "acquisition__noise": (0.0, 0.0), "augment__flip_p": 0.5}
+    fields |= {"steps": 2, "eval_every": 2, "model__levels": 1}
     workdir = tmp_path / "run"
     with caplog.at_level("INFO", "mrjax"):
-        train.train(tiny(repeated, task="denoise", steps=2, eval_every=2, **fields), str(workdir))
+        train.train(tiny(repeated, task="denoise", **fields), str(workdir))
     assert any("1_T103.h5: moved by about 4" in message for message in caplog.messages)
     assert any("training on 4 files, 12 slices" in message for message in caplog.messages)
     inference = Inference.restore(str(workdir))
@@ -204,10 +205,10 @@ def test_denoise_end_to_end(repeated: Path, tiny, tmp_path: Path, caplog) -> Non
 @pytest.mark.slow
 def test_repetitions_and_adjacent_slices_train_alike_from_any_cache_and_when_resumed(repeated, tiny, tmp_path) -> None:
     fields = {"task": "noise2noise", "data__adjacent_slices": 1, "schedule": "constant", "data__image_size": (32, 32)}
-    fields |= {"steps": 2, "eval_every": 2, "checkpoint_every": 1, "mesh": (4, 2, 1)}
+    fields |= {"steps": 2, "eval_every": 2, "checkpoint_every": 1, "mesh": (4, 2, 1), "model__levels": 1}
     train.train(tiny(repeated, **fields), str(tmp_path / "whole"))
-    for steps, cache in ((1, "host"), (2, "device")):
-        part = fields | {"steps": steps, "data__cache": cache, "data__workers": 2}
+    for steps, cache, workers in ((1, "host", 2), (2, "device", 0)):
+        part = fields | {"steps": steps, "data__cache": cache, "data__workers": workers}
         train.train(tiny(repeated, **part), str(tmp_path / "parts"))
     assert equal(parameters(tmp_path / "whole"), parameters(tmp_path / "parts"))
 
@@ -218,7 +219,8 @@ def test_adjacent_slices_end_to_end(tiny, tmp_path: Path, task) -> None:
     write = {"kspace": write_scan, "paired": write_pair}[task]
     for split, seed in (("train", 0), ("val", 1), ("test", 2)):
         write(tmp_path / "data" / split / f"{seed}_T101.h5", seed=seed)
-    config = tiny(tmp_path / "data", task=task, steps=2, eval_every=2, data__adjacent_slices=1)
+    fields = {"steps": 2, "eval_every": 2, "model__levels": 1, "data__adjacent_slices": 1}
+    config = tiny(tmp_path / "data", task=task, **fields)
     train.train(config, str(tmp_path / "run"))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     path = str(tmp_path / "data" / "val" / "1_T101.h5")

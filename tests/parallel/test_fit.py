@@ -101,7 +101,7 @@ ENTRY %main (p: f32[4,128]) -> f32[1,128] {
 
 def test_a_data_parallel_step_exchanges_its_gradients_and_nothing_else() -> None:
     """4 bytes a parameter, and a handful for the loss; and so on one device there is nothing to exchange."""
-    cfg = config()
+    cfg = config(model__levels=1)
     for devices, expected in ((8, True), (1, False)):
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
         compiled, _ = programs.compile_train_step(cfg, mesh, programs.abstract_batch(cfg, mesh, 2))

@@ -31,7 +31,7 @@ def needed_bytes(config) -> int:
 
 def small(**fields):
     config = defaults()
-    config.model.channels, config.model.levels, config.data.image_size = 4, 2, (32, 32)
+    config.model.channels, config.model.levels, config.data.image_size = 4, 1, (32, 32)
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
     return config
 

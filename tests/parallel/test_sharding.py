@@ -1,7 +1,6 @@
-"""Every mesh computes the same step, and sends no more than it must."""
+"""Every mesh computes the same step; `test_fit.py` counts what it sends."""
 
 import dataclasses
-import re
 
 import jax
 import numpy as np
@@ -80,25 +79,6 @@ def test_fully_sharded_parameters_and_moments_take_their_share_of_memory() -> No
     whole = sum(np.prod(x.shape) for x in leaves)
     kept = sum(np.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
     assert whole / 8 <= kept < whole / 7.9
-
-
-def test_a_data_parallel_step_sends_its_gradients_once_and_nothing_else_of_size() -> None:
-    cfg, mesh = config(model__channels=16), sharding.make_mesh()
-    recipe = experiment.make_recipe(cfg, mesh)
-    state = experiment.abstract_state(cfg, recipe)
-    given = examples() | {"index": np.zeros(8, np.uint32)}
-    batch = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.by_example(mesh)) for n, x in given.items()}
-    text = train_step.jit_train_step(recipe).lower(state, batch).compile().as_text()
-    sent = 0
-    for line in text.splitlines():
-        found = re.match(
-            r"\s*\S+ = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(", line
-        )
-        if found:
-            for shape in re.findall(r"\w+\[([\d,]*)\]", found[1]):
-                sent += int(np.prod([int(n) for n in shape.split(",") if n], initial=1))
-    parameters = sum(np.prod(x.shape) for x in jax.tree.leaves(state.params))
-    assert parameters <= sent < 1.01 * parameters
 
 
 def test_a_mesh_that_does_not_fit_is_one_sentence() -> None:
