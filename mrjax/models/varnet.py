@@ -7,6 +7,7 @@ Given the same weights, `VarNet` computes what `fastmri.models.VarNet` computes,
 import functools
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -14,11 +15,14 @@ from jax.typing import DTypeLike
 
 from mrjax.models.data_consistency import data_consistency, normalise_by_rss, root_sum_of_squares
 from mrjax.models.unet import UNet
+from mrjax.mri import compressed_sensing
 from mrjax.mri.fourier import fft2c, ifft2c
-from mrjax.mri.sense import find_centre
+from mrjax.mri.noise import estimate_sigma
+from mrjax.mri.sense import estimate_maps, find_centre
 
 # Height and width are padded to multiples of this before the U-Net, however many levels it has, as fastMRI does.
 _MULTIPLE = 16
+_ITERATIONS = 30  # of compressed sensing, where the cascades start: half of what it takes alone
 
 
 class VarNet(nn.Module):
@@ -27,10 +31,11 @@ class VarNet(nn.Module):
     Parameters, all float32: those of a `UNet` in `sensitivities/unet` and in `cascade_<i>/unet`, and
     `cascade_<i>/weight` (1,) of the data consistency. Coils that are zero everywhere change nothing.
 
-    If `residual`, the U-Nets compute corrections, starting at zero: to the coil images of the centre of k-space, which
-    normalised by their root-sum-of-squares are the maps; and to the image in each cascade, whose k-space then replaces
-    the current one. An untrained network so repeats projections (SENSE, Pruessmann et al., 1999) with estimated maps.
-    fastMRI's U-Nets compute the maps, and the artefacts to subtract, as a whole.
+    If `residual`, the network improves on compressed sensing, which an untrained one equals: maps are ESPIRiT's, the
+    cascades start at the image of least total variation, and the U-Nets compute what is added to the image in each,
+    whose k-space then replaces the current one. The parameters of `sensitivities` are not there. Compressed sensing
+    carries over to any anatomy, resolution and coils, and leaves the network less to learn (as MoDL starts at SENSE,
+    Aggarwal et al., IEEE Trans Med Imaging 38 (2019) 394).
     """
 
     channels: int = 18  # of the `UNet` in each cascade, as are the levels
@@ -57,9 +62,11 @@ class VarNet(nn.Module):
         estimate, cascade = map(nn.remat, modules) if self.remat else modules
         # Two channels: real and imaginary part. The module that a U-Net is given to owns it.
         make_unet = functools.partial(UNet, pool=self.pool, out_channels=2, dtype=self.dtype, parent=None)
-        unet = make_unet(self.sens_channels, self.sens_levels, zero_head=self.residual)
-        maps = estimate(unet, self.residual, name="sensitivities")(kspace, mask)
-        current = kspace
+        if self.residual:
+            maps, current = jax.vmap(_compressed_sensing)(kspace, mask)
+        else:
+            unet = make_unet(self.sens_channels, self.sens_levels)
+            maps, current = estimate(unet, name="sensitivities")(kspace, mask), kspace
         for i in range(self.cascades):
             # What a cascade subtracts starts at zero.
             unet = make_unet(self.channels, self.levels, zero_head=True)
@@ -67,17 +74,24 @@ class VarNet(nn.Module):
         return (root_sum_of_squares(ifft2c(current)) - offset)[..., None]
 
 
+def _compressed_sensing(kspace: Array, mask: Array) -> tuple[Array, Array]:
+    """Estimate maps, and k-space by compressed sensing, of one slice (coils, height, width)."""
+    sigma = estimate_sigma(kspace, mask)
+    maps, weight = estimate_maps(kspace, mask, sigma), compressed_sensing.noise_weight(mask, sigma)
+    image = compressed_sensing.reconstruct(kspace, mask, maps, weight=weight, iterations=_ITERATIONS)
+    return maps, fft2c(maps * image)
+
+
 class _Sensitivities(nn.Module):
     """Estimate the sensitivity maps from the fully sampled centre of k-space."""
 
     unet: UNet
-    residual: bool
 
     def __call__(self, kspace: Array, mask: Array) -> Array:
         images = ifft2c(jnp.where(find_centre(mask)[:, None], kspace, 0))
         b, coils, h, w = images.shape
-        maps = _norm_unet(self.unet, images.reshape(b * coils, h, w), self.residual).reshape(images.shape)
-        return normalise_by_rss(images + maps if self.residual else maps)
+        maps = _norm_unet(self.unet, images.reshape(b * coils, h, w), residual=False)
+        return normalise_by_rss(maps.reshape(images.shape))
 
 
 class _Cascade(nn.Module):

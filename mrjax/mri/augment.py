@@ -1,4 +1,4 @@
-"""Augmentation: random rotation, scaling, flips and translation of clean images, inside the jitted step."""
+"""Augmentation of clean images inside the jitted step: random geometry, contrast and coils."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mrjax.mri.coils import root_sum_of_squares
 from mrjax.ops.platform import by_platform
 
 
@@ -13,8 +14,8 @@ from mrjax.ops.platform import by_platform
 class Augment:
     """Ranges and probabilities (`_p`) of the transformations; by default none happens.
 
-    Values are drawn uniformly and independently. An image is flipped, scaled along its own axes and rotated, both about
-    its centre, and translated.
+    Values are drawn uniformly and independently, scales log-uniformly. An image is flipped, scaled along its own axes
+    and rotated, both about its centre, and translated; then its contrast is changed, and its coils are mixed.
     """
 
     rotation: float = 180.0  # degrees, either way
@@ -27,6 +28,9 @@ class Augment:
     translation_p: float = 0.0
     flip_p: float = 0.0  # left and right
     flip_vertical_p: float = 0.0
+    contrast: tuple[float, float] = (-1.0, 1.3)  # what the brightest pixel loses of its signal (see `change_contrast`)
+    contrast_p: float = 0.0
+    coils_p: float = 0.0  # other coils: random mixtures of the file's, of a random number
 
 
 def draw_affine(key: Array | None, augment: Augment, height: int, width: int) -> Array | None:
@@ -63,6 +67,36 @@ def draw_affine(key: Array | None, augment: Augment, height: int, width: int) ->
     # A sum, not a matrix product, which a TPU rounds to bfloat16: whole pixels of error.
     offset = centre - (linear * (centre + jnp.array([shift_y, shift_x]))).sum(1)
     return jnp.concatenate([linear, offset[:, None]], axis=1)
+
+
+def vary(key: Array | None, augment: Augment, images: Array) -> Array:
+    """Change the contrast and the coils of coil images (..., coils, height, width) complex64, alike for all of them.
+
+    The signal s of a pixel, as a share of the image's maximum, becomes s |1 - c s| with one c drawn from `contrast`: at
+    1 and above, what was bright becomes dark. Other coils are random mixtures of those that are not empty, and from one
+    to all of these are kept. The maximum of each root-sum-of-squares image stays. Nothing changes without a key.
+    """
+    if key is None or augment.contrast_p == augment.coils_p == 0:
+        return images
+    keys = jax.random.split(key, 4)
+    changes = jax.random.uniform(keys[0], (2,)) < jnp.array([augment.contrast_p, augment.coils_p])
+    coils = images.shape[-3]
+    present = jnp.any(images != 0, axis=(*range(images.ndim - 3), -2, -1))
+    count = jax.random.randint(keys[1], (), 1, jnp.maximum(present.sum(), 1) + 1)
+    kept = present & (jnp.cumsum(present) <= count)
+    mixture = jax.random.normal(keys[2], (coils, coils), jnp.complex64) * kept[:, None]
+    mixture = jnp.where(changes[1], mixture, jnp.eye(coils))
+    mixed = jnp.einsum("ij,...jhw->...ihw", mixture, images, precision="highest")
+    low, high = augment.contrast
+    strength = jnp.where(changes[0], jax.random.uniform(keys[3], minval=low, maxval=high), 0)
+    before, signal = (root_sum_of_squares(x).max((-2, -1), keepdims=True) for x in (images, mixed))
+    changed = mixed * abs(1 - strength * _share(root_sum_of_squares(mixed), signal))[..., None, :, :]
+    after = root_sum_of_squares(changed).max((-2, -1), keepdims=True)
+    return changed * _share(before, after)[..., None, :, :]
+
+
+def _share(x: Array, whole: Array) -> Array:
+    return x / jnp.where(whole > 0, whole, 1)
 
 
 def warp(images: Array, affine: Array) -> Array:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from mrjax.mri.coils import magnitude, root_sum_of_squares
+from mrjax.mri.coils import magnitude
 from mrjax.mri.fourier import fft2c, ifft2c
+from mrjax.mri.sense import explain_measured
 from mrjax.mri.tasks import Example
 
 
@@ -25,7 +26,7 @@ class Grid(NamedTuple):
 
     size: tuple[int, ...]  # (height, width) that the network works at; () for that of each file
     rule: str
-    keep_measured: bool  # whether the samples that were measured replace those of the reconstruction
+    keep_measured: bool  # whether the reconstruction is made to explain the samples that were measured
 
     def to_network(self, example: Example) -> Example:
         """Bring an example of k-space, on the file's grid, to the network's."""
@@ -48,16 +49,13 @@ class Grid(NamedTuple):
     def from_network(self, image: Array, example: Example, *, consistent: bool) -> Array:
         """Bring a reconstruction (batch, height, width) to the file's grid, in which `example` was measured.
 
-        Beyond the network's field of view it is the corrupted image. With `keep_measured`, the k-space of the image,
-        with the phases and profiles of the zero-filled coil images, gets the measured samples back: all of them, or
-        those beyond the network's k-space if the network was `consistent` with what it was given.
+        Beyond the network's field of view it is the corrupted image. With `keep_measured`, it is then made to explain
+        what was measured (`sense.explain_measured`), unless the network was `consistent` with all of it.
         """
         measured, mask = example.kspace, example.mask
         assert measured is not None
         assert mask is not None
         network_size, size = image.shape[-2:], measured.shape[-2:]
-        if consistent and self.rule == "kspace":
-            mask = mask & ~crop_or_pad(jnp.ones(network_size, bool), size)
         if network_size != size and self.rule == "image":
             inside = crop_or_pad(jnp.ones(network_size, bool), size)
             image = jnp.where(inside, crop_or_pad(image, size), example.corrupted)
@@ -65,11 +63,8 @@ class Grid(NamedTuple):
             image = self._resize(image, size)
         if not self.keep_measured or (consistent and network_size == size):
             return image
-        coils = ifft2c(measured)
-        length = root_sum_of_squares(coils)
-        profiles = coils / jnp.where(length > 0, length, 1)[:, None]
-        kspace = jnp.where(mask[:, None], measured, fft2c(profiles * image[:, None]))
-        return root_sum_of_squares(ifft2c(kspace))
+        # One slice at a time: sensitivities are estimated from coils^2 images.
+        return lax.map(lambda of_slice: explain_measured(*of_slice), (image, measured, mask))
 
     def _resize(self, images: Array, size: Sequence[int]) -> Array:
         """Resize real images (..., height, width)."""

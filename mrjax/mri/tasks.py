@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mrjax.mri.acquire import Acquisition, draw_protocol, measure
-from mrjax.mri.augment import Augment, draw_affine, warp
+from mrjax.mri.augment import Augment, draw_affine, vary, warp
 from mrjax.mri.coils import magnitude, root_sum_of_squares
 from mrjax.mri.fourier import fft2c, ifft2c
 
@@ -134,11 +134,12 @@ def _channels(adjacent: Array) -> Array | None:
     return jnp.moveaxis(adjacent, 0, -1) if len(adjacent) else None
 
 
-def _augment(kspace: Array, affine: Array | None) -> tuple[Array, Array]:
+def _augment(kspace: Array, key: Array | None, augment: Augment) -> tuple[Array, Array]:
     """Augment k-space (..., coils, height, width), and reconstruct its root-sum-of-squares image."""
-    if affine is None:
+    affine = draw_affine(key, augment, *kspace.shape[-2:])
+    if key is None or affine is None:
         return kspace, magnitude(kspace)
-    images = warp(ifft2c(kspace), affine)
+    images = vary(jax.random.fold_in(key, 1), augment, warp(ifft2c(kspace), affine))
     return fft2c(images), root_sum_of_squares(images)
 
 
@@ -153,12 +154,11 @@ def _acquire(
     sampled = jnp.any(kspace != 0, axis=(0, 1))
     if "mask" in batch:
         sampled &= batch["mask"].any(0)
-    affine = draw_affine(keys.augment, augment, *kspace.shape[-2:])
-    kspace, target = _augment(kspace, affine)
-    adjacent, _ = _augment(adjacent, affine)
+    kspace, target = _augment(kspace, keys.augment, augment)
+    adjacent, _ = _augment(adjacent, keys.augment, augment)
     if repetitions is not None:
         present = jnp.any(repetitions != 0, axis=(1, 2, 3))
-        target = _augment(repetitions, affine)[1].sum(0) / jnp.maximum(present.sum(), 1)
+        target = _augment(repetitions, keys.augment, augment)[1].sum(0) / jnp.maximum(present.sum(), 1)
     protocol = draw_protocol(keys.protocol, kspace, sampled, target, acquisition)
     if "mask" in batch:
         protocol = protocol._replace(mask=protocol.mask & batch["mask"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mrjax.mri.augment import Augment, draw_affine, interpolate, interpolate_row_pairs, warp
+from mrjax.mri.augment import Augment, draw_affine, interpolate, interpolate_row_pairs, vary, warp
 
 EVERYTHING = Augment(rotation_p=0.5, scale_p=0.5, anisotropy_p=0.5, translation_p=0.5, flip_p=0.5, flip_vertical_p=0.5)
 IDENTITY = np.eye(2, 3, dtype=np.float32)
@@ -141,3 +141,54 @@ def test_an_example_depends_on_its_key_alone():
     np.testing.assert_array_equal(np.asarray(augmented(keys[::-1], images[::-1]))[::-1], batch)
     for i in range(8):
         np.testing.assert_array_equal(np.asarray(augmented(keys[i : i + 1], images[i : i + 1]))[0], batch[i])
+
+
+def rss(images):
+    return np.sqrt((np.abs(images).astype(float) ** 2).sum(-3))
+
+
+def vary_many(augment, images, number=64):
+    keys = jax.random.split(jax.random.key(0), number)
+    return np.asarray(jax.jit(jax.vmap(lambda key: vary(key, augment, images)))(keys))
+
+
+def test_contrast_is_a_polynomial_of_the_signal_that_turns_bright_pixels_dark():
+    """s |1 - c s| in units of the maximum, which stays: c is found again from one pixel, and the phase is kept."""
+    images = noise(2, 2, 6, 5)
+    signal = rss(images)
+    brightest = signal.max((-2, -1), keepdims=True)
+    found = vary_many(Augment(contrast=(-1.0, 1.3), contrast_p=1.0), images)
+    np.testing.assert_allclose(rss(found).max((-2, -1)), np.broadcast_to(brightest[..., 0, 0], (64, 2)), rtol=1e-5)
+    assert np.abs(np.angle(found / images)).max() < 1e-3
+    share = signal / brightest
+    factors = rss(found) / signal
+    candidates = np.linspace(-1, 1.3, 2301)[:, None, None, None]
+    shapes = np.abs(1 - candidates * share)
+    shapes *= 1 / (share * shapes).max((-2, -1), keepdims=True)
+    errors = np.abs(factors[:, None] - shapes).max((2, 3, 4))
+    assert errors.min(1).max() < 0.02
+    strengths = candidates[errors.argmin(1)].ravel()
+    assert strengths.min() < -0.85
+    assert strengths.max() > 1.15
+
+
+def test_other_coils_are_mixtures_of_those_that_are_there_and_of_any_number():
+    images = noise(4, 6, 5)
+    images[1] = 0
+    found = vary_many(Augment(coils_p=1.0), images)
+    assert not found[:, 1].any()
+    assert set((np.abs(found) > 0).any((-2, -1)).sum(1)) == {1, 2, 3}
+    basis = images[[0, 2, 3]].reshape(3, -1)
+    for coil in found.reshape(-1, 30):
+        weights = np.linalg.lstsq(basis.T, coil, rcond=None)[0]
+        np.testing.assert_allclose(weights @ basis, coil, atol=1e-5)
+    np.testing.assert_allclose(rss(found).max((-2, -1)), rss(images).max(), rtol=1e-5)
+
+
+def test_contrast_and_coils_stay_in_evaluation_and_where_they_are_not_asked_for():
+    images = noise(2, 6, 5)
+    assert vary(None, Augment(contrast_p=1.0, coils_p=1.0), images) is images
+    assert vary(jax.random.key(0), Augment(), images) is images
+    rarely = vary_many(Augment(contrast_p=0.2, coils_p=0.2), images, 200)
+    same = np.abs(rarely - images).max((1, 2, 3)) < 1e-5
+    assert 0.5 < same.mean() < 0.8
