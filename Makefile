@@ -15,6 +15,7 @@ demo: $(VENV)/.demo
 	@unseen=$$(ls data/demo/test/*_T201.t5 | head -n 1) && \
 	  $(RUN) -m mrjax.reconstruct --workdir=$(WORKDIR) --input=$$unseen --output=$(WORKDIR)/reconstructed
 	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test
+	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test --method=cs
 	@ls -d $(WORKDIR)/checkpoints/* $(WORKDIR)/metrics.* $(WORKDIR)/curves.png $(WORKDIR)/tensorboard $(WORKDIR)/reconstructed/*
 
 # The README's picture and table, from the demo's own output.
@@ -22,6 +23,7 @@ docs: demo
 	mkdir -p docs
 	cp $(WORKDIR)/reconstructed/*.png docs/demo.png
 	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test > docs/demo.txt
+	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test --method=cs >> docs/demo.txt
 
 test: $(VENV)/.test
 	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)

@@ -72,7 +72,7 @@ def simulate_expected_scan(noise_free: np.ndarray, coils: np.ndarray, subject: a
     total = np.zeros(noise_free.shape, np.float64)
     for scan in range(SCANS):
         rng = subject.generator(9, scan)
-        total += magnitude_host(acquisition.acquire_kspace(noise_free, coils, rng))
+        total += magnitude_host(acquisition.acquire_kspace(noise_free, coils, rng.uniform(24, 34), rng))
     return (total / SCANS).astype(np.float32)
 
 

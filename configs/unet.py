@@ -19,4 +19,8 @@ def get_config() -> ConfigDict:
     config.eval_every = 125
     config.model.channels = 16
     config.model.residual = True
+    # For heads of any orientation, resolution, contrast and coils, not only those of the demo data.
+    config.augment.rotation = 180.0
+    config.augment.scale, config.augment.scale_p = (0.5, 1.4), 0.8
+    config.augment.flip_vertical_p = config.augment.contrast_p = config.augment.coils_p = 0.5
     return config

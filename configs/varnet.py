@@ -2,8 +2,8 @@
 
     python -m mrjax.main --config=configs/varnet.py
 
-fastMRI's size, for a GPU: --config.model.channels=18 --config.model.levels=4 --config.model.cascades=12
---config.model.sens_channels=8 --config.model.sens_levels=4, and --config.remat for less memory.
+fastMRI's size, for a GPU: --config.model.channels=18 --config.model.levels=4 --config.model.cascades=12, and
+--config.remat=True for less memory.
 Every field and its default is in mrjax/config.py.
 """
 
@@ -20,8 +20,12 @@ def get_config() -> ConfigDict:
     config.clip_norm = 1.0
     config.model.name = "varnet"
     config.model.pool = "avg"
-    config.model.residual = True  # False: fastMRI's own function
-    config.model.channels, config.model.levels = 8, 3
-    config.model.cascades = 4
-    config.model.sens_channels, config.model.sens_levels = 4, 3
+    config.model.residual = True  # starts at compressed sensing; False: fastMRI's own function
+    config.model.channels, config.model.levels = 12, 3
+    config.model.cascades = 2
+    config.acquisition.noise = (0.0, 0.005)
+    # For heads of any orientation, resolution, contrast and coils, not only those of the demo data.
+    config.augment.rotation = 180.0
+    config.augment.scale, config.augment.scale_p = (0.5, 1.4), 0.8
+    config.augment.flip_vertical_p = config.augment.contrast_p = config.augment.coils_p = 0.5
     return config

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 class Experiment:
     """All that a training run is made of, checked."""
 
-    config: ConfigDict  # with data.dir filled in, and data.image_size if all files have one size
+    config: ConfigDict  # with data.dir filled in
     recipe: Recipe
     train_set: list[Volume]
     val_set: list[Volume]
@@ -64,8 +64,6 @@ class Experiment:
         )
         logger.info("checked %d files in %.1f s", len(train_set) + len(val_set), time.perf_counter() - started)
         sizes = {volume.data_shape for volume in train_set + val_set}
-        if not config.data.image_size and len(sizes) == 1:
-            config.data.image_size = next(iter(sizes))
         check_sizes(config, sizes, mesh.shape["spatial"])
         train_datasets = make_datasets(config, "training", train_set)
         val_datasets = make_datasets(config, "validation", val_set)

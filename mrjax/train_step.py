@@ -200,9 +200,7 @@ def predict(recipe: Recipe, params: Any, batch: Batch) -> tuple[Batch, jax.Array
             prediction = run_network_by_row(recipe, params, inputs)
     image = scaling.invert(prediction)
     if recipe.grid:
-        consistent = "kspace" in recipe.model.input_names
-        restore = functools.partial(recipe.grid.from_network, consistent=consistent)
-        image = sharding.per_device(restore, mesh)(image, example)
+        image = sharding.per_device(recipe.grid.from_network, mesh)(image, example)
     return {"corrupted": example.corrupted, "target": example.target, "reconstruction": image}, peak
 
 

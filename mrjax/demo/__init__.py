@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 import sys
 import tempfile
@@ -84,9 +85,12 @@ def _write_subject(folder: Path, template: Template, settings: Settings, subject
     header = ismrmrd.header((size, size), pixel, anatomy.THICKNESS)
     for i, contrast in enumerate(acquisition.PROTOCOLS):
         image = acquisition.make_image(head, subject, contrast)
+        # 24 to 34 in M4Raw, at 0.3 T, whose scans are repeated for it; ten times as much at 3 T.
+        most = 34 if settings.repetitions > 1 else 340
+        snr = math.exp(subject.generator(3, i).uniform(math.log(24), math.log(most)))
         for repetition in range(1, settings.repetitions + 1):
             rng = subject.generator(3, i, repetition)
-            kspace = acquisition.acquire_kspace(image, coils, rng)
+            kspace = acquisition.acquire_kspace(image, coils, snr, rng)
             rss = magnitude_host(kspace)
             path = folder / SPLITS[subject.split] / f"{study}_{contrast}{repetition:02d}.t5"
             arrays = {"kspace": kspace, "reconstruction_rss": rss, "ismrmrd_header": header}

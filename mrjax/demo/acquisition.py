@@ -79,11 +79,12 @@ def _loop_sensitivity(rng: np.random.Generator, points: np.ndarray, angle: float
     return (field[..., 0] - 1j * field[..., 1]) * np.exp(1j * rng.uniform(-np.pi, np.pi))
 
 
-def acquire_kspace(image: np.ndarray, coils: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Acquire noisy k-space of an image (slices, size, size) by coils: complex64 (slices, coils, size, size)."""
-    # The brain's mean signal over the standard deviation of the noise's real and imaginary part: 24 to 34 in M4Raw at
-    # 0.3 T, ten times as much at 3 T.
-    noise = np.float32(0.4 / np.exp(rng.uniform(np.log(24), np.log(340))))
+def acquire_kspace(image: np.ndarray, coils: np.ndarray, snr: float, rng: np.random.Generator) -> np.ndarray:
+    """Acquire noisy k-space of an image (slices, size, size) by coils: complex64 (slices, coils, size, size).
+
+    `snr` is the brain's mean signal over the standard deviation of the noise's real and imaginary part.
+    """
+    noise = np.float32(0.4 / snr)
     shifted = np.fft.ifftshift(coils * image[:, None], axes=(-2, -1))
     kspace = np.fft.fftshift(scipy.fft.fft2(shifted, norm="ortho"), axes=(-2, -1))
     return kspace + noise * rng.standard_normal((*kspace.shape, 2), np.float32).view(np.complex64)[..., 0]

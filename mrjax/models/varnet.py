@@ -95,7 +95,10 @@ class _Sensitivities(nn.Module):
 
 
 class _Cascade(nn.Module):
-    """Take one step: data consistency, minus the artefacts that the U-Net finds (equation 5 of the paper)."""
+    """Take one step: data consistency, minus the artefacts that the U-Net finds (equation 5 of the paper).
+
+    If `residual`, data consistency comes after the U-Net, so that the result explains what was measured.
+    """
 
     unet: UNet
     residual: bool
@@ -103,12 +106,11 @@ class _Cascade(nn.Module):
     @nn.compact
     def __call__(self, current: Array, measured: Array, mask: Array, maps: Array) -> Array:
         weight = self.param("weight", nn.initializers.ones, (1,), jnp.float32)
-        consistent = data_consistency(current, measured, mask, weight)
         image = jnp.sum(ifft2c(current) * maps.conj(), 1)
         output = _norm_unet(self.unet, image, self.residual)
         if self.residual:
-            return consistent - (current - fft2c((image + output)[:, None] * maps))
-        return consistent - fft2c(output[:, None] * maps)
+            return data_consistency(fft2c((image + output)[:, None] * maps), measured, mask, weight)
+        return data_consistency(current, measured, mask, weight) - fft2c(output[:, None] * maps)
 
 
 def _norm_unet(unet: UNet, image: Array, residual: bool) -> Array:

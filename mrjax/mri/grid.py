@@ -46,11 +46,11 @@ class Grid(NamedTuple):
         kspace = self._resize_kspace(kspace, self.size)
         return Example(magnitude(kspace), example.target, kspace, mask, adjacent)
 
-    def from_network(self, image: Array, example: Example, *, consistent: bool) -> Array:
+    def from_network(self, image: Array, example: Example) -> Array:
         """Bring a reconstruction (batch, height, width) to the file's grid, in which `example` was measured.
 
         Beyond the network's field of view it is the corrupted image. With `keep_measured`, it is then made to explain
-        what was measured (`sense.explain_measured`), unless the network was `consistent` with all of it.
+        what was measured (`sense.explain_measured`).
         """
         measured, mask = example.kspace, example.mask
         assert measured is not None
@@ -61,7 +61,7 @@ class Grid(NamedTuple):
             image = jnp.where(inside, crop_or_pad(image, size), example.corrupted)
         elif network_size != size:
             image = self._resize(image, size)
-        if not self.keep_measured or (consistent and network_size == size):
+        if not self.keep_measured:
             return image
         # One slice at a time: sensitivities are estimated from coils^2 images.
         return lax.map(lambda of_slice: explain_measured(*of_slice), (image, measured, mask))

@@ -50,7 +50,7 @@ def test_masks_follow_k_space_to_the_networks_grid() -> None:
 def test_a_network_that_finds_nothing_gives_the_measured_samples_back(rule: str, size, mask: np.ndarray) -> None:
     grid, given = Grid(size, rule, True), example(mask)
     nothing = jnp.zeros((2, *(size or OWN)))
-    image = jax.jit(lambda x: grid.from_network(x, given, consistent=False))(nothing)
+    image = jax.jit(lambda x: grid.from_network(x, given))(nothing)
     assert jnp.linalg.norm(image - TARGET) < jnp.linalg.norm(given.corrupted - TARGET)
 
 
@@ -59,7 +59,7 @@ def test_reconstructions_of_low_resolution_gain_what_was_measured_beyond_it() ->
     known = magnitude(resize.resize_kspace(KSPACE, size, "kspace"))  # a perfect network
     errors = []
     for keep in (False, True):
-        image = Grid(size, "kspace", keep).from_network(known, given, consistent=False)
+        image = Grid(size, "kspace", keep).from_network(known, given)
         errors.append(float(jnp.linalg.norm(image - TARGET)))
     assert errors[1] < 0.8 * errors[0]
     assert errors[1] < float(jnp.linalg.norm(given.corrupted - TARGET))
@@ -69,24 +69,15 @@ def test_growing_an_image_by_k_space_and_going_back_is_the_identity() -> None:
     small, large = coil_images(2, 1, 33, 41), coil_images(2, 1, 64, 63)
     image, columns = jnp.asarray(rss(small)), jnp.ones((2, 1, 1), bool)
     on_small, on_large = (Example(rss(x), rss(x), jnp.asarray(to_kspace(x)), columns) for x in (small, large))
-    grown = Grid((33, 41), "kspace", False).from_network(image, on_large, consistent=False)
+    grown = Grid((33, 41), "kspace", False).from_network(image, on_large)
     assert grown.shape == (2, 64, 63)
-    back = Grid((64, 63), "kspace", False).from_network(grown, on_small, consistent=False)
+    back = Grid((64, 63), "kspace", False).from_network(grown, on_small)
     np.testing.assert_allclose(back, image, atol=1e-5)
 
 
 def test_beyond_a_networks_field_of_view_lies_the_corrupted_image() -> None:
     given = example(COLUMNS)
-    image = np.asarray(Grid((24, 20), "image", False).from_network(jnp.full((2, 24, 20), 7.0), given, consistent=False))
+    image = np.asarray(Grid((24, 20), "image", False).from_network(jnp.full((2, 24, 20), 7.0), given))
     inside = np.asarray(crop_or_pad(jnp.ones((24, 20), bool), OWN))
     assert (image[:, inside] == 7).all()
     assert np.array_equal(image[:, ~inside], np.asarray(given.corrupted)[:, ~inside])
-
-
-def test_networks_that_are_consistent_themselves_are_left_alone_within_their_k_space() -> None:
-    given, image = example(COLUMNS), jnp.asarray(TARGET)
-    assert np.array_equal(Grid((), "kspace", True).from_network(image, given, consistent=True), image)
-    low = magnitude(resize.resize_kspace(KSPACE, (24, 20), "kspace"))
-    sharper = Grid((24, 20), "kspace", True).from_network(low, given, consistent=True)
-    coarse = Grid((24, 20), "kspace", False).from_network(low, given, consistent=True)
-    assert float(jnp.linalg.norm(sharper - TARGET)) < 0.9 * float(jnp.linalg.norm(coarse - TARGET))

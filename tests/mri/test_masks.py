@@ -223,7 +223,7 @@ def test_a_stored_mask_is_read_and_applied_to_fully_sampled_kspace(tmp_path: Pat
     assert np.array_equal(measured.kspace[0], kspace[1] * mask)
     assert np.allclose(measured.target[0], rss(np.asarray(fourier.ifft2c(kspace[1]))), atol=1e-5)
     with pytest.raises(UserError, match=r"`mask` has shape \(1, 16\), expected"):
-        SliceDataset(found, (16, 20), "kspace")
+        SliceDataset(found, (16, 20), "image")
     hdf5.write(tmp_path / "a.t5", {"kspace": kspace * mask, "mask": mask})
     with pytest.raises(UserError, match="undersampled already"):
         read()
