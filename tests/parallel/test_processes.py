@@ -22,6 +22,12 @@ FIELDS = {
     "model.channels": 4,
     "model.levels": 1,
     "model.residual": False,
+    "augment.rotation": 15.0,
+    "augment.scale": (0.9, 1.1),
+    "augment.scale_p": 0.5,
+    "augment.flip_vertical_p": 0.0,
+    "augment.contrast_p": 0.0,
+    "augment.coils_p": 0.0,
     "learning_rate": 1e-5,  # Adam makes whole steps of rounding errors, which stay small here
     "schedule": "constant",
     "warmup": 0.0,
