@@ -85,14 +85,15 @@ def vary(key: Array | None, augment: Augment, images: Array) -> Array:
     count = jax.random.randint(keys[1], (), 1, jnp.maximum(present.sum(), 1) + 1)
     kept = present & (jnp.cumsum(present) <= count)
     mixture = jax.random.normal(keys[2], (coils, coils), jnp.complex64) * kept[:, None]
-    mixture = jnp.where(changes[1], mixture, jnp.eye(coils))
-    mixed = jnp.einsum("ij,...jhw->...ihw", mixture, images, precision="highest")
+    mixture = jnp.where(changes[1], mixture, jnp.eye(coils))[..., None, None]
+    # Not a matrix product, which would write its result before the contrast is changed.
+    mixed = sum((mixture[:, i] * images[..., i : i + 1, :, :] for i in range(coils)), jnp.zeros_like(images))
     low, high = augment.contrast
     strength = jnp.where(changes[0], jax.random.uniform(keys[3], minval=low, maxval=high), 0)
-    before, signal = (root_sum_of_squares(x).max((-2, -1), keepdims=True) for x in (images, mixed))
-    changed = mixed * abs(1 - strength * _share(root_sum_of_squares(mixed), signal))[..., None, :, :]
-    after = root_sum_of_squares(changed).max((-2, -1), keepdims=True)
-    return changed * _share(before, after)[..., None, :, :]
+    signal = root_sum_of_squares(mixed)
+    factor = abs(1 - strength * _share(signal, signal.max((-2, -1), keepdims=True)))
+    before, after = (x.max((-2, -1), keepdims=True) for x in (root_sum_of_squares(images), signal * factor))
+    return mixed * (factor * _share(before, after))[..., None, :, :]
 
 
 def _share(x: Array, whole: Array) -> Array:
