@@ -37,7 +37,7 @@ check: $(VENV)/.test
 bench: bench-packages
 	$(RUN) -m benchmarks.tables --aot_python=$(AOT_VENV)/bin/python
 
-# Train every network three times and score it, and two of them on real heads: an hour and three quarters on 2 cores.
+# Train every network three times and score it, and two of them on real heads: an hour and a half on 2 cores.
 bench-quality: bench-packages
 	$(RUN) -m benchmarks.quality
 	$(RUN) -m benchmarks.denoising

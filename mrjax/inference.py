@@ -29,7 +29,7 @@ from mrjax.train_step import Recipe
 class Inference:
     """A checkpoint, or a method of `baselines.METHODS`, ready for use."""
 
-    config: ConfigDict  # of the run that made the checkpoint, image size included; or how files are undersampled
+    config: ConfigDict  # of the run that made the checkpoint; or how files are undersampled
     source: dict[str, Any]  # {"step": of the checkpoint} or {"method": name}
     mesh: Mesh
     params: Any  # the network's, or their average where the run kept one; a method has none

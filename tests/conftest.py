@@ -7,10 +7,7 @@ import tempfile
 
 # Eight devices on one CPU: every test of the suite runs sharded, as on a node with eight accelerators. And compiled
 # quickly rather than well: at LLVM's full effort, making the initial parameters takes longer than a tiny training.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 # The tests, on all workers, and the commands they start share what they compile, the operations of eager JAX included,
 # and leave the user's own cache alone.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mrjax-tests-"))

@@ -31,11 +31,11 @@ class VarNet(nn.Module):
     Parameters, all float32: those of a `UNet` in `sensitivities/unet` and in `cascade_<i>/unet`, and
     `cascade_<i>/weight` (1,) of the data consistency. Coils that are zero everywhere change nothing.
 
-    If `residual`, the network improves on compressed sensing, which an untrained one equals: maps are ESPIRiT's, the
-    cascades start at the image of least total variation, and the U-Nets compute what is added to the image in each,
-    whose k-space then replaces the current one. The parameters of `sensitivities` are not there. Compressed sensing
-    carries over to any anatomy, resolution and coils, and leaves the network less to learn (as MoDL starts at SENSE,
-    Aggarwal et al., IEEE Trans Med Imaging 38 (2019) 394).
+    If `residual`, the network improves on compressed sensing, which an untrained one equals but for the measured
+    samples that it keeps: maps are ESPIRiT's, the cascades start at the image of least total variation, and the U-Nets
+    compute what is added to the image in each, whose k-space then replaces the current one. The parameters of
+    `sensitivities` are not there. Compressed sensing carries over to any anatomy, resolution and coils, and leaves the
+    network less to learn (as MoDL starts at SENSE, Aggarwal et al., IEEE Trans Med Imaging 38 (2019) 394).
     """
 
     channels: int = 18  # of the `UNet` in each cascade, as are the levels
