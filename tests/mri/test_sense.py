@@ -86,12 +86,18 @@ def test_noise_does_not_count_as_sensitivity() -> None:
 
 @pytest.mark.parametrize("coils", [1, 4])
 def test_an_image_comes_nearer_to_the_truth_by_what_was_measured_and_a_perfect_one_stays(coils: int) -> None:
-    """The less noise there is, the more; the limits are half as much again as was found."""
+    """The less noise there is, the more; without much, measured again it gives the samples, within a few percent."""
     mask, explain = poisson_like(), jax.jit(sense.explain_measured)
     for sigma, share in ((0.001, 0.75), (0.05, 0.95)):
         kspace, images = noisy_scan(coils, sigma, mask)
         true = rss(images).astype(np.float32)
         blurred = gaussian_filter(true, 2)
-        errors = [np.linalg.norm(x - true) for x in (blurred, explain(blurred, kspace, mask), true)]
-        assert errors[1] < share * errors[0]
-        assert np.linalg.norm(explain(true, kspace, mask) - true) < 0.7 * errors[0]
+        explained = np.asarray(explain(blurred, kspace, mask))
+        error = np.linalg.norm(blurred - true)
+        assert np.linalg.norm(explained - true) < share * error
+        assert np.linalg.norm(explain(true, kspace, mask) - true) < 0.7 * error
+        profiles = images / np.where(true > 0, true, 1)
+        unexplained = [np.linalg.norm(to_kspace(x * profiles) * mask - kspace) for x in (blurred, explained)]
+        assert unexplained[1] < unexplained[0]
+        if sigma == 0.001:
+            assert unexplained[1] < 0.1 * np.linalg.norm(kspace) < unexplained[0]
