@@ -25,6 +25,7 @@ CHECKED_ELSEWHERE = {
     "make bench-packages": ".ci/run",
     "make aot-packages": ".ci/run",
     "make bench": "20 minutes; make test runs its scripts at a small size after make bench-packages",
+    "python -m benchmarks.transfer --train=250": "16 minutes; make test runs its parts at a small size",
     "make bench-quality": "75 minutes; make test runs its scripts at a small size after make bench-packages",
     "python -m benchmarks.fit --config=configs/unet.py --target=h100": ".ci/run, in the environment of aot-packages",
     "python -m mrjax.main --config=configs/unet.py [--workdir=runs/unet] [--config.FIELD=VALUE ...]": "a form",
