@@ -76,7 +76,7 @@ submit() {
         --workdir="$run" --config.data.dir="$folder/demo" --config.steps="$1" --config.model.channels=4 --config.model.levels=2 --config.log_every=5 \
         --config.checkpoint_every=10 --config.eval_every=1000000
 }
-steps() { find "$run/checkpoints/newest" -maxdepth 1 -name '[0-9]*' -printf '%f\n' 2>/dev/null | grep -x '[0-9]*' | sort -n | tail -n 1; }
+steps() { find "$run/checkpoints" -maxdepth 1 -name '[0-9]*' -printf '%f\n' 2>/dev/null | grep -x '[0-9]*' | sort -n | tail -n 1; }
 say() { echo "=== $*"; }
 until_step() { until [[ $(steps || true) -ge $1 ]]; do sleep 0.5; done; }
 until_gone() { while squeue --noheader --jobs="$1" 2>/dev/null | grep -q .; do sleep 1; done; }

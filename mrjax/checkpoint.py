@@ -2,32 +2,41 @@
 
 A workdir holds
   config.json            the run it belongs to
-  checkpoints/newest/N   after step N: parameters, their average if there is one, optimizer state, progress (step,
-                         fingerprint of the files), config
-  checkpoints/best/N     the same, of the step with the best validation SSIM
-  checkpoints/initial/0  imported parameters that training starts from, and their config
+  checkpoints/N          after step N: parameters, their average if there is one, optimizer state, progress (step,
+                         fingerprint of the files, order of the examples), config, and SHA-256 of all its files; the
+                         newest two and the best
+  checkpoints/best.json  which step has the best validation SSIM, and the last step that was validated
+  initial/0              imported parameters that training starts from, and their config
 Orbax writes a checkpoint beside its place and renames it when it is whole, so a kill at any moment leaves the last one.
 """
 
 import contextlib
+import functools
 import json
+import logging
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mrjax import config as configs
-from mrjax.data.files import write_json
+from mrjax.data.files import CHECKSUMS, find_damage, lock, write_checksums, write_json
 from mrjax.errors import UserError, expect
 from mrjax.train_step import TrainState
 
+logger = logging.getLogger(__name__)
 BEST_METRIC = "ssim"  # on the validation split, by which the best checkpoint is chosen
+CHECKPOINTS, INITIAL = "checkpoints", "initial"  # folders of a workdir
 _ITEMS = ("params", "ema", "optimizer", "progress", "config")
+_MARGIN = 1 << 20  # bytes of a checkpoint beside its arrays, at most
 
 
 class Run(contextlib.AbstractContextManager["Run"]):
@@ -38,62 +47,117 @@ class Run(contextlib.AbstractContextManager["Run"]):
     """
 
     def __init__(self, workdir: str, config: ConfigDict, train_files: str, val_files: str):
-        self._workdir, self._config, self._train_files, self._val_files = workdir, config, train_files, val_files
-        self._newest, self._best = (open_checkpoints(workdir, kind) for kind in ("newest", "best"))
-        # The best checkpoint itself says how good it is: a kill may come between its save and that of the newest.
-        self._best_value = -1.0
-        if self._best.latest_step() is not None:
-            progress = _restore(self._best, progress=ocp.args.JsonRestore()).progress
-            if progress["validated_on"] == val_files:
-                self._best_value = progress[BEST_METRIC]
+        self.workdir, self._config, self._train_files, self._val_files = workdir, config, train_files, val_files
+        self._manager = open_checkpoints(workdir, kept=self._kept)
+        self._best = _read_best(workdir)
+        if self._best.get("files") != val_files:
+            self._best |= {BEST_METRIC: -1.0, "validated": -1}
+        self._unsaved = ""  # why the last save failed
 
-    def __exit__(self, *exception: Any) -> None:
-        self._newest.close()
-        self._best.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self._finish()
+        self._manager.close()
+        if self._unsaved and kind is None:
+            raise UserError(f"{self._unsaved}; the last checkpoint is of step {self.saved_step}")
 
-    def restore_or_init(self, abstract: TrainState, init: Callable[[], TrainState]) -> TrainState:
-        """Restore the newest state; without one, draw a fresh state, with the imported parameters if there are any.
+    @property
+    def saved_step(self) -> int:
+        """The step of the newest checkpoint, 0 if there is none."""
+        return self._manager.latest_step() or 0
 
-        `abstract` holds ShapeDtypeStructs with shardings, and `init` draws a state of these. Raises `UserError` if the
-        checkpoint is damaged, of another network or trained on other files.
+    def restore_or_init(self, abstract: TrainState, init: Callable[[], TrainState]) -> tuple[TrainState, int]:
+        """Restore the newest whole checkpoint; without any, draw a fresh state, or one of the imported parameters.
+
+        `abstract` holds ShapeDtypeStructs with shardings, and `init` draws a state of these. Returns the state and the
+        order of the examples that it was trained in, 0 unless it went back. Raises `UserError` if all checkpoints are
+        damaged, or of another network, or trained on other files.
         """
-        if self._newest.latest_step() is None:
+        self._finish()
+        self._warn_of_little_space(_size(abstract))
+        step = find_whole(self.workdir)
+        if self._best.get("step", -1) > step:  # it is about to be replaced by the steps that come again
+            self._best = {"step": -1, BEST_METRIC: -1.0, "validated": -1}
+        if step < 0:
             state = init()
-            if not _has_checkpoint(self._workdir, "initial"):
-                return state
-            with open_checkpoints(self._workdir, "initial", read_only=True) as manager:
-                params = _restore(manager, params=ocp.args.StandardRestore(abstract.params)).params
-            return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
+            if not _steps(self.workdir, INITIAL):
+                return state, 0
+            with open_checkpoints(self.workdir, INITIAL, read_only=True) as manager:
+                params = _restore(manager, 0, params=ocp.args.StandardRestore(abstract.params)).params
+            return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params)), 0
         items = {name: ocp.args.StandardRestore(shapes) for name, shapes in _arrays(abstract).items()}
-        restored = _restore(self._newest, **items, progress=ocp.args.JsonRestore())
-        files = restored.progress["files"]
+        restored = _restore(self._manager, step, **items, progress=ocp.args.JsonRestore())
+        files, order = restored.progress["files"], restored.progress["order"]
         if files != self._train_files:
-            found = f"{self._workdir} was trained on {files}, found {self._train_files}"
+            found = f"{self.workdir} was trained on {files}, found {self._train_files}"
             raise UserError(f"{found}; expected the same files")
-        step = jax.device_put(jnp.int32(restored.progress["step"]), abstract.step.sharding)
-        return TrainState(step, restored.params, restored.optimizer, restored.get("ema"))
+        of_step = jax.device_put(jnp.int32(step), abstract.step.sharding)
+        return TrainState(of_step, restored.params, restored.optimizer, restored.get("ema")), order
 
-    def save(self, state: TrainState, step: int) -> None:
-        """Start to write the newest checkpoint."""
-        save(self._newest, state, {"step": step, "files": self._train_files}, self._config)
+    def save(self, state: TrainState, step: int, order: int) -> None:
+        """Start to write a checkpoint, unless it is there; warn if there is no room for it, or the last one failed."""
+        self._finish()
+        if step == self.saved_step:
+            return
+        self._unsaved, need, free = "", _size(state) + _MARGIN, _free(self.workdir)
+        if need > free:
+            self._unsaved = (
+                f"step {step} is not saved: it takes {_megabytes(need)}, {self.workdir} has {_megabytes(free)} free"
+            )
+            logger.warning("%s; training goes on and tries again at the next checkpoint", self._unsaved)
+            return
+        save(self._manager, state, {"step": step, "files": self._train_files, "order": order}, self._config)
 
-    def save_if_best(self, state: TrainState, step: int, value: float) -> None:
-        """Start to write the best checkpoint if `value`, the `BEST_METRIC` of the validation, is the best so far."""
-        if value > self._best_value:
-            self._best_value = value
-            progress = {"step": step, "files": self._train_files, BEST_METRIC: value, "validated_on": self._val_files}
-            save(self._best, state, progress, self._config)
+    def record_validation(self, step: int, value: float) -> None:
+        """Note that the checkpoint of `step` is validated, and whether its `BEST_METRIC` is the best so far."""
+        self._finish()
+        if self.saved_step != step:
+            return
+        self._best["validated"] = step
+        if value > self._best[BEST_METRIC]:
+            self._best |= {"step": step, BEST_METRIC: value, "files": self._val_files}
+        if jax.process_index() == 0:
+            write_json(Path(self.workdir, CHECKPOINTS, "best.json"), self._best)
+
+    def is_validated(self, step: int) -> bool:
+        """Return whether the checkpoint of `step` was validated, on the validation files of this run."""
+        return self._best["validated"] == step
+
+    def _kept(self, steps: Sequence[int]) -> list[bool]:
+        return [step in (*steps[-2:], self._best.get("step")) for step in steps]
+
+    def _finish(self) -> None:
+        """Wait until the last save is written, or warn that it failed, and take away what it left."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            free, reason = _megabytes(_free(self.workdir)), str(error).splitlines()[0]
+            self._unsaved = f"a checkpoint could not be written, {self.workdir} has {free} free ({reason[-200:]})"
+            logger.warning("%s; training goes on and tries again at the next checkpoint", self._unsaved)
+            self._manager.close()
+            self._manager = open_checkpoints(self.workdir, kept=self._kept)
+
+    def _warn_of_little_space(self, size: int) -> None:
+        """Warn if the newest two, the best and one in the making do not fit on the disk."""
+        missing = (4 - len(_steps(self.workdir))) * (size + _MARGIN)
+        if missing > (free := _free(self.workdir)):
+            logger.warning(
+                "%s has %s free, the checkpoints take up to %s more",
+                self.workdir,
+                _megabytes(free),
+                _megabytes(missing),
+            )
 
 
-def claim(workdir: str, config: ConfigDict) -> None:
+def claim(workdir: str, config: ConfigDict) -> contextlib.AbstractContextManager[Any]:
     """Make the workdir this run's, or check that it is. A run that saved nothing yet may be started anew.
 
-    Process 0 goes first: the others find what it wrote. Raises `UserError` if the workdir holds something else, or a
-    run or imported parameters whose config differs where it must not.
+    Process 0 goes first: the others find what it wrote. Returns the workdir's lock, a context manager. Raises
+    `UserError` if another run holds it, or the workdir holds something else, or a run or imported parameters whose
+    config differs where it must not.
     """
     file = Path(workdir) / "config.json"
     started = os.path.isdir(workdir) and any(not name.startswith(".") for name in os.listdir(workdir))
-    trained = _has_checkpoint(workdir, "newest") or _has_checkpoint(workdir, "best")
+    trained = bool(_steps(workdir))
     if started:
         try:
             before = configs.load(json.loads(file.read_text()))
@@ -101,31 +165,55 @@ def claim(workdir: str, config: ConfigDict) -> None:
             found = f"{workdir} holds files but no run of mrjax"
             raise UserError(f"{found}, expected an empty or new folder as --workdir") from error
         changed = configs.differences(before, config, parameters_only=not trained)
-        if changed and (trained or _has_checkpoint(workdir, "initial")):
+        if changed and (trained or _steps(workdir, INITIAL)):
             found = f"{workdir} holds another run: {'; '.join(changed)}"
             raise UserError(f"{found}; set them back, or give another --workdir")
-    if trained:
-        return
-    if jax.process_index() == 0:
+    if jax.process_index():
+        expect(started, f"{workdir} is not the folder that process 0 wrote to", "one that all processes share")
+        return contextlib.nullcontext()
+    held = lock(workdir)
+    if not trained:
         write_json(file, config.to_dict())
-    elif not started:
-        raise UserError(f"{workdir} is not the folder that process 0 wrote to, expected one that all processes share")
+    return held
 
 
-def open_checkpoints(workdir: str, kind: str, *, read_only: bool = False) -> ocp.CheckpointManager:
-    """Open the 'newest', 'best' or 'initial' checkpoints of a run; one is kept, and the last until the next is whole.
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, but for its question whether to stop, which JAX answers to one who counts its calls: the loop."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+class _Preservation:
+    """Orbax's policy by a function of the steps, in order."""
+
+    def __init__(self, kept: Callable[[Sequence[int]], list[bool]]):
+        self._kept = kept
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        return self._kept([checkpoint.step for checkpoint in checkpoints])
+
+
+def open_checkpoints(
+    workdir: str,
+    folder: str = CHECKPOINTS,
+    *,
+    read_only: bool = False,
+    kept: Callable[[Sequence[int]], list[bool]] | None = None,
+) -> ocp.CheckpointManager:
+    """Open the checkpoints of a run; `kept` says of each step whether it stays once a newer one is whole, all without.
 
     A reader must be `read_only`: a writer clears away what is half written, which may be the save of a live run.
     """
+    path = os.path.abspath(os.path.join(workdir, folder))
     options = ocp.CheckpointManagerOptions(
         read_only=read_only,
-        max_to_keep=None if read_only else 1,
+        preservation_policy=_Preservation(kept) if kept else None,
         cleanup_tmp_directories=not read_only,
-        # Processes meet by name and step: the two kinds may be saving the same step at the same time.
-        multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind),
+        # Orbax calls this before it renames a checkpoint into its place, so none is without.
+        async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(_seal, Path(path))),
     )
-    folder = os.path.abspath(os.path.join(workdir, "checkpoints", kind))
-    return ocp.CheckpointManager(folder, options=options, item_names=_ITEMS)
+    return _Manager(path, options=options, item_names=_ITEMS)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, Any], config: ConfigDict) -> None:
@@ -138,19 +226,41 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, 
     manager.save(progress["step"], args=ocp.args.Composite(**items))
 
 
+def find_whole(workdir: str, folder: str = CHECKPOINTS, first: int = -1) -> int:
+    """Find the newest checkpoint all of whose files have their checksums, or `first` if that has; -1 if there is none.
+
+    A damaged one is passed over with a warning. Raises `UserError` if all are damaged.
+    """
+    steps = sorted(_steps(workdir, folder), key=lambda step: (step == first, step), reverse=True)
+    whole = -1
+    if jax.process_index() == 0:
+        for step in steps:
+            path = Path(workdir, folder, str(step))
+            if damage := find_damage(path):
+                logger.warning("%s is damaged (%s), passed over", path, damage)
+            else:
+                whole = step
+                break
+    whole = int(multihost_utils.broadcast_one_to_all(np.int32(whole)))
+    if steps and whole < 0:
+        raise UserError(f"{workdir}: all its checkpoints are damaged, expected a whole one; start in a new --workdir")
+    return whole
+
+
 def restore_best(workdir: str, abstract: Callable[[ConfigDict], TrainState]) -> tuple[ConfigDict, dict[str, Any], Any]:
     """Restore config, progress and `eval_params` of the best checkpoint, else of the newest, or what was imported.
 
     `abstract` makes the ShapeDtypeStructs of a config's state, with shardings. Raises `UserError` for no checkpoint.
     """
-    kinds = [kind for kind in ("best", "newest", "initial") if _has_checkpoint(workdir, kind)]
-    expect(kinds, f"{workdir}: holds no checkpoint", "the workdir of a run of mrjax.main")
-    with open_checkpoints(workdir, kinds[0], read_only=True) as manager:
-        restored = _restore(manager, config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
+    folder = CHECKPOINTS if _steps(workdir) else INITIAL
+    expect(_steps(workdir, folder), f"{workdir}: holds no checkpoint", "the workdir of a run of mrjax.main")
+    step = find_whole(workdir, folder, _read_best(workdir).get("step", -1))
+    with open_checkpoints(workdir, folder, read_only=True) as manager:
+        restored = _restore(manager, step, config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
         config = configs.load(restored.config)
         state = abstract(config)
         name = "params" if state.ema is None else "ema"
-        params = _restore(manager, **{name: ocp.args.StandardRestore(state.eval_params)})[name]
+        params = _restore(manager, step, **{name: ocp.args.StandardRestore(state.eval_params)})[name]
     return config, restored.progress, params
 
 
@@ -159,12 +269,38 @@ def _arrays(state: TrainState) -> dict[str, Any]:
     return {name: values for name, values in arrays.items() if values is not None}
 
 
-def _has_checkpoint(workdir: str, kind: str) -> bool:
-    return any(path.name.isdigit() for path in Path(workdir, "checkpoints", kind).glob("*"))
+def _size(state: TrainState) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
-def _restore(manager: ocp.CheckpointManager, **items: Any) -> Any:
-    step = manager.latest_step()
+def _steps(workdir: str, folder: str = CHECKPOINTS) -> list[int]:
+    return [int(path.name) for path in Path(workdir, folder).glob("*") if path.name.isdigit()]
+
+
+def _free(workdir: str) -> int:
+    """Return the bytes free on the workdir's disk, as process 0 sees it."""
+    kilobytes = shutil.disk_usage(workdir).free >> 10
+    return int(multihost_utils.broadcast_one_to_all(np.int32(min(kilobytes, 2**31 - 1)))) << 10
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _read_best(workdir: str) -> dict[str, Any]:
+    with contextlib.suppress(OSError, json.JSONDecodeError):
+        return json.loads(Path(workdir, CHECKPOINTS, "best.json").read_text())
+    return {}
+
+
+def _seal(folder: Path) -> None:
+    """Write the checksums of every checkpoint in a folder that has none yet."""
+    for step in folder.iterdir() if jax.process_index() == 0 else ():
+        if step.is_dir() and not (step / CHECKSUMS).exists():
+            write_checksums(step)
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, **items: Any) -> Any:
     try:
         return manager.restore(step, args=ocp.args.Composite(**items))
     except (OSError, ValueError, KeyError) as error:

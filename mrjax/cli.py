@@ -31,7 +31,9 @@ def run(
     """
 
     def guarded_main(argv: list[str]) -> int | None:
-        absl_logging.set_verbosity(absl_logging.ERROR)
+        # Orbax and asyncio print tracebacks of a save that failed, of which a warning says all.
+        absl_logging.set_verbosity(absl_logging.FATAL)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         logger = logging.getLogger("mrjax")
         logger.addHandler(logging.StreamHandler())
         logger.setLevel(logging.INFO)

@@ -128,6 +128,7 @@ FIELDS = (
     Field("weight_decay", 1e-4, "of 'adamw' and 'nadamw'", NOT_NEGATIVE),
     Field("clip_norm", 0.0, "largest norm of the gradients, greater ones are scaled down; 0: none", NOT_NEGATIVE),
     Field("ema", 0.0, "decay of the moving average of the parameters that is evaluated; 0: none", DECAY),
+    Resumable("max_skipped_steps", 10, "in a row, for a loss or gradient that is not finite, at most", POSITIVE),
     Field("model.name", "unet", "of the network", one_of(MODELS)),
     Field("model.channels", 32, "of the first level; each level below has twice as many", POSITIVE),
     Field("model.levels", 4, "number of poolings", POSITIVE),

@@ -8,18 +8,20 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.stages import Compiled, Wrapped
 from ml_collections import ConfigDict
 
 from mrjax import config as configs
 from mrjax import demo, models, optimizers
-from mrjax.data import loader, splits
+from mrjax.data import hdf5, loader, splits
 from mrjax.data.buckets import bucket_by_size, describe_buckets
 from mrjax.data.buffers import Spec
 from mrjax.data.cache import HostCache
@@ -36,6 +38,7 @@ from mrjax.parallel import memory, processes, sharding
 from mrjax.train_step import Batch, Metrics, Recipe, TrainState, jit_predict, jit_train_step
 
 logger = logging.getLogger(__name__)
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Experiment:
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         return jax.jit(functools.partial(initial_state, self.config, self.recipe), out_shardings=layout)()
 
-    def compile_train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    def compile_train_step(self) -> TrainStep:
         """Compile the training step for each shape of a batch; `UserError` if it does not fit beside the caches."""
         compiled = {}  # by the shapes of an example, which differ between datasets
         cached = sum(cache.device_bytes for cache in self.caches)
@@ -120,22 +123,37 @@ class Experiment:
         return caches
 
     @contextlib.contextmanager
-    def training_batches(self, start: int) -> Iterator[Iterator[Batch]]:
-        """Open the endless stream of training batches, on the devices, from the batch of step `start` on."""
+    def training_batches(self, start: int, order: int = 0) -> Iterator[Iterator[Batch]]:
+        """Open the endless stream of training batches, on the devices, after `start` steps; each `order` is another."""
         datasets, mesh, caches = self.train_datasets, self.recipe.mesh, self.caches
         if caches:
             datasets = [ExampleIndices(len(dataset), bucket) for bucket, dataset in enumerate(datasets)]
-        examples, seed = start * self.config.batch_size, self.config.seed
+        examples, seed = start * self.config.batch_size, self.config.seed + order
         with loader.training_batches(datasets, self._reading, seed=seed, start=examples) as read:
             batches = cached_batches(read, caches, mesh) if caches else sharding.to_devices(read, mesh)
             with contextlib.closing(batches):
                 yield batches
 
-    def evaluate(self, params: Any) -> tuple[list[evaluator.Row], dict[str, evaluator.Images]]:
-        """Evaluate parameters on the validation split: a row for each volume, and images of the first volumes."""
-        predict = functools.partial(self._predict, params)
+    def write_batch(self, path: Path, step: int, order: int) -> None:
+        """Write the training batch of a step to an HDF5 file, with the names of its files."""
+        with self.training_batches(step - 1, order) as batches:
+            arrays = {name: multihost_utils.process_allgather(x, tiled=True) for name, x in next(batches).items()}
+        if jax.process_index() == 0:
+            names = [self.train_set[number].path for number in arrays["volume"]]
+            hdf5.write(path, arrays, {"files": names, "step": step})
+
+    def evaluate(
+        self, params: Any, should_stop: Callable[[], bool]
+    ) -> tuple[list[evaluator.Row], dict[str, evaluator.Images]]:
+        """Evaluate parameters on the validation split: a row for each volume, and images of the first volumes.
+
+        Raises `StopRequested` before the first batch at which `should_stop` says so.
+        """
         with loader.evaluation_batches(self.val_datasets, self._reading) as batches:
-            return evaluator.evaluate(predict, batches, self.val_set, self.recipe.mesh)
+            going_on = processes.until_stopped(batches, should_stop)
+            return evaluator.evaluate(
+                functools.partial(self._predict, params), going_on, self.val_set, self.recipe.mesh
+            )
 
     @functools.cached_property
     def _predict(self) -> Wrapped:

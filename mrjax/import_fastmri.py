@@ -48,9 +48,8 @@ def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> Conf
     except UserError as error:
         raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
     config = make_config(network, image_size)
-    checkpoint.claim(workdir, config)
     state = TrainState(step=jnp.int32(0), params=jax.device_put(network.params), opt_state=None)
-    with checkpoint.open_checkpoints(workdir, "initial") as manager:
+    with checkpoint.claim(workdir, config), checkpoint.open_checkpoints(workdir, checkpoint.INITIAL) as manager:
         checkpoint.save(manager, state, {"step": 0}, config)
     return config
 

@@ -160,19 +160,25 @@ def update(recipe: Recipe, state: TrainState, gradients: Any) -> TrainState:
 
 
 def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """Augment, acquire, normalise, predict, compare, update.
+    """Augment, acquire, normalise, predict, compare, update; a loss or gradient that is not finite changes nothing.
 
     The batch holds the task's arrays, `index` (batch,) uint32, and `maximum` (batch,) float32. Returns the next state,
-    and float32 scalars: loss (normalised units), grad_norm, param_norm of the next state, and learning_rate.
+    and float32 scalars: loss (normalised units), grad_norm, param_norm of the next state, learning_rate, and skipped, 1
+    for a step whose update was left out, else 0.
     """
     with recipe.arithmetic():
         loss, gradients = gradient(recipe, state.params, batch)
-    new = update(recipe, state, gradients)
+    grad_norm = optax.tree.norm(gradients)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    # Fused into the update, which reads the old values and writes the new ones anyway.
+    new = jax.tree.map(functools.partial(jnp.where, is_finite), update(recipe, state, gradients), state)
+    new = new.replace(step=state.step + 1)
     return new, {
         "loss": loss,
-        "grad_norm": optax.tree.norm(gradients),
+        "grad_norm": grad_norm,
         "param_norm": optax.tree.norm(new.params),
         "learning_rate": jnp.asarray(recipe.learning_rate(state.step), jnp.float32),
+        "skipped": 1 - is_finite.astype(jnp.float32),
     }
 
 

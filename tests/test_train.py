@@ -1,7 +1,6 @@
 """The training program, end to end on small files: train, stop, kill, resume."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -21,7 +20,7 @@ from mrjax.errors import UserError
 
 
 def parameters(workdir: Path) -> list[np.ndarray]:
-    manager = checkpoint.open_checkpoints(str(workdir), "newest", read_only=True)
+    manager = checkpoint.open_checkpoints(str(workdir), read_only=True)
     args = ocp.args.Composite(params=ocp.args.StandardRestore())
     params = manager.restore(manager.latest_step(), args=args).params
     manager.close()
@@ -36,8 +35,12 @@ def losses(workdir: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in rows(workdir) if "loss" in row}
 
 
+def checkpoint_steps(workdir: Path) -> set[int]:
+    return {int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()}
+
+
 def newest_step(workdir: Path) -> int:
-    return max((int(path.name) for path in workdir.glob("checkpoints/newest/*") if path.name.isdigit()), default=0)
+    return max(checkpoint_steps(workdir), default=0)
 
 
 def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
@@ -51,8 +54,10 @@ def test_a_run_leaves_logs_curves_and_checkpoints(trained: Path) -> None:
     assert all(row["images_per_second"] > 0 for row in logged if "loss" in row)
     assert (trained / "curves.png").exists()
     assert list((trained / "tensorboard").iterdir())
-    assert os.listdir(trained / "checkpoints" / "newest") == ["6"]
-    assert os.listdir(trained / "checkpoints" / "best")[0] in ("3", "6")
+    best = json.loads((trained / "checkpoints" / "best.json").read_text())
+    assert best["step"] in (3, 6)
+    assert best["validated"] == 6
+    assert {4, 6, best["step"]} <= checkpoint_steps(trained)
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit_from_any_cache(
@@ -112,14 +117,6 @@ def test_user_errors_come_before_the_first_step_and_make_no_workdir(scans: Path,
     assert not workdir.exists()
 
 
-def test_a_state_that_is_not_finite_stops_the_run_and_is_never_saved(scans: Path, trained_on, tmp_path: Path) -> None:
-    kspace = 1e25 * to_kspace(coil_images(5, 2, 32, 32))  # finite, but its squares are not
-    write_volume(scans / "train" / "0_T101.t5", {"kspace": kspace.astype(np.complex64)})
-    with pytest.raises(UserError, match="is nan at step 1"):
-        train.train(trained_on(data__dir=str(scans), checkpoint_every=1), str(tmp_path / "run"))
-    assert os.listdir(tmp_path / "run" / "checkpoints" / "newest") == []
-
-
 def test_normalising_by_volume_needs_its_maximum(scans: Path, tiny, tmp_path: Path) -> None:
     write_volume(scans / "train" / "plain.t5", {"kspace": to_kspace(coil_images(2, 2, 32, 32))})
     with pytest.raises(UserError, match=r"plain\.t5: has no attribute `max` in the units"):
@@ -149,15 +146,6 @@ def test_a_workdir_of_another_run_is_refused_with_the_fields_named(
         train.train(tiny(scans), str(tmp_path / "theirs"))
 
 
-def test_a_damaged_checkpoint_is_one_sentence(trained: Path, trained_on, tmp_path: Path) -> None:
-    shutil.copytree(trained, tmp_path / "run")
-    for file in (tmp_path / "run" / "checkpoints" / "newest" / "6" / "params").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"")
-    with pytest.raises(UserError, match="this checkpoint is damaged"):
-        train.train(trained_on(steps=8), str(tmp_path / "run"))
-
-
 def command(workdir: Path, data: Path, steps: int, config: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "mrjax.main", f"--config={config}", f"--workdir={workdir}"),
@@ -174,7 +162,7 @@ def test_sigterm_saves_and_exits_with_status_0(scans: Path, tmp_path: Path, smal
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=60)
     assert process.returncode == 0, log
-    step = int(os.listdir(workdir / "checkpoints" / "newest")[0])
+    step = newest_step(workdir)
     assert f"stopped; step {step} of 100000 is saved" in log
     assert rows(workdir)[-1]["step"] == step
 
@@ -204,4 +192,5 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(
     train.train(config, str(killed))
     assert equal(parameters(whole), parameters(killed))
     assert losses(whole) == losses(killed)
-    assert os.listdir(whole / "checkpoints" / "best") == os.listdir(killed / "checkpoints" / "best")
+    one, other = ((run / "checkpoints" / "best.json").read_text() for run in (whole, killed))
+    assert one == other

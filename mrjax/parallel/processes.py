@@ -5,6 +5,7 @@ step, or the hosts of a Cloud TPU slice (launch/). Elsewhere a process runs alon
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 from jax._src import distributed as runtime  # its client, for barriers that take no device, has no public name
@@ -23,6 +24,7 @@ from mrjax.errors import UserError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 HEARTBEAT_TIMEOUT = 25  # seconds; a process that fails waits once as long, and within a minute all must have ended
+T = TypeVar("T")
 ONE_DAY = 24 * 3600 * 1000  # milliseconds
 
 
@@ -67,27 +69,45 @@ def first_process_first() -> Iterator[None]:
         client.wait_at_barrier("mrjax/first", ONE_DAY)
 
 
-@contextlib.contextmanager
-def stop_on_signal() -> Iterator[Callable[[int], bool]]:
-    """Yield a function of the step just done: whether to stop after it, as SIGTERM or Ctrl-C asked any process.
+class StopRequested(Exception):
+    """A signal asked the run to stop, in the middle of something that is done again after the next start."""
 
-    It must be called after every step, returns the same in all processes, and communicates only after a signal. A
-    second signal ends a process at once.
+
+def until_stopped(batches: Iterator[T], should_stop: Callable[[], bool]) -> Iterator[T]:
+    """Yield batches; raise `StopRequested` before the first one at which `should_stop` says so."""
+    for batch in batches:
+        if should_stop():
+            raise StopRequested
+        yield batch
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether to stop now, as SIGTERM or Ctrl-C asked any process.
+
+    All processes must call it equally often, after every step and between the batches of a validation: it then returns
+    the same in all, and communicates only after a signal. A second signal ends a process at once.
     """
     several = jax.distributed.is_initialized()
-    stopping = threading.Event()
-    # Among several processes JAX handles SIGTERM: it tells the others, and they agree on a step.
+    asked, calls = threading.Event(), itertools.count(1)
+    # Among several processes JAX handles SIGTERM: it tells the others, and they agree on a call.
     signals = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
 
-    def stop(number: int, frame: Any) -> None:
-        stopping.set()
+    def handle(number: int, frame: Any) -> None:
         signal.signal(number, previous[signal.Signals(number)])
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            asked.set()
 
-    previous = {number: signal.signal(number, stop) for number in signals}
+    def should_stop() -> bool:
+        if several and not asked.is_set() and multihost_utils.reached_preemption_sync_point(next(calls)):
+            asked.set()
+        return asked.is_set()
+
+    previous = {number: signal.signal(number, handle) for number in signals}
     try:
-        yield multihost_utils.reached_preemption_sync_point if several else lambda step: stopping.is_set()
+        yield should_stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -14,26 +14,36 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+from ml_collections import ConfigDict
 
 from mrjax.data.files import replacing, to_json
-from mrjax.errors import UserError
 
 logger = logging.getLogger("mrjax.train")
 FIRST_STEP = "the first step is done"
 Metrics = dict[str, jax.Array]
 
 
+class NotFiniteError(Exception):
+    """Too many steps in a row were skipped, for a loss or gradient that is not finite; `step` is the last of them."""
+
+    def __init__(self, step: int, skipped: int):
+        super().__init__(f"the loss or its gradient was not finite in {skipped} steps in a row, up to step {step}")
+        self.step = step
+
+
 class RunLog(contextlib.AbstractContextManager["RunLog"]):
     """Times the steps from `start` + 1 to `steps`, and logs them one interval of `log_every` steps late.
 
     So the device never waits for the log. A step has `batch_size` slices, over all devices. The first process alone
-    writes metrics.jsonl, TensorBoard files and a progress bar; rows newer than `start` are cut off.
+    writes metrics.jsonl, TensorBoard files and a progress bar; rows newer than `start` are cut off. After
+    `config.max_skipped_steps` skipped steps in a row, all processes raise a `NotFiniteError`.
     """
 
-    def __init__(self, workdir: str, *, start: int, steps: int, batch_size: int, log_every: int):
+    def __init__(self, workdir: str, config: ConfigDict, start: int):
         self._file, self._board = Path(workdir) / "metrics.jsonl", None
-        self._start, self._steps, self._batch_size, self._log_every = start, steps, batch_size, log_every
-        self._step = start
+        self._start, self._steps, self._batch_size = start, config.steps, config.batch_size
+        self._log_every, self._max_skipped = config.log_every, config.max_skipped_steps
+        self._step, self._skipped_in_a_row = start, 0
         self._metrics: list[Metrics] = []
         self._in_flight: collections.deque[Metrics] = collections.deque(maxlen=3)
         self._unreported: tuple[int, list[Metrics], dict[str, float]] | None = None
@@ -44,7 +54,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
                 part.write_text("".join(map(to_json, rows)))
         # None: a bar needs a terminal; elsewhere the log's lines say the same.
         disable = None if self._active else True
-        self._bar = tqdm.tqdm(total=steps, initial=start, unit="step", disable=disable, dynamic_ncols=True)
+        self._bar = tqdm.tqdm(total=self._steps, initial=start, unit="step", disable=disable, dynamic_ncols=True)
         self.restart_clock()
 
     def __exit__(self, *exception: Any) -> None:
@@ -62,7 +72,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             yield batch
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Take the metrics of a step just dispatched; raise a `UserError` if those of the last interval are not finite.
+        """Take the metrics of a step just dispatched.
 
         At most two steps are in flight when this returns: more would only fill the device's memory with batches.
         """
@@ -73,21 +83,16 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         if step == self._start + 1:
             jax.block_until_ready(metrics)
             logger.info(FIRST_STEP)
-            if self._active:
-                import tensorboardX  # takes seconds, as it imports PyTorch where there is one
-
-                folder = str(self._file.with_name("tensorboard"))
-                self._board = tensorboardX.SummaryWriter(folder, purge_step=step)
+            self._open_board()
             self.restart_clock()  # the first step is slower than all others
         elif step % self._log_every == 0:
             self._close_interval()
         self._bar.update()
 
     def flush(self, *, last: bool) -> None:
-        """Log complete intervals, all if `last`; raise a `UserError` if the state is not finite, so not to be saved."""
+        """Log complete intervals, all if `last`."""
         if last and self._metrics:
             self._close_interval()
-        require_finite(self._step, jax.device_get(self._in_flight[-1]))
         self._report()
 
     def restart_clock(self) -> None:
@@ -95,12 +100,14 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         self._timed_from, self._clock, self._waited = self._step, time.perf_counter(), 0.0
 
     def write_scalars(self, step: int, values: dict[str, float]) -> None:
-        """Write a row of metrics.jsonl and a point of each curve, after the first step."""
+        """Write a row of metrics.jsonl and a point of each curve."""
+        self._open_board()
         if self._board:
             with self._file.open("a") as file:
                 file.write(to_json({"step": step, **values}))
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                if math.isfinite(value):  # tensorboardX warns of others
+                    self._board.add_scalar(name, value, step)
             self._board.flush()
 
     def write_images(self, step: int, name: str, images: dict[str, np.ndarray]) -> None:
@@ -110,6 +117,13 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             error = 4 * np.abs(images["reconstruction"] - images["target"])
             row = np.hstack([images["corrupted"], images["reconstruction"], images["target"], error])
             self._board.add_image(name, np.clip(row / white, 0, 1)[None], step)
+
+    def _open_board(self) -> None:
+        if self._active and not self._board:
+            import tensorboardX  # takes seconds, as it imports PyTorch where there is one: not before the first step
+
+            folder = str(self._file.with_name("tensorboard"))
+            self._board = tensorboardX.SummaryWriter(folder, purge_step=self._start + 1)
 
     def _close_interval(self) -> None:
         self._report()
@@ -125,9 +139,17 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             return
         (step, on_device, timing), self._unreported = self._unreported, None
         metrics = jax.device_get(on_device)
-        means = {name: statistics.fmean(float(values[name]) for values in metrics) for name in metrics[0]}
-        require_finite(step, means)
-        self.write_scalars(step, means | {"learning_rate": float(metrics[-1]["learning_rate"])} | timing)
+        skipped = int(sum(values["skipped"] for values in metrics))
+        done = [values for values in metrics if not values["skipped"]] or metrics
+        means = {name: statistics.fmean(float(values[name]) for values in done) for name in metrics[0]}
+        last = {"learning_rate": float(metrics[-1]["learning_rate"]), "skipped": skipped}
+        self.write_scalars(step, means | last | timing)
+        if skipped:
+            logger.warning("skipped %d of %d steps: their loss or gradient was not finite", skipped, len(metrics))
+        for number, values in enumerate(metrics, step - len(metrics) + 1):
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if values["skipped"] else 0
+            if self._skipped_in_a_row == self._max_skipped:
+                raise NotFiniteError(number, self._max_skipped)
         speed, left = timing["images_per_second"], (self._steps - step) * self._batch_size
         logger.info(
             "step %d/%d  loss %.5f  %.1f images/s  %d:%02d left",
@@ -138,16 +160,6 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
                 "waited for data %.0f %% of the time: set config.data.cache to 'host' or 'device', or raise "
                 "config.data.workers or config.data.prefetch",
                 100 * timing["data_wait"],
-            )
-
-
-def require_finite(step: int, metrics: dict[str, Any]) -> None:
-    """Raise a `UserError` if one of a step's metrics is not finite."""
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise UserError(
-                f"the {name} is {value} at step {step}, expected a finite one; lower config.learning_rate in a new "
-                "--workdir, or look for faulty data with python -m mrjax.check"
             )
 
 

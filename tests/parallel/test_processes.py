@@ -80,7 +80,7 @@ def start(count: int, data: Path, workdir: Path, steps: int) -> Group:
 
 
 def newest_step(workdir: Path) -> int:
-    return max((int(path.name) for path in workdir.glob("checkpoints/newest/*") if path.name.isdigit()), default=0)
+    return max((int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()), default=0)
 
 
 def losses(workdir: Path) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""What a run logs: one interval late, without waiting for the device, and never a state that is not finite."""
+"""What a run logs: one interval late, without waiting for the device, and which steps were skipped."""
 
 import json
 from pathlib import Path
@@ -7,16 +7,20 @@ import jax
 import numpy as np
 import pytest
 
-from mrjax.errors import UserError
-from mrjax.report.run_log import RunLog, read_rows
+from mrjax.config import defaults
+from mrjax.report.run_log import NotFiniteError, RunLog, read_rows
+
+NAMES = ("loss", "grad_norm", "param_norm", "learning_rate")
 
 
-def metrics(loss: float) -> dict[str, jax.Array]:
-    return {name: jax.numpy.float32(loss) for name in ("loss", "grad_norm", "param_norm", "learning_rate")}
+def metrics(loss: float, skipped: bool = False) -> dict[str, jax.Array]:
+    return {name: jax.numpy.float32(loss) for name in NAMES} | {"skipped": jax.numpy.float32(skipped)}
 
 
-def run_log(workdir: Path, **changes) -> RunLog:
-    return RunLog(str(workdir), **({"start": 0, "steps": 7, "batch_size": 8, "log_every": 3} | changes))
+def run_log(workdir: Path, start: int = 0, log_every: int = 3) -> RunLog:
+    config = defaults()
+    config.steps, config.batch_size, config.log_every, config.max_skipped_steps = 7, 8, log_every, 3
+    return RunLog(str(workdir), config, start)
 
 
 def test_intervals_are_logged_one_late_and_the_rest_at_the_end(tmp_path: Path) -> None:
@@ -30,16 +34,21 @@ def test_intervals_are_logged_one_late_and_the_rest_at_the_end(tmp_path: Path) -
     assert all(row["images_per_second"] > 0 for row in rows)
 
 
-def test_metrics_that_are_not_finite_stop_the_run(tmp_path: Path) -> None:
-    with run_log(tmp_path, log_every=1) as log:
-        log.add(1, metrics(1.0))
-        log.add(2, metrics(1.0) | {"param_norm": jax.numpy.float32(np.inf)})
-        with pytest.raises(UserError, match=r"the param_norm is inf at step 2, expected a finite one"):
-            log.flush(last=False)
+def test_skipped_steps_are_counted_left_out_of_the_means_and_too_many_in_a_row_end_it(tmp_path: Path, caplog) -> None:
+    with run_log(tmp_path, log_every=2) as log:
+        for step in range(1, 4):
+            log.add(step, metrics(step, skipped=step == 2))
+        log.flush(last=True)
+        assert [(row["loss"], row["skipped"]) for row in read_rows(str(tmp_path))] == [(1.0, 1), (3.0, 0)]
+        assert "skipped 1 of 2 steps" in caplog.text
+        for step in range(4, 7):
+            log.add(step, metrics(np.nan, skipped=True))
+        with pytest.raises(NotFiniteError, match="in 3 steps in a row, up to step 6"):
+            log.flush(last=True)
 
 
 def test_a_run_that_waits_for_its_data_says_which_fields_to_change(tmp_path: Path, caplog) -> None:
-    values = [{name: np.float32(1) for name in ("loss", "grad_norm", "param_norm", "learning_rate")}]
+    values = [{name: np.float32(1) for name in NAMES} | {"skipped": np.float32(0)}]
     with run_log(tmp_path) as log:
         log.add(1, metrics(1.0))
         for share, warned in ((0.04, False), (0.12, True)):
