@@ -153,7 +153,12 @@ FIELDS = (
     # crop or zero-pad k-space (another resolution) or the image (another field of view)
     Field("data.resize", "kspace", "what is cropped or zero-padded to image_size", one_of(("kspace", "image"))),
     Resumable("data.check", "samples", "what is read before training, of every file", one_of(("samples", "headers"))),
-    Resumable("data.on_bad_file", "error", "stop, or leave faulty files out and list them", one_of(("error", "skip"))),
+    Resumable(
+        "data.on_bad_file",
+        "error",
+        "stop, or leave faulty files out and list them; one that fails later is replaced by others, in training only",
+        one_of(("error", "skip")),
+    ),
     Resumable("data.cache", "none", "where slices stay once they are read", one_of(("none", "host", "device"))),
     Field("data.cache_half", False, "whether a cache on the device keeps k-space in half precision"),
     Resumable("data.workers", 0, "processes that read; 0: threads of this one", NOT_NEGATIVE),

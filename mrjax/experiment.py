@@ -116,7 +116,8 @@ class Experiment:
         if self.config.data.cache != "device":
             return []
         started, mesh, half = time.perf_counter(), self.recipe.mesh, self.config.data.cache_half
-        caches = [DeviceCache(dataset, mesh, half) for dataset in self.train_datasets]
+        make = functools.partial(DeviceCache, mesh=mesh, half=half, substitute=self._reading.substitute)
+        caches = list(map(make, self.train_datasets))
         slices, size = sum(map(len, self.train_datasets)), sum(cache.device_bytes for cache in caches) / 1e9
         seconds = time.perf_counter() - started
         logger.info("%d slices, %.2f GB on each device, are cached after %.1f s", slices, size, seconds)
@@ -161,8 +162,9 @@ class Experiment:
 
     @property
     def _reading(self) -> loader.LoaderOptions:
-        rows = sharding.rows_of_process(self.recipe.mesh, self.config.batch_size)
-        return loader.LoaderOptions(self.config.batch_size, self.config.data.workers, self.config.data.prefetch, rows)
+        batch_size, data = self.config.batch_size, self.config.data
+        rows = sharding.rows_of_process(self.recipe.mesh, batch_size)
+        return loader.LoaderOptions(batch_size, data.workers, data.prefetch, rows, data.on_bad_file == "skip")
 
 
 def make_recipe(config: ConfigDict, mesh: Mesh) -> Recipe:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from mrjax.data.buffers import Batch
 from mrjax.data.dataset import Dataset
+from mrjax.data.faults import FaultyReader, count_faults
 from mrjax.parallel import sharding
 
 Arrays = dict[str, jax.Array]
@@ -20,26 +21,31 @@ class DeviceCache:
     """The examples of a dataset on the devices of a mesh, `device_bytes` on each.
 
     Each process reads those that its devices hold, once. They are split evenly over the `data` and `model` axes, the
-    last one repeated to fill up. `half` stores k-space in float16: each slice is scaled by a power of two so that its
-    largest sample is near the top of the range, and keeps 11 bits.
+    last one repeated to fill up, and with `substitute` others in the place of those that cannot be read. `half` stores
+    k-space in float16: each slice is scaled by a power of two so that its largest sample is near the top of the range,
+    and keeps 11 bits.
     """
 
-    def __init__(self, dataset: Dataset, mesh: Mesh, half: bool = False):
+    def __init__(self, dataset: Dataset, mesh: Mesh, half: bool = False, *, substitute: bool = False):
+        reader = FaultyReader(substitute)
         shards = sharding.example_shards(mesh)
         rows = sharding.rows_of_process(mesh, -(-len(dataset) // shards) * shards)
 
-        def read(row: int) -> Batch:
+        def read(row: int) -> tuple[Batch, bytes]:
             example = {name: np.empty(shape, dtype) for name, (shape, dtype) in dataset.spec.items()}
-            dataset.read_into(min(row, len(dataset) - 1), example)
-            return _encode(example, half)
+            fault = reader.read_into(dataset, min(row, len(dataset) - 1), example)
+            return _encode(example, half), fault
 
-        def store(i: int) -> None:
-            for name, array in read(rows[i]).items():
+        def store(i: int) -> bytes:
+            example, fault = read(rows[i])
+            for name, array in example.items():
                 stored[name][i] = array
+            return fault
 
-        stored = {name: np.empty((len(rows), *array.shape), array.dtype) for name, array in read(0).items()}
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            list(pool.map(store, range(len(rows))))
+        stored = {name: np.empty((len(rows), *array.shape), array.dtype) for name, array in read(0)[0].items()}
+        with concurrent.futures.ThreadPoolExecutor(4) as pool, count_faults() as count:
+            for fault in pool.map(store, range(len(rows))):
+                count(fault)
         self._stored = jax.make_array_from_process_local_data(sharding.by_example(mesh), stored)
         self.device_bytes = sum(x.nbytes for x in self._stored.values()) // shards
         self._draw = jax.jit(sharding.per_device(_draw_shard, mesh), out_shardings=sharding.by_example(mesh))

@@ -36,12 +36,11 @@ from mrjax.errors import UserError, expect
 
 
 class SliceOffsets(NamedTuple):
-    """Position in the file of each slice's first byte, the shape and dtype of a slice, and which file they are of."""
+    """Position in the file of each slice's first byte, and the shape and dtype of a slice."""
 
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
-    file: tuple[int, ...]
 
 
 class StoredArray(NamedTuple):
@@ -51,6 +50,7 @@ class StoredArray(NamedTuple):
     dtype: np.dtype
     path: str
     name: str
+    file: tuple[int, ...]  # see `_identity`
     axis: int | None = None  # the stored axis of slices; None: the one slice has none
     offsets: SliceOffsets | None = None  # None: HDF5 reads it
     arrangement: Arrangement | None = None  # None: slices are stored as they are read
@@ -95,13 +95,16 @@ class Hdf5Reader:
                 with _lock:
                     stored = self._stored[path, name] = find_array(_open(path)[name], path, name, NATIVE)
             if stored.offsets is not None:
-                data = _read_by_offset(stored.path, stored.offsets, index, out)
+                data = _read_by_offset(stored, stored.offsets, index, out)
             else:
                 place = () if stored.axis is None else (slice(None),) * stored.axis + (index,)
+                _require_unchanged(os.stat(stored.path), stored)
                 with _lock:
                     data = _open(stored.path)[stored.name][place]
             return data if stored.arrangement is None else stored.arrangement.apply(data)
         except (OSError, RuntimeError, KeyError) as error:
+            with _lock:
+                _open.cache_clear()  # another try must not find an open file that fails for ever
             raise UserError(f"{path}: slice {index} of `{name}` cannot be read ({error})") from error
 
     def write_like(self, source: str, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
@@ -147,8 +150,9 @@ def find_array(data: h5py.Dataset, path: str, name: str, storage: Storage) -> St
     kspace, parts, shape, dtype = name == storage.kspace, complex_parts(data.dtype), data.shape, data.dtype
     matlab = "MATLAB_class" in data.attrs
     axes = name_axes(shape, "c" if parts else dtype.kind, storage, coils=kspace, matlab=matlab)
+    file = _identity(os.stat(path))
     if not axes:
-        return StoredArray(shape, dtype, path, name)
+        return StoredArray(shape, dtype, path, name, file)
     if parts or "parts" in axes:
         dtype = complex_dtype(dtype[0] if parts else dtype)
     wanted = [axis for axis in (*AXES.split(",")[1:], "parts") if axis in axes]
@@ -162,12 +166,12 @@ def find_array(data: h5py.Dataset, path: str, name: str, storage: Storage) -> St
     arrangement = Arrangement(order, parts, dtype, kspace and storage.shifted, columns)
     real, plain = dtype.type().real.dtype, of_slice == wanted and not arrangement.shifted and columns == slice(None)
     if plain and dtype == data.dtype:
-        return StoredArray(shape, dtype, path, name, axis, offsets)
+        return StoredArray(shape, dtype, path, name, file, axis, offsets)
     # Pairs of real and imaginary part have the bytes of complex numbers.
     packed = [real, np.dtype([(part, real) for part in parts])]
     if plain and offsets is not None and data.dtype in packed:
-        return StoredArray(shape, dtype, path, name, axis, offsets._replace(shape=shape[1:], dtype=dtype))
-    return StoredArray(shape, dtype, path, name, axis, offsets, arrangement)
+        return StoredArray(shape, dtype, path, name, file, axis, offsets._replace(shape=shape[1:], dtype=dtype))
+    return StoredArray(shape, dtype, path, name, file, axis, offsets, arrangement)
 
 
 def _measured_columns(attributes: Mapping[str, Any], width: int) -> slice:
@@ -182,15 +186,14 @@ def _read_mask(data: h5py.Dataset, storage: Storage) -> np.ndarray:
     return data[()].transpose([axes.index(axis) for axis in AXES.split(",") if axis in axes] or None)
 
 
-def _read_by_offset(path: str, found: SliceOffsets, index: int, out: np.ndarray | None) -> np.ndarray:
+def _read_by_offset(stored: StoredArray, found: SliceOffsets, index: int, out: np.ndarray | None) -> np.ndarray:
     """Read a slice in one piece, into `out` if it fits."""
     shapes = (found.shape, (1, *found.shape))  # a single coil may be stored without its axis
     if out is None or out.dtype != found.dtype or out.shape not in shapes:
         out = np.empty(found.shape, found.dtype)
     # Opened for each slice: 6 us, so that any number of files can be in use.
-    with open(path, "rb") as file:
-        if _identity(os.fstat(file.fileno())) != found.file:
-            raise OSError("the file was replaced or changed since it was described")
+    with open(stored.path, "rb") as file:
+        _require_unchanged(os.fstat(file.fileno()), stored)
         file.seek(found.offsets[index])
         if file.readinto(out.reshape(-1).view(np.uint8).data) < out.nbytes:
             raise OSError("the file ends before the slice does")
@@ -215,12 +218,17 @@ def find_offsets(data: h5py.Dataset, path: str) -> SliceOffsets | None:
         offsets = [start + i * size for i in range(count)]
     else:
         return None
-    return SliceOffsets(tuple(offsets), tuple(shape), data.dtype, _identity(file))
+    return SliceOffsets(tuple(offsets), tuple(shape), data.dtype)
 
 
 def _identity(file: os.stat_result) -> tuple[int, ...]:
     """Return what changes when a file is replaced or written to."""
     return file.st_ino, file.st_size, file.st_mtime_ns
+
+
+def _require_unchanged(file: os.stat_result, stored: StoredArray) -> None:
+    if _identity(file) != stored.file:
+        raise OSError("the file was replaced or changed since it was described")
 
 
 def open_file(path: str) -> h5py.File:

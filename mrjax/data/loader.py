@@ -8,11 +8,7 @@ the number of processes, devices or workers. An example is read straight into it
 import contextlib
 import dataclasses
 import functools
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
@@ -22,6 +18,8 @@ from absl import flags
 from mrjax.data.buckets import bucket_of_batch
 from mrjax.data.buffers import Batch, Buffers, SharedBatch
 from mrjax.data.dataset import Dataset
+from mrjax.data.faults import FAULT, FaultyReader, count_faults
+from mrjax.data.workers import WatchedBatches, start_worker
 
 BatchStream = contextlib.AbstractContextManager[Iterator[Batch]]
 
@@ -34,13 +32,16 @@ class LoaderOptions:
     workers: int = 0  # processes that read; 0 reads in threads of this one
     prefetch: int = 2  # batches kept ready, by each worker
     rows: Sequence[int] | None = None  # of the global batch that this process reads, all by default
+    substitute: bool = False  # whether in training others take the place of examples that cannot be read
 
 
 def training_batches(datasets: Sequence[Dataset], options: LoaderOptions, *, seed: int, start: int) -> BatchStream:
     """Open an endless stream of this process's rows of each batch, shuffled anew every epoch by `seed`.
 
     It goes on after `start` examples, a multiple of the batch size. A batch holds examples of one dataset and `index`
-    (rows,) uint32, their position in the stream. Its memory is used again once no view of the batch is held.
+    (rows,) uint32, their position in the stream. Its memory is used again once no view of the batch is held. At the end
+    of the stream the files that failed are logged. `next` raises `UserError` for an example that cannot be read, and
+    for a worker process that was killed.
     """
     orders = [grain.MapDataset.range(len(dataset)).shuffle(seed=seed).repeat() for dataset in datasets]
     lengths, size = tuple(map(len, datasets)), options.batch_size
@@ -52,12 +53,14 @@ def training_batches(datasets: Sequence[Dataset], options: LoaderOptions, *, see
 def evaluation_batches(datasets: Sequence[Dataset], options: LoaderOptions) -> BatchStream:
     """Open a stream of every example once, in order, dataset after dataset.
 
-    The last batch of a dataset is filled up with examples whose `valid` (rows,) bool is False.
+    The last batch of a dataset is filled up with examples whose `valid` (rows,) bool is False. `next` raises as that of
+    `training_batches`; nothing takes the place of an example here.
     """
     orders = [range(len(dataset)) for dataset in datasets]
     counts = [-(-len(dataset) // options.batch_size) for dataset in datasets]
     schedule = [(bucket, before) for bucket, count in enumerate(counts) for before in range(count)]
     numbers = grain.MapDataset.range(len(schedule))
+    options = dataclasses.replace(options, substitute=False)
     return _read_batches(datasets, orders, schedule.__getitem__, numbers, "valid", options)
 
 
@@ -77,9 +80,10 @@ def _read_batches(
     """
     size = options.batch_size
     rows = range(size) if options.rows is None else options.rows
-    labels = {label: ((), np.dtype({"index": np.uint32, "valid": np.bool_}[label]))}
+    labels = {label: ((), np.dtype({"index": np.uint32, "valid": np.bool_}[label])), "fault": ((), FAULT)}
     specs = [dataset.spec | labels for dataset in datasets]
     buffers = [Buffers({name: ((len(rows), *shape), dtype) for name, (shape, dtype) in spec.items()}) for spec in specs]
+    reader = FaultyReader(options.substitute)
 
     def read_batch(number: int) -> Batch | SharedBatch:
         bucket, before = schedule(number)
@@ -90,7 +94,7 @@ def _read_batches(
                 position = before * size + row
                 batch[label][i] = number * size + row if label == "index" else position < len(dataset)
                 example = {name: batch[name][i, ...] for name in dataset.spec}
-                dataset.read_into(order[min(position, len(order) - 1)], example)
+                batch["fault"][i] = reader.read_into(dataset, order[min(position, len(order) - 1)], example)
 
         return buffers[bucket].fill(write)
 
@@ -99,19 +103,13 @@ def _read_batches(
     if options.workers:
         flags.FLAGS.mark_as_parsed()  # Grain asks absl; a library user has no command line to parse.
         workers = grain.MultiprocessingOptions(num_workers=options.workers, per_worker_buffer_size=options.prefetch)
-        stream = stream.mp_prefetch(workers, worker_init_fn=_start_worker)
-    with contextlib.closing(iter(stream)) as iterator:
-        yield iterator
+        stream = stream.mp_prefetch(workers, worker_init_fn=start_worker)
 
+    with contextlib.closing(iter(stream)) as iterator, count_faults() as count:
 
-def _start_worker(index: int, count: int) -> None:
-    """Tie a worker to its parent: it ignores the signals that the parent handles, and ends with it."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+        def take_faults(batch: Batch) -> Batch:
+            for fault in batch.pop("fault"):
+                count(fault)
+            return batch
 
-    def exit_with_parent() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=exit_with_parent, daemon=True).start()
+        yield map(take_faults, WatchedBatches(iterator))
