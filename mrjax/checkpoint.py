@@ -70,7 +70,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
 
         `abstract` holds ShapeDtypeStructs with shardings, and `init` draws a state of these. Returns the state and the
         order of the examples that it was trained in, 0 unless it went back. Raises `UserError` if all checkpoints are
-        damaged, or of another network, or trained on other files.
+        damaged, or of another network, or trained on other files unless config.data.on_bad_file is 'skip'.
         """
         self._finish()
         self._warn_of_little_space(_size(abstract))
@@ -89,7 +89,9 @@ class Run(contextlib.AbstractContextManager["Run"]):
         files, order = restored.progress["files"], restored.progress["order"]
         if files != self._train_files:
             found = f"{self.workdir} was trained on {files}, found {self._train_files}"
-            raise UserError(f"{found}; expected the same files")
+            if self._config.data.on_bad_file != "skip":
+                raise UserError(f"{found}; expected the same files")
+            logger.warning("%s; going on with these, in another order", found)
         of_step = jax.device_put(jnp.int32(step), abstract.step.sharding)
         return TrainState(of_step, restored.params, restored.optimizer, restored.get("ema")), order
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -129,7 +130,7 @@ def test_normalising_by_volume_needs_its_maximum(scans: Path, tiny, tmp_path: Pa
 
 
 def test_a_workdir_of_another_run_is_refused_with_the_fields_named(
-    trained: Path, trained_on, scans: Path, tiny, tmp_path: Path
+    trained: Path, trained_on, scans: Path, tiny, tmp_path: Path, caplog
 ) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
@@ -138,6 +139,8 @@ def test_a_workdir_of_another_run_is_refused_with_the_fields_named(
     (scans / "train" / "0_T101.t5").unlink()
     with pytest.raises(UserError, match=r"was trained on 3 files, 12 slices.*found 2 files"):
         train.train(trained_on(steps=8, data__dir=str(scans)), str(workdir))
+    train.train(trained_on(steps=7, data__dir=str(scans), data__on_bad_file="skip"), str(workdir))
+    assert re.search(r"was trained on 3 files, 12 slices.*found 2 files.*going on with these", caplog.text)
     with pytest.raises(UserError, match="holds files but no run"):
         train.train(tiny(scans), str(scans))
     (tmp_path / "theirs").mkdir()
