@@ -147,9 +147,9 @@ def test_evaluate_prints_a_table_and_writes_a_row_for_every_volume(trained: Path
     found = json.loads((trained / "metrics-val.json").read_text())
     assert [row["volume"] for row in found["volumes"]] == ["8_T201"]
     # The validation in the training loop gives the same numbers: here the network's size is the files'.
-    best = os.listdir(trained / "checkpoints" / "best")[0]
+    best = json.loads((trained / "checkpoints" / "best.json").read_text())["step"]
     logged = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    row = next(row for row in logged if "val/psnr" in row and row["step"] == int(best))
+    row = next(row for row in logged if "val/psnr" in row and row["step"] == best)
     for name in ("nmse", "psnr", "ssim"):
         assert found["volumes"][0]["reconstruction"][name] == pytest.approx(row[f"val/{name}"], rel=1e-5)
         assert found["volumes"][0]["corrupted"][name] == pytest.approx(row[f"val/corrupted/{name}"], rel=1e-5)

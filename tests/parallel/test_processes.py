@@ -101,7 +101,7 @@ def test_two_one_and_two_processes_continue_one_run_through_a_kill_and_a_sigterm
 
     # Two processes, of which one is killed.
     group = start(2, scans, workdir, steps=1_000_000)
-    group.wait_for_step(3, workdir)
+    group.wait_for_step(6, workdir)
     group.processes[1].kill()
     status, logs = group.finish(timeout=60)
     assert not {0, 2} & set(status), "\n".join(logs)
