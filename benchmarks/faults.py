@@ -8,6 +8,7 @@ nothing happened to. A full disk is a small one of its own, which only root can 
 """
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -32,6 +33,9 @@ from absl import flags
 from benchmarks.files import make_files
 from benchmarks.report import Table, page_section, publish, replace_section
 from mrjax import checkpoint, cli
+from mrjax import config as configs
+from mrjax.experiment import abstract_state, make_recipe
+from mrjax.parallel import sharding
 from mrjax.report.run_log import FIRST_STEP, read_rows
 
 STEPS, CHECKPOINT_EVERY = 2000, 20
@@ -73,8 +77,8 @@ class Trial:
         return statuses[0]
 
     def wait_for(self, condition: Callable[[], Any], started: list[subprocess.Popen[bytes]]) -> None:
-        """Wait until a condition holds, at most a minute; an end of the run before that is an error."""
-        end = time.monotonic() + 60
+        """Wait until a condition holds, at most four minutes; an end of the run before that is an error."""
+        end = time.monotonic() + 240
         while not condition():
             if started[0].poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"{self.folder.name}: the fault could not be made:\n{self.log}")
@@ -121,8 +125,11 @@ class Trial:
 
 
 def read_state(trial: Trial) -> list[np.ndarray]:
-    """Read parameters and optimizer state of the last step."""
-    items = {name: ocp.args.StandardRestore() for name in ("params", "optimizer")}
+    """Read parameters and optimizer state of the last step, of however many processes."""
+    config = configs.load(json.loads((trial.workdir / "config.json").read_text()))
+    abstract = abstract_state(config, make_recipe(config, sharding.make_mesh()))
+    targets = {"params": abstract.params, "optimizer": abstract.opt_state}
+    items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
     with checkpoint.open_checkpoints(str(trial.workdir), read_only=True) as manager:
         restored = manager.restore(STEPS, args=ocp.args.Composite(**items))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(dict(restored.items()))]
