@@ -26,7 +26,7 @@ from mrjax.data.buckets import bucket_by_size, describe_buckets
 from mrjax.data.buffers import Spec
 from mrjax.data.cache import HostCache
 from mrjax.data.dataset import Dataset, ExampleIndices
-from mrjax.data.device_cache import DeviceCache, cached_batches
+from mrjax.data.device_cache import DeviceCache, cached_batches, device_bytes
 from mrjax.data.volume import Volume
 from mrjax.errors import UserError, expect
 from mrjax.measures import evaluator, losses, metrics
@@ -82,15 +82,12 @@ class Experiment:
     def compile_train_step(self) -> TrainStep:
         """Compile the training step for each shape of a batch; `UserError` if it does not fit beside the caches."""
         compiled = {}  # by the shapes of an example, which differ between datasets
-        cached = sum(cache.device_bytes for cache in self.caches)
+        self._require_memory()  # before the compilation, which may take minutes
         with memory.explain_out_of_memory(self.explain_out_of_memory):
             for dataset in self.train_datasets:
                 shapes = frozenset(shape for shape, _ in dataset.spec.values())
                 compiled[shapes] = self._compile(dataset.spec, self.config.batch_size)
-        need = cached + max(map(memory.needed_bytes, compiled.values()))
-        limit = memory.available_bytes(self.recipe.mesh)
-        if limit and need > limit:
-            raise self.explain_out_of_memory(need)
+        self._require_memory(max(map(memory.needed_bytes, compiled.values())))
 
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             return compiled[frozenset(x.shape[1:] for x in batch.values())](state, batch)
@@ -102,7 +99,34 @@ class Experiment:
         specs = [dataset.spec for dataset in self.train_datasets]
         largest = max(specs, key=lambda spec: sum(math.prod(shape) for shape, _ in spec.values()))
         compile_for = functools.partial(self._compile, largest)
-        return memory.out_of_memory_error(self.config, self.recipe.mesh, compile_for, need)
+        limit = self._device_memory and self._device_memory - self._cached_bytes
+        return memory.out_of_memory_error(self.config, self.recipe.mesh, compile_for, limit, need)
+
+    def _require_memory(self, step: int = 0) -> None:
+        """Raise a `UserError` unless a step of so many bytes fits on the devices, and the caches beside it."""
+        limit, cached = self._device_memory, self._cached_bytes
+        if limit and step > limit:
+            raise self.explain_out_of_memory(step)
+        if limit and cached and cached + step > limit:
+            raise memory.cache_error(self.config, cached, step, f"{limit / 1e9:.2f} GB there")
+        host = memory.available_memory() // len(self.recipe.mesh.local_devices)
+        if cached > host:
+            raise memory.cache_error(
+                self.config, cached, 0, f"{host / 1e9:.2f} GB for each on the host, which reads it"
+            )
+
+    @functools.cached_property
+    def _device_memory(self) -> int | None:
+        """The bytes of each device, None if unknown; first asked for before anything is there."""
+        return memory.available_bytes(self.recipe.mesh)
+
+    @functools.cached_property
+    def _cached_bytes(self) -> int:
+        """The bytes that the caches take on each device once they are loaded."""
+        data, mesh = self.config.data, self.recipe.mesh
+        if data.cache != "device":
+            return 0
+        return sum(device_bytes(dataset, mesh, data.cache_half) for dataset in self.train_datasets)
 
     def _compile(self, spec: Spec, batch_size: int) -> Compiled:
         split, batch = sharding.by_example(self.recipe.mesh), {}
@@ -117,8 +141,9 @@ class Experiment:
             return []
         started, mesh, half = time.perf_counter(), self.recipe.mesh, self.config.data.cache_half
         make = functools.partial(DeviceCache, mesh=mesh, half=half, substitute=self._reading.substitute)
-        caches = list(map(make, self.train_datasets))
-        slices, size = sum(map(len, self.train_datasets)), sum(cache.device_bytes for cache in caches) / 1e9
+        with memory.explain_out_of_memory(lambda: memory.cache_error(self.config, self._cached_bytes, 0, "less")):
+            caches = list(map(make, self.train_datasets))
+        slices, size = sum(map(len, self.train_datasets)), self._cached_bytes / 1e9
         seconds = time.perf_counter() - started
         logger.info("%d slices, %.2f GB on each device, are cached after %.1f s", slices, size, seconds)
         return caches

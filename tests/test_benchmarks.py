@@ -142,6 +142,25 @@ def check_quality_script(script: str, folder: Path, *arguments: str) -> None:
     assert "| U-Net" in text or "U-Net, our recipe" in text
 
 
+@pytest.mark.slow
+def test_soak_compares_the_last_tenth_of_long_runs_with_the_second_on_its_page(tmp_path: Path) -> None:
+    """The figures of so short a run say nothing but that they were taken."""
+    file, page = tmp_path / "out.json", tmp_path / "page.md"
+    page.write_text("# Page\n\n## soak\n\nold\n\n## other\n\nkept\n")
+    run_script("soak", "--steps=4000", "--evaluations=2", f"--json={file}", f"--page={page}")
+    text, result = page.read_text(), json.loads(file.read_text())
+    assert text.startswith("# Page\n\n## soak\n\n    python -m benchmarks.soak --steps=4000 --evaluations=2\n")
+    assert text.endswith("\n## other\n\nkept\n")
+    assert "old" not in text
+    (table,) = result["tables"]
+    assert [row[0] for row in table["rows"]] == list(result["raw"])
+    for name, *numbers in table["rows"]:
+        assert all(float(number.replace(",", "")) > 0 for number in numbers), name
+    assert [0.5 < float(row[4]) < 2 for row in table["rows"]] == [True] * 3
+    plain, workers = (max(files for _, _, files in samples) for samples in list(result["raw"].values())[:2])
+    assert 64 < plain < workers  # more gzip-compressed files than the reader keeps open; each worker has its own
+
+
 SUBJECTS = {"train": 1, "val": 1, "test": 1}
 
 
@@ -190,7 +209,7 @@ def test_transfer_counts_the_heads_on_which_a_network_is_worse() -> None:
     assert (mean, least, worse) == ("-1.00", "-5.00", "1 of 2")
 
 
-SCRIPTS = sorted({run.script for run in tables.runs("cpu")} | {"tables", "quality", "denoising", "transfer"})
+SCRIPTS = sorted({run.script for run in tables.runs("cpu")} | {"tables", "quality", "denoising", "transfer", "soak"})
 
 
 def test_scripts_import_no_package_that_make_test_does_not_install() -> None:

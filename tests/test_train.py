@@ -197,3 +197,34 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(
     assert losses(whole) == losses(killed)
     one, other = ((run / "checkpoints" / "best.json").read_text() for run in (whole, killed))
     assert one == other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_the_loop_ends_the_process_within_10_seconds(
+    workers: int, scans: Path, tmp_path: Path, small_config: Path
+) -> None:
+    """Threads and worker processes that read ahead do not keep it."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import runpy\nfrom mrjax.report.run_log import RunLog\n"
+        "def fail(self, step, metrics):\n    if step == 3:\n"
+        "        print('failing', flush=True)\n        raise KeyError('a fault')\n"
+        "if __name__ == '__main__':\n"
+        "    RunLog.add = fail\n    runpy.run_module('mrjax.main', run_name='__main__')\n"
+    )
+    python, _, _, *flags = command(tmp_path / "run", scans, 100, small_config)
+    process = subprocess.Popen(
+        [python, str(program), *flags, f"--config.data.workers={workers}"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "failing\n"
+    started = time.monotonic()
+    _, log = process.communicate(timeout=60)  # up to the end of the workers, which hold the pipes as well
+    assert time.monotonic() - started < 10
+    assert process.returncode == 1
+    assert "KeyError: 'a fault'" in log

@@ -11,6 +11,7 @@ from mrjax.data.buffers import SHARED, Batch
 from mrjax.data.dataset import Dataset
 from mrjax.errors import UserError
 from mrjax.parallel.memory import available_memory
+from mrjax.parallel.processes import count_on_this_machine
 
 
 class HostCache(Dataset):
@@ -39,9 +40,12 @@ class HostCache(Dataset):
         files = [os.stat(cache._path) for cache in _caches]
         available = max(available_memory() - sum(max(file.st_size - 512 * file.st_blocks, 0) for file in files), 0)
         if size > available:
+            processes = count_on_this_machine()
+            share = f" for each of {processes} processes of this machine, which all hold it" if processes > 1 else ""
             raise UserError(
                 f"config.data.cache is 'host', which takes {size / 1e9:.2f} GB for {len(self)} slices, found "
-                f"{available / 1e9:.2f} GB of memory available; expected 'none', or a smaller config.data.image_size"
+                f"{available / 1e9:.2f} GB of memory available{share}; expected 'none', or a smaller "
+                "config.data.image_size"
             )
         if SHARED:
             descriptor = os.memfd_create("mrjax-cache")

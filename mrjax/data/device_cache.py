@@ -18,7 +18,7 @@ Arrays = dict[str, jax.Array]
 
 
 class DeviceCache:
-    """The examples of a dataset on the devices of a mesh, `device_bytes` on each.
+    """The examples of a dataset on the devices of a mesh.
 
     Each process reads those that its devices hold, once. They are split evenly over the `data` and `model` axes, the
     last one repeated to fill up, and with `substitute` others in the place of those that cannot be read. `half` stores
@@ -47,12 +47,17 @@ class DeviceCache:
             for fault in pool.map(store, range(len(rows))):
                 count(fault)
         self._stored = jax.make_array_from_process_local_data(sharding.by_example(mesh), stored)
-        self.device_bytes = sum(x.nbytes for x in self._stored.values()) // shards
         self._draw = jax.jit(sharding.per_device(_draw_shard, mesh), out_shardings=sharding.by_example(mesh))
 
     def draw(self, numbers: jax.Array) -> Arrays:
         """Draw the examples of these numbers, (batch,) int32, as a batch split by example over the mesh."""
         return self._draw((self._stored, numbers))
+
+
+def device_bytes(dataset: Dataset, mesh: Mesh, half: bool = False) -> int:
+    """Return the bytes that a `DeviceCache` takes on each device."""
+    example = _encode({name: np.zeros(shape, dtype) for name, (shape, dtype) in dataset.spec.items()}, half)
+    return -(-len(dataset) // sharding.example_shards(mesh)) * sum(array.nbytes for array in example.values())
 
 
 def cached_batches(

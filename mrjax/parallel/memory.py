@@ -11,7 +11,7 @@ from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from mrjax.errors import UserError
-from mrjax.parallel import sharding
+from mrjax.parallel import processes, sharding
 
 
 def needed_bytes(compiled: Compiled) -> int:
@@ -23,7 +23,7 @@ def needed_bytes(compiled: Compiled) -> int:
 
 
 def available_bytes(mesh: Mesh) -> int | None:
-    """Return the bytes that each device of this process has, None if unknown. CPU devices share the free memory."""
+    """Return the bytes that each device of this process has, None if unknown. CPU devices share the host's memory."""
     device = mesh.local_devices[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
@@ -31,7 +31,14 @@ def available_bytes(mesh: Mesh) -> int | None:
 
 
 def available_memory() -> int:
-    """Return how many bytes this process can still allocate on the host, by the machine and its control groups."""
+    """Return how many bytes this process can still allocate on the host, by the machine and its control groups.
+
+    The processes of a run on one machine have equal shares.
+    """
+    return _free_memory() // processes.count_on_this_machine()
+
+
+def _free_memory() -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         groups = Path("/proc/self/cgroup").read_text().splitlines()
@@ -73,17 +80,41 @@ def largest_batch(compile_for: Callable[[int], Compiled], batch_size: int, unit:
     return max(size, 0)
 
 
+def cache_error(config: ConfigDict, cached: int, step: int, found: str) -> UserError:
+    """Make the error for caches of `cached` bytes on each device, too many beside the `step` bytes of a step.
+
+    `found` says in words how many there are.
+    """
+    advice = ["config.data.cache = 'host' or 'none'"]
+    if not config.data.cache_half and config.task != "paired":  # magnitudes are never halved
+        advice.append("config.data.cache_half = True")
+    advice.append("a smaller config.data.image_size")
+    beside = f", beside {step / 1e9:.2f} GB for a step" if step else ""
+    return UserError(
+        f"config.data.cache is 'device', which takes {cached / 1e9:.2f} GB on each device{beside}, found "
+        f"{found}; expected {', or '.join(advice)}"
+    )
+
+
 def out_of_memory_error(
-    config: ConfigDict, mesh: Mesh, compile_for: Callable[[int], Compiled], need: int | None = None
+    config: ConfigDict, mesh: Mesh, compile_for: Callable[[int], Compiled], limit: int | None, need: int | None = None
 ) -> UserError:
-    """Make the error for a step that needs `need` bytes, too many: it names the limit and the fields that help."""
-    limit = available_bytes(mesh) or 0
+    """Make the error for a step that needs more than `limit` bytes on each device, `need`: it names fields that help.
+
+    The largest batch that fits is found by compiling, which fails where no memory is left: then none is named.
+    """
     unit = sharding.example_shards(mesh) * config.grad_accumulation_steps
-    fits = largest_batch(compile_for, config.batch_size, unit, limit)
-    advice = [f"config.batch_size = {fits}, the largest that fits" if fits else "smaller images or a narrower network"]
+    fits, advice = config.batch_size, ["a smaller config.batch_size"]
+    if limit:
+        with contextlib.suppress(Exception):
+            fits = largest_batch(compile_for, config.batch_size, unit, limit)
+            largest = f"config.batch_size = {fits}, the largest that fits"
+            advice = [largest if fits else "smaller images or a narrower network"]
     factors = (n for n in range(2, config.batch_size + 1) if config.batch_size % (n * unit) == 0)
     if factor := next((n for n in factors if config.batch_size // n <= fits), None):
         advice.append(f"config.grad_accumulation_steps = {config.grad_accumulation_steps * factor}")
+    if config.data.cache == "device":
+        advice.append("config.data.cache = 'host' or 'none'")
     if not config.remat:
         advice.append("config.remat = True")
     if config.precision != "bfloat16":
@@ -91,7 +122,8 @@ def out_of_memory_error(
     if mesh.size > 1 and mesh.shape["model"] == 1:
         advice.append("a larger second number of config.mesh, which splits the parameters")
     amount = f"{need / 1e9:.2f} GB" if need else "more memory than there is"
+    expected = f", expected at most {limit / 1e9:.2f} GB" if limit else ""
     return UserError(
-        f"config.batch_size is {config.batch_size}, for which a step needs {amount} on each device, expected at most "
-        f"{limit / 1e9:.2f} GB; set {', or '.join(advice)}"
+        f"config.batch_size is {config.batch_size}, for which a step needs {amount} on each device{expected}; set "
+        f"{', or '.join(advice)}"
     )

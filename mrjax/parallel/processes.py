@@ -5,10 +5,12 @@ step, or the hosts of a Cloud TPU slice (launch/). Elsewhere a process runs alon
 """
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -47,6 +49,7 @@ def process_group() -> Iterator[None]:
         for handler in logger.handlers:
             handler.setFormatter(logging.Formatter(f"{name}%(message)s"))
     try:
+        count_on_this_machine()  # kept from now on: later one process may ask alone
         yield
     except (UserError, OSError) as error:
         print(f"mrjax: {name}{' '.join(str(error).split())}", file=sys.stderr)
@@ -67,6 +70,18 @@ def first_process_first() -> Iterator[None]:
     yield
     if client and not jax.process_index():
         client.wait_at_barrier("mrjax/first", ONE_DAY)
+
+
+@functools.cache
+def count_on_this_machine() -> int:
+    """Count the processes of the run that share this machine, by its host name."""
+    client: Any = runtime.global_state.client
+    if client is None:
+        return 1
+    machine = f"mrjax/machines/{socket.gethostname()}/"
+    client.key_value_set(f"{machine}{runtime.global_state.process_id}", "")
+    client.wait_at_barrier("mrjax/machines", ONE_DAY)
+    return len(client.key_value_dir_get(machine))
 
 
 class StopRequested(Exception):

@@ -88,6 +88,19 @@ def test_available_memory_is_at_most_the_machines() -> None:
     assert 0 < memory.available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def test_each_process_of_a_machine_has_a_share_of_its_memory_for_a_cache_of_its_own(
+    scans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = dataset(scans / "train")
+    need = 12 * (1 + 2 * 32 * 32 * 8 + 16)
+    monkeypatch.setattr(memory, "_free_memory", lambda: 4 * need - 1)
+    HostCache(plain)
+    for module in (cache, memory.processes):
+        monkeypatch.setattr(module, "count_on_this_machine", lambda: 4)
+    with pytest.raises(UserError, match=r"'host', which takes .* available for each of 4 processes of this machine"):
+        HostCache(plain)
+
+
 def test_without_memory_files_a_temporary_file_serves(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "SHARED", False)
     plain = dataset(scans / "train")

@@ -14,7 +14,7 @@ from mrjax.config import defaults
 from mrjax.data import buckets, loader
 from mrjax.data.buffers import Batch
 from mrjax.data.dataset import Dataset, ExampleIndices
-from mrjax.data.device_cache import DeviceCache, cached_batches
+from mrjax.data.device_cache import DeviceCache, cached_batches, device_bytes
 from mrjax.parallel import sharding
 
 
@@ -75,4 +75,5 @@ def test_a_cache_holds_examples_that_do_not_divide_and_half_precision_keeps_11_b
         assert np.all(
             np.abs(drawn["kspace"] - expected) <= np.sqrt(2) * error * np.maximum(np.abs(expected), 1e-6 * largest)
         )
-        assert cache.device_bytes == 2 * 32 * 32 * (4 if half else 8) + 3 * 4
+        assert device_bytes(dataset, mesh, half) == 2 * 32 * 32 * (4 if half else 8) + 3 * 4
+        assert sum(array.nbytes for array in cache._stored.values()) == mesh.size * device_bytes(dataset, mesh, half)

@@ -1,5 +1,7 @@
 """When a step does not fit, the answer names the largest batch that would and the fields to turn."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -45,6 +47,65 @@ def test_a_step_that_cannot_fit_is_refused_before_it_runs_with_a_batch_that_does
         r"the largest that fits, or config.grad_accumulation_steps = 2, or config.remat = True",
     ):
         experiment_of(small(batch_size=24)).compile_train_step()
+
+
+class SixteenSlices(NoSlices):
+    def __len__(self) -> int:
+        return 16
+
+
+def test_a_device_cache_that_does_not_fit_is_refused_by_its_own_fields_before_anything_is_read(monkeypatch) -> None:
+    cached, step, compiled = 16 * (2 * 32 * 32 * 8 + 8), 1 << 20, []
+    monkeypatch.setattr(Experiment, "_compile", lambda self, spec, size: compiled.append(size))
+    monkeypatch.setattr(memory, "needed_bytes", lambda compiled: step)
+
+    def refusal(device: int | None, host: int) -> str:
+        monkeypatch.setattr(memory, "available_bytes", lambda mesh: device)
+        monkeypatch.setattr(memory, "available_memory", lambda: host)
+        experiment = experiment_of(small(batch_size=2, data__cache="device"))
+        with pytest.raises(UserError) as error:
+            dataclasses.replace(experiment, train_datasets=[SixteenSlices()]).compile_train_step()
+        return str(error.value)
+
+    for words, device, host in (
+        ("on each device, found 0.00 GB there", cached - 1, 1 << 40),
+        ("on each device, found 0.00 GB for each on the host", None, cached - 1),
+        ("on each device, beside 0.00 GB for a step, found 0.00 GB there", cached + step - 1, 1 << 40),
+    ):
+        assert not compiled  # a cache too large by itself is refused before that
+        message = refusal(device, host)
+        assert message.startswith("config.data.cache is 'device', which takes 0.00 GB")
+        assert words in message
+        assert message.endswith(
+            "expected config.data.cache = 'host' or 'none', or config.data.cache_half = True, or a smaller "
+            "config.data.image_size"
+        )
+
+
+def test_running_out_of_memory_while_a_device_cache_is_loaded_names_the_cache(monkeypatch) -> None:
+    def load(*_: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+
+    monkeypatch.setattr("mrjax.experiment.DeviceCache", load)
+    with pytest.raises(UserError, match=r"config\.data\.cache is 'device'"):
+        _ = experiment_of(small(data__cache="device")).caches
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: again"), MemoryError(), KeyError(1)])
+def test_advice_that_cannot_be_computed_leaves_one_sentence(error: Exception, monkeypatch) -> None:
+    def fail(self: Experiment, spec: object, batch_size: int) -> None:
+        raise error
+
+    monkeypatch.setattr(Experiment, "_compile", fail)
+    experiment = experiment_of(small(batch_size=8))
+    sentence = (
+        r"config\.batch_size is 8, .*; set a smaller config\.batch_size, or config\.grad_accumulation_steps = 2, or"
+    )
+    with (
+        pytest.raises(UserError, match=sentence),
+        memory.explain_out_of_memory(experiment.explain_out_of_memory),
+    ):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
 
 @pytest.mark.slow
