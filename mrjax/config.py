@@ -280,13 +280,22 @@ def _unknown(name: str, known: Iterable[str]) -> UserError:
 
 
 def load(values: dict[str, Any]) -> ConfigDict:
-    """Make a config from the JSON of its `to_dict`, with defaults for newer fields; `UserError` for an unknown one."""
+    """Make a config from the JSON of its `to_dict`, with defaults for newer fields.
+
+    Raises `UserError` for an unknown field, and for a value of another type.
+    """
     config = defaults()
     known = flat(config)
-    for name, value in flat(ConfigDict(values)).items():
-        if name not in known:
-            raise UserError(f"config.{name} of the checkpoint is not a field of this version of mrjax")
-        config.update_from_flattened_dict({name: tuple(value) if isinstance(known[name], tuple) else value})
+    try:
+        found = flat(ConfigDict(values))
+        unknown = found.keys() - known.keys()
+        for name in known.keys() & found.keys():
+            value = found[name]
+            config.update_from_flattened_dict({name: tuple(value) if isinstance(known[name], tuple) else value})
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"the config of the checkpoint is damaged ({error})") from error
+    if unknown:
+        raise UserError(f"config.{min(unknown)} of the checkpoint is not a field of this version of mrjax")
     return config
 
 
