@@ -123,7 +123,12 @@ class Hdf5Reader:
                 raise
             except _DAMAGES as error:
                 raise UserError(f"{source}: is damaged ({error}), expected readable attributes") from error
-        write(path, arrays, attributes)
+        try:
+            write(path, arrays, attributes)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{source}: has attributes that cannot be copied ({error}), expected text or numbers"
+            ) from error
 
 
 def find_arrays(file: h5py.File, path: str, storage: Storage) -> dict[str, Any]:
@@ -163,7 +168,7 @@ def find_array(data: h5py.Dataset | Link, path: str, name: str, storage: Storage
     axes = name_axes(shape, "c" if parts else dtype.kind, storage, coils=kspace, matlab=matlab)
     axis = axes.index("slices") if "slices" in axes else None
     require_honest(data, path, name, axis)
-    if not axes:
+    if not axes or not (parts or dtype.kind in "bfciu"):
         return StoredArray(shape, dtype, path, stored_name)
     if parts or "parts" in axes:
         dtype = complex_dtype(dtype[0] if parts else dtype)

@@ -23,7 +23,7 @@ MAX_SLICE_RATIO, MAX_RATIO = 4, 64  # how much a slice, and all of a data set, m
 SMALL_SLICE, SMALL = 2**25, 2**28  # bytes beyond that, which every file may claim
 WORKING_SLICES = 8  # memory that the checks of a slice take, in slices
 MOST_GZIP = 1032  # bytes that one of gzip's unpacks to
-LEAST_READ = 2**14  # bytes that are read while HDF5 looks for a slice or chunk
+LEAST_READ = 2**16  # bytes that are read while HDF5 looks for a slice or chunk
 
 
 class Link(NamedTuple):
@@ -117,13 +117,10 @@ def _inflates_to(data: h5py.Dataset, place: int, size: int, harmless: int) -> bo
     for one in large:
         if one.filter_mask & 1 << place:  # not compressed
             continue
-        packed, unpacker, held = data.id.read_direct_chunk(one.chunk_offset)[1], zlib.decompressobj(), 0
         with contextlib.suppress(zlib.error):  # which a read of the slice will report
-            while packed and held <= size:
-                held += len(unpacker.decompress(packed, 2**20))
-                packed = unpacker.unconsumed_tail
-        if held > size:
-            return False
+            packed = data.id.read_direct_chunk(one.chunk_offset)[1]
+            if len(zlib.decompressobj().decompress(packed, size + 1)) > size:
+                return False
     return True
 
 

@@ -54,7 +54,7 @@ class Volume:
     @property
     def full_slices(self) -> list[int]:
         """The slices that are not empty."""
-        return [i for i in range(self.slices) if i not in self.empty]
+        return sorted(set(range(self.slices)) - set(self.empty))
 
     def mask_of_slice(self, i: int) -> np.ndarray | None:
         """Return the stored mask of a slice, (1 or height, width) bool; None if the file stores none."""

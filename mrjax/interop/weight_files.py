@@ -23,7 +23,7 @@ from mrjax.errors import UserError, expect
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".npz")
 MAX_PICKLE = 2**22  # bytes; that of a state_dict of 10,000 tensors has 1.5 MB
-MAX_INSTRUCTIONS = 10**6  # in it, which take 2 seconds; such a state_dict has 0.3 million
+MAX_INSTRUCTIONS = 5 * 10**5  # in it, which take a second; such a state_dict has 320,000
 _PYTORCH_DTYPES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -79,7 +79,7 @@ def _is_real(dtype: np.dtype) -> bool:
 def _load(file: Path) -> dict[str, Any]:
     if file.suffix == ".safetensors":
         return safetensors.numpy.load_file(file)
-    expect(zipfile.is_zipfile(file), f"{file}: is no zip archive", "a file that PyTorch 1.6, NumPy or newer has written")
+    expect(zipfile.is_zipfile(file), f"{file}: is no zip archive", "what NumPy, or PyTorch 1.6 or newer, has written")
     with zipfile.ZipFile(file) as archive:
         entries, size = archive.infolist(), file.stat().st_size
         held = sum(entry.file_size for entry in entries)

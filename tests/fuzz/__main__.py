@@ -1,6 +1,6 @@
 """Treat damaged and hostile files as the commands do, each by its number, and write a table of what came of them.
 
-python -m tests.fuzz [--count=3000] [--first=0] [--output=docs/fuzz.md]      exit status 1 if a file does harm
+python -m tests.fuzz [--count=3000] [--first=0] [--verbose] [--output=docs/fuzz.md]    exit status 1 if a file does harm
 """
 
 import argparse
@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,13 +25,23 @@ from mrjax import check, config
 from mrjax.data import plausibility, readers
 from mrjax.errors import UserError
 from mrjax.interop import fastmri, weight_files
-from tests.fuzz import mutations
+from tests.fuzz import mutations, scans, weights
 
 SECONDS = 5
 BATCH = 100  # files that a process makes, and one that treats them
 ROOM = 2**28  # bytes beside twice the file's size
 SENTENCE, READ = "a sentence", "read"
+MUTATIONS = (*scans.MUTATIONS, *weights.MUTATIONS)
 HARM = ("traceback", "crash", "hang", "memory", "leak")
+
+HEADER = """# Hostile files
+
+Written by `python -m tests.fuzz --count={count} --output=docs/fuzz.md`: damaged and hostile files, each made from its
+number, and what comes of checking, reading and importing them. Right is a sentence, or a file that is read whole, with
+finite numbers. Harm is a traceback, a crash, more than 5 s, more memory than twice the file and 256 MB, and data or
+code from outside the file's folder.
+
+"""
 
 
 class Result(NamedTuple):
@@ -95,8 +106,11 @@ def treat_all(files: list[tuple[int, str, Path]], output: Path) -> Iterator[Resu
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number, kind, path in files:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before, start = memory("VmRSS"), time.perf_counter()
-        signal.alarm(SECONDS)  # its signal ends the process, wherever that is
+        before, start = memory("VmRSS"), time.process_time()
+        # Their signals end the process, wherever it is: seconds of its own, so that a busy machine makes no difference,
+        # and for a process that waits.
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(10 * SECONDS)
         try:
             outcome, detail = treat(path, output)
         except BaseException as error:
@@ -105,8 +119,9 @@ def treat_all(files: list[tuple[int, str, Path]], output: Path) -> Iterator[Resu
                 frame = frame.tb_next
             where = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame else ""
             outcome, detail = "traceback", f"{type(error).__name__} at {where}: {error}"
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-        used, seconds = memory("VmHWM") - before, time.perf_counter() - start
+        used, seconds = memory("VmHWM") - before, time.process_time() - start
         if used > 2 * path.stat().st_size + ROOM:
             outcome = "memory"
         yield Result(number, kind, outcome, ascii(detail)[:500], used / 2**20, seconds)
@@ -116,30 +131,42 @@ def in_process(results: Iterator[Result]) -> Iterator[Result]:
     """Yield what another process yields, and last `Result(-1, "", signal's name)` if it was killed."""
     read, write = os.pipe()
     if (child := os.fork()) == 0:
-        os.close(read)
-        with open(write, "w") as stream:
-            for result in results:
-                print(json.dumps(result), file=stream, flush=True)
-        os._exit(0)
+        try:
+            os.close(read)
+            with open(write, "w") as stream:
+                for result in results:
+                    print(json.dumps(result), file=stream, flush=True)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
     os.close(write)
     with open(read) as stream:
         for line in stream:
             yield Result(*json.loads(line))
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status:
-        yield Result(-1, "", "hang" if status == -signal.SIGALRM else "crash", f"exit status {status}")
+        yield Result(
+            -1, "", "hang" if -status in (signal.SIGALRM, signal.SIGPROF) else "crash", f"exit status {status}"
+        )
 
 
 def make_all(numbers: range, folder: Path) -> Iterator[Result]:
+    """Make files, the same of a number each time, each in a folder of its own; their paths are the details, in hex."""
     for number in numbers:
-        kind, path = mutations.make(number, folder)
-        yield Result(number, kind, os.fsencode(path).hex())
+        mutate, place = MUTATIONS[number % len(MUTATIONS)], folder / f"{number}"
+        place.mkdir()
+        with np.errstate(all="ignore"):
+            path = mutate(np.random.default_rng(number), place)
+        yield Result(number, mutate.__name__.replace("_", " "), "made", os.fsencode(path).hex())
 
 
 def run(numbers: range, folder: Path) -> Iterator[Result]:
     """Make files and treat them."""
     made = list(in_process(make_all(numbers, folder)))
-    files = [(one.number, one.kind, Path(os.fsdecode(bytes.fromhex(one.outcome)))) for one in made]
+    assert len(made) == len(numbers), made[-1]
+    files = [(one.number, one.kind, Path(os.fsdecode(bytes.fromhex(one.detail)))) for one in made]
     while files:
         for result in in_process(treat_all(files, folder / "result.t5")):
             number, kind, path = files.pop(0) if files else (-1, "none", folder)
@@ -175,25 +202,16 @@ def main() -> int:
     for first in range(arguments.first, last, BATCH):
         with tempfile.TemporaryDirectory() as name:
             mutations.make_outside(Path(name))
-            results += run(range(first, min(first + BATCH, last)), Path(name))
+            for result in run(range(first, min(first + BATCH, last)), Path(name)):
+                results.append(result)
+                if result.outcome in HARM or arguments.verbose:
+                    print(*result, flush=True)
     text = table(results)
     print(text)
-    harmful = [result for result in results if result.outcome in HARM]
-    for result in results if arguments.verbose else harmful:
-        print(*result)
     if arguments.output:
         arguments.output.write_text(HEADER.format(count=len(results)) + text + "\n")
-    return 1 if harmful or len(results) != arguments.count else 0
+    return int(any(result.outcome in HARM for result in results))
 
-
-HEADER = """# Hostile files
-
-Written by `python -m tests.fuzz --count={count} --output=docs/fuzz.md`: {count} damaged or hostile files, each made from
-its number, and what comes of checking, reading and importing them. Right is a sentence, or a file that is read whole
-with finite numbers. Harm is a traceback, a crash, more than 5 s, more memory than twice the file and 256 MB, and data or
-code from outside the file.
-
-"""
 
 if __name__ == "__main__":
     sys.exit(main())
