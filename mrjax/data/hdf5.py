@@ -201,7 +201,7 @@ def _measured_columns(attributes: Mapping[str, Any], width: int, path: str) -> s
 def _read_mask(data: h5py.Dataset, storage: Storage) -> np.ndarray:
     """Read a mask, its axes in order."""
     axes = name_axes(data.shape, "b", storage, coils=False, matlab="MATLAB_class" in data.attrs)
-    return data[()].transpose([axes.index(axis) for axis in AXES.split(",") if axis in axes] or None)
+    return np.asarray(data[()]).transpose([axes.index(axis) for axis in AXES.split(",") if axis in axes] or None)
 
 
 def _read_by_offset(path: str, found: SliceOffsets, index: int, out: np.ndarray | None) -> np.ndarray:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mrjax import check, config
-from mrjax.data import plausibility, readers
+from mrjax.data import checks, plausibility, readers
 from mrjax.errors import UserError
 from mrjax.interop import fastmri, weight_files
 from tests.fuzz import mutations, scans, weights
@@ -38,8 +38,11 @@ HEADER = """# Hostile files
 
 Written by `python -m tests.fuzz --count={count} --output=docs/fuzz.md`: damaged and hostile files, each made from its
 number, and what comes of checking, reading and importing them. Right is a sentence, or a file that is read whole, with
-finite numbers. Harm is a traceback, a crash, more than 5 s, more memory than twice the file and 256 MB, and data or
-code from outside the file's folder.
+finite numbers. Harm is a traceback, a crash, more than 5 s of processor time (or 50 s of waiting), more memory than
+twice the file and 256 MB, and data or code from outside the file's folder.
+
+Not prevented: where the length of a text attribute is damaged, HDF5 takes up to 4 GB and 5 s before it reports that, in
+3 of 4,000 other files with flipped bytes; HDF5 crashed in none of them.
 
 """
 
@@ -79,7 +82,7 @@ def treat_scan(path: str, output: Path) -> tuple[str, str]:
         return "traceback", f"not printable: {text.getvalue()!r}"
     if any("\nFAULT" in f"\n{line}" for line in text.getvalue().splitlines()):
         return SENTENCE, text.getvalue().splitlines()[-2]
-    volume = readers.describe(path)
+    volume, _ = checks.check(readers.describe(path))
     if volume.undersampled:
         plausibility.find_doubt_of_acceleration(volume, [4])
     for name in filter(None, (volume.data, volume.target)):
