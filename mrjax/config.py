@@ -247,10 +247,17 @@ def check(config: ConfigDict) -> None:
     for name in sorted(known.keys() - found.keys()):
         raise UserError(f"config.{name} is missing, expected a config that starts from mrjax.config.defaults()")
     for name, field in known.items():
-        if field.rule and not field.rule.holds(found[name]):
+        if field.rule and not _holds(field.rule, found[name]):
             raise UserError(f"config.{name} is {found[name]!r}, expected {field.rule.expected()}")
     for name, expected in _conflicts(config):
         raise UserError(f"config.{name} is {found[name]!r}, expected {expected}")
+
+
+def _holds(rule: Rule, value: Any) -> bool:
+    try:
+        return rule.holds(value)
+    except (TypeError, AttributeError):  # a value of another type
+        return False
 
 
 def _conflicts(config: ConfigDict) -> Iterator[tuple[str, str]]:

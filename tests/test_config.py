@@ -109,3 +109,11 @@ def test_docs_list_every_field_as_it_is() -> None:
 def test_a_damaged_config_of_a_checkpoint_is_one_sentence(change: dict) -> None:
     with pytest.raises(UserError, match="of the checkpoint"):
         configs.load(configs.defaults().to_dict() | change)
+
+
+@pytest.mark.parametrize("name", ["steps", "mesh", "data.axes", "model.channels"])
+def test_no_value_at_all_breaks_the_rule_of_a_field(name: str) -> None:
+    config = configs.defaults()
+    config.update_from_flattened_dict({name: None})
+    with pytest.raises(UserError, match=f"config.{name} is None, expected "):
+        configs.check(config)
