@@ -12,7 +12,7 @@ from mrjax.data import checks, plausibility, readers
 from mrjax.data.splits import storage_of
 from mrjax.data.storage import NATIVE, Storage
 from mrjax.data.volume import Volume
-from mrjax.errors import UserError, expect
+from mrjax.errors import UserError, expect, printable
 
 
 def check(paths: list[str], storage: Storage = NATIVE) -> tuple[list[Volume], list[str], list[str]]:
@@ -25,6 +25,9 @@ def check(paths: list[str], storage: Storage = NATIVE) -> tuple[list[Volume], li
             volume, found = checks.check(readers.describe(path, storage=storage))
         except UserError as error:
             faults.append(str(error))
+            continue
+        except MemoryError as error:
+            faults.append(f"{path}: takes more memory than there is ({error})")
             continue
         volumes.append(volume)
         faults += found
@@ -44,7 +47,7 @@ def format_table(volumes: list[Volume]) -> str:
         layout = f"{volume.layout}, undersampled" if volume.undersampled else volume.layout
         target = volume.target or ("computed" if layout == "kspace" else "none")
         maximum = "-" if volume.maximum is None else f"{volume.maximum:.4g}"
-        head = (volume.path, layout, shape, volume.dtype, volume.contrast)
+        head = (printable(volume.path), layout, shape, volume.dtype, volume.contrast)
         rows.append((*head, str(volume.slices), target, maximum))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
@@ -67,7 +70,7 @@ def main(argv: list[str], config: ConfigDict | None = None) -> int:
         print(format_table(volumes))
     for label, sentences in (("WARNING", doubts), ("FAULT", faults)):
         for sentence in sentences:
-            print(f"{label}  {sentence}")
+            print(f"{label}  {printable(sentence)}")
     files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
     print(f"{files} read, {len(faults)} fault{'' if len(faults) == 1 else 's'}")
     return 1 if faults else 0

@@ -14,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from mrjax.errors import UserError
+from mrjax.errors import UserError, printable
 from mrjax.ops.cpu.native import private_folder
 from mrjax.parallel import processes
 
@@ -39,7 +39,9 @@ def run(
         absl_logging.set_verbosity(absl_logging.FATAL)
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         logger = logging.getLogger("mrjax")
-        logger.addHandler(logging.StreamHandler())
+        handler = logging.StreamHandler()
+        handler.setFormatter(_PrintableFormatter())
+        logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
         try:
@@ -52,6 +54,8 @@ def run(
                 return main(argv)
         except (UserError, OSError) as error:
             _exit_with(error)
+        except MemoryError as error:
+            _exit_with(UserError(f"this takes more memory than there is ({error})"))
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -92,6 +96,11 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
 def _exit_with(error: Exception) -> NoReturn:
-    print(f"mrjax: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"mrjax: {UserError(str(error))}", file=sys.stderr)
     sys.exit(2)

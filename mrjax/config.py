@@ -253,10 +253,17 @@ def check(config: ConfigDict) -> None:
     for name in sorted(known.keys() - found.keys()):
         raise UserError(f"config.{name} is missing, expected a config that starts from mrjax.config.defaults()")
     for name, field in known.items():
-        if field.rule and not field.rule.holds(found[name]):
+        if field.rule and not _holds(field.rule, found[name]):
             raise UserError(f"config.{name} is {found[name]!r}, expected {field.rule.expected()}")
     for name, expected in _conflicts(config):
         raise UserError(f"config.{name} is {found[name]!r}, expected {expected}")
+
+
+def _holds(rule: Rule, value: Any) -> bool:
+    try:
+        return rule.holds(value)
+    except (TypeError, AttributeError):  # a value of another type
+        return False
 
 
 def _conflicts(config: ConfigDict) -> Iterator[tuple[str, str]]:
@@ -286,13 +293,22 @@ def _unknown(name: str, known: Iterable[str]) -> UserError:
 
 
 def load(values: dict[str, Any]) -> ConfigDict:
-    """Make a config from the JSON of its `to_dict`, with defaults for newer fields; `UserError` for an unknown one."""
+    """Make a config from the JSON of its `to_dict`, with defaults for newer fields.
+
+    Raises `UserError` for an unknown field, and for a value of another type.
+    """
     config = defaults()
     known = flat(config)
-    for name, value in flat(ConfigDict(values)).items():
-        if name not in known:
-            raise UserError(f"config.{name} of the checkpoint is not a field of this version of mrjax")
-        config.update_from_flattened_dict({name: tuple(value) if isinstance(known[name], tuple) else value})
+    try:
+        found = flat(ConfigDict(values))
+        unknown = found.keys() - known.keys()
+        for name in known.keys() & found.keys():
+            value = found[name]
+            config.update_from_flattened_dict({name: tuple(value) if isinstance(known[name], tuple) else value})
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"the config of the checkpoint is damaged ({error})") from error
+    if unknown:
+        raise UserError(f"config.{min(unknown)} of the checkpoint is not a field of this version of mrjax")
     return config
 
 

@@ -24,7 +24,7 @@ from absl import flags
 from mrjax import cli
 from mrjax.config import check_flags
 from mrjax.data import checks, plausibility, readers, repetitions, splits
-from mrjax.errors import UserError, expect
+from mrjax.errors import UserError, expect, printable
 from mrjax.inference import Inference, define_flags, from_flags
 from mrjax.measures import evaluator
 from mrjax.report import figures
@@ -43,7 +43,7 @@ def main(_: list[str]) -> int:
     status = 0
     for path in paths:
         try:
-            print(reconstruct_file(inference, path, output))
+            print(printable(reconstruct_file(inference, path, output)))
         except UserError as error:
             logger.error("%s", error)
             status = 1

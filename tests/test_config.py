@@ -101,3 +101,19 @@ def test_a_resumed_run_may_differ_in_how_it_is_fed_but_not_in_what_it_computes()
 def test_docs_list_every_field_as_it_is() -> None:
     file = Path(configs.__file__).parents[1] / "docs" / "config.md"
     assert configs.markdown() in file.read_text(), "run: python -m mrjax.config > docs/config.md"
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": 3}, {"steps": "os.abort()"}, {"a.b": 1}, {"loss": None}, {"model": {"name": ["unet"]}}]
+)
+def test_a_damaged_config_of_a_checkpoint_is_one_sentence(change: dict) -> None:
+    with pytest.raises(UserError, match="of the checkpoint"):
+        configs.load(configs.defaults().to_dict() | change)
+
+
+@pytest.mark.parametrize("name", ["steps", "mesh", "data.axes", "model.channels"])
+def test_no_value_at_all_breaks_the_rule_of_a_field(name: str) -> None:
+    config = configs.defaults()
+    config.update_from_flattened_dict({name: None})
+    with pytest.raises(UserError, match=f"config.{name} is None, expected "):
+        configs.check(config)

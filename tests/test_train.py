@@ -1,6 +1,7 @@
 """The training program, end to end on small files: train, stop, kill, resume."""
 
 import json
+import os
 import random
 import re
 import shutil

@@ -11,7 +11,10 @@ from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 from mrjax.mri.fourier import magnitude_host
 
+LARGEST = 1e15  # the energy of a slice stays finite in float32
 
+
+@np.errstate(over="ignore", invalid="ignore")
 def check(volume: Volume) -> tuple[Volume, list[str]]:
     """Read every sample of a volume, and return a sentence for each fault other than `empty` slices.
 
@@ -29,6 +32,8 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
         if not np.isfinite(largest).all():
             found = f"{volume.path}: `{name}` holds NaN or Inf in {_list(np.flatnonzero(~np.isfinite(largest)))}"
             faults.append(f"{found}, expected finite numbers")
+        elif largest.max() > LARGEST:
+            faults.append(f"{volume.path}: `{name}` holds {largest.max():.3g}, expected at most {LARGEST:g}")
         empty |= largest == 0
         if name == volume.target and maximum is None:
             maximum = float(largest.max())
@@ -68,15 +73,15 @@ def _is_undersampled(kspace: np.ndarray) -> bool:
     """
     measured = np.any(kspace.reshape(-1, *kspace.shape[-2:]), axis=0)
     lines, sides = [np.flatnonzero(np.any(measured, axis)) for axis in (1, 0)], []
-    for size, measured_lines in zip(measured.shape, lines, strict=True):
-        first, last = measured_lines[[0, -1]]
+    edges = [measured_lines[[0, -1]] for measured_lines in lines]
+    for size, measured_lines, (first, last) in zip(measured.shape, lines, edges, strict=True):
         if len(measured_lines) < last - first + 1:
             return True
         sides.append(sorted((size // 2 - first, last + 1 - size // 2)))
-    (top, *_, bottom), (left, *_, right) = lines
+    (top, bottom), (left, right) = edges
     y, x = np.ogrid[-1 : 1 : (bottom - top + 1) * 1j, -1 : 1 : (right - left + 1) * 1j]
-    sampled = measured[top : bottom + 1, left : right + 1][y**2 + x**2 <= 1].mean()
-    return bool(sampled < 0.95 or any(short < 0.8 * long for short, long in sides))
+    sampled = measured[top : bottom + 1, left : right + 1][y**2 + x**2 <= 1]
+    return bool(sampled.sum() < 0.95 * sampled.size or any(short < 0.8 * long for short, long in sides))
 
 
 def _compare(kspace: np.ndarray, image: np.ndarray) -> tuple[float, float]:

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 
 from mrjax.data.files import replacing
+from mrjax.data.hdf5_contents import Link, find_data_set, find_data_sets, require_honest, resolve
 from mrjax.data.storage import (
     AXES,
     NATIVE,
@@ -56,6 +57,8 @@ class StoredArray(NamedTuple):
     arrangement: Arrangement | None = None  # None: slices are stored as they are read
 
 
+# What h5py and NumPy raise for damaged files, and for those made to do harm.
+_DAMAGES = (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError)
 _lock = threading.Lock()  # as HDF5 has one for the whole process
 _open = functools.lru_cache(maxsize=64)(lambda path: open_file(path))
 
@@ -79,7 +82,7 @@ class Hdf5Reader:
                 volume = describe_arrays(path, arrays, file.attrs, layout, storage)
             except UserError:
                 raise
-            except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+            except _DAMAGES as error:
                 raise UserError(f"{path}: is damaged ({error}), expected readable data sets and attributes") from error
         # Kept, so that no epoch opens the file with HDF5.
         self._stored |= {(path, name): arrays[name] for name in (volume.data, volume.target) if name}
@@ -93,7 +96,8 @@ class Hdf5Reader:
             stored = self._stored.get((path, name))
             if stored is None:
                 with _lock:
-                    stored = self._stored[path, name] = find_array(_open(path)[name], path, name, NATIVE)
+                    found = find_data_sets(_open(path), path)
+                    stored = self._stored[path, name] = find_array(found[name], path, name, NATIVE)
             if stored.offsets is not None:
                 data = _read_by_offset(stored, stored.offsets, index, out)
             else:
@@ -102,7 +106,9 @@ class Hdf5Reader:
                 with _lock:
                     data = _open(stored.path)[stored.name][place]
             return data if stored.arrangement is None else stored.arrangement.apply(data)
-        except (OSError, RuntimeError, KeyError) as error:
+        except UserError:
+            raise
+        except _DAMAGES as error:
             with _lock:
                 _open.cache_clear()  # another try must not find an open file that fails for ever
             raise UserError(f"{path}: slice {index} of `{name}` cannot be read ({error})") from error
@@ -110,9 +116,22 @@ class Hdf5Reader:
     def write_like(self, source: str, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
         """Write a file with the attributes and the ISMRMRD header of the file `source`, and the given ones."""
         with open_file(source) as file:
-            header = {"ismrmrd_header": file["ismrmrd_header"][()]} if "ismrmrd_header" in file else {}
-            attributes = {**file.attrs, **attributes}
-        write(path, {**arrays, **header}, attributes)
+            try:
+                header = find_data_sets(file, source).get("ismrmrd_header")
+                if isinstance(header, h5py.Dataset):
+                    require_honest(header, source, "ismrmrd_header", None)
+                    arrays = {**arrays, "ismrmrd_header": header[()]}
+                attributes = {**file.attrs, **attributes}
+            except UserError:
+                raise
+            except _DAMAGES as error:
+                raise UserError(f"{source}: is damaged ({error}), expected readable attributes") from error
+        try:
+            write(path, arrays, attributes)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{source}: has attributes that cannot be copied ({error}), expected text or numbers"
+            ) from error
 
 
 def find_arrays(file: h5py.File, path: str, storage: Storage) -> dict[str, Any]:
@@ -120,70 +139,73 @@ def find_arrays(file: h5py.File, path: str, storage: Storage) -> dict[str, Any]:
 
     A target in a parallel folder counts as one of this file.
     """
-    if "dataset/xml" in file and "dataset/data" in file:
+    found = find_data_sets(file, path)
+    if {"dataset/xml", "dataset/data"} <= found.keys():
         raise UserError(
             f"{path}: is an ISMRMRD raw file of single readouts, expected `kspace` (slices, [coils,] height, width); "
             "sort its readouts first, e.g. with the Python package ismrmrd"
         )
-    found = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
-
-    def add(name: str, item: h5py.HLObject) -> None:
-        if isinstance(item, h5py.Dataset) and not name.startswith("#"):  # MATLAB keeps cells there
-            found.setdefault(name, item)
-
-    file.visititems(add)  # in groups too
     targets = [storage.target] if storage.target else TARGET_NAMES["kspace"]
     images = {storage.kspace, storage.input, DATA_NAMES["result"], *targets} & found.keys()
-    arrays = found | {name: find_array(found[name], path, name, storage) for name in images}
-    if storage.mask in found:
-        arrays[storage.mask] = _read_mask(found[storage.mask], storage)
+    arrays: dict[str, Any] = {**found, **{name: find_array(found[name], path, name, storage) for name in images}}
+    if isinstance(mask := found.get(storage.mask), h5py.Dataset):
+        require_honest(mask, path, storage.mask, None)
+        arrays[storage.mask] = _read_mask(mask, storage)
     if twin := parallel_file(path):
         with open_file(twin) as other:
-            present = [name for name in (*targets, "image", DATA_NAMES["result"]) if name in other]
+            found = find_data_sets(other, twin)
+            present = [name for name in (*targets, "image", DATA_NAMES["result"]) if name in found]
             expect(present, f"{twin}: has no data set `{targets[-1]}`", "one: the target of the file beside its folder")
-            arrays[targets[-1]] = find_array(other[present[0]], twin, present[0], storage)
+            arrays[targets[-1]] = find_array(found[present[0]], twin, present[0], storage)
     return arrays
 
 
-def find_array(data: h5py.Dataset, path: str, name: str, storage: Storage) -> StoredArray:
-    """Find how the file `path` stores the data set of this name."""
+def find_array(data: h5py.Dataset | Link, path: str, name: str, storage: Storage) -> StoredArray:
+    """Find how the file `path`, or the one in its folder that a link names, stores the data set of this name."""
+    if isinstance(data, Link):
+        other = resolve(data, path)
+        with open_file(other) as file:
+            return find_array(find_data_set(file, other, data.name), other, name, storage)
     kspace, parts, shape, dtype = name == storage.kspace, complex_parts(data.dtype), data.shape, data.dtype
-    matlab = "MATLAB_class" in data.attrs
+    matlab, stored_name = "MATLAB_class" in data.attrs, str(data.name)
     axes = name_axes(shape, "c" if parts else dtype.kind, storage, coils=kspace, matlab=matlab)
+    axis = axes.index("slices") if "slices" in axes else None
+    require_honest(data, path, name, axis)
     file = _identity(os.stat(path))
-    if not axes:
-        return StoredArray(shape, dtype, path, name, file)
+    if not axes or not (parts or dtype.kind in "bfciu"):
+        return StoredArray(shape, dtype, path, stored_name, file)
     if parts or "parts" in axes:
         dtype = complex_dtype(dtype[0] if parts else dtype)
     wanted = [axis for axis in (*AXES.split(",")[1:], "parts") if axis in axes]
     of_slice = [axis for axis in axes if axis != "slices"]
     sizes = dict(zip(axes, shape, strict=True))
     shape = (sizes.get("slices", 1), *(sizes[axis] for axis in wanted if axis != "parts"))
-    axis = axes.index("slices") if "slices" in axes else None
     offsets = find_offsets(data, path) if axis == 0 else None
-    columns = _measured_columns(data.file.attrs, shape[-1]) if kspace else slice(None)
+    columns = _measured_columns(data.file.attrs, shape[-1], path) if kspace else slice(None)
     order = tuple(map(of_slice.index, wanted))
     arrangement = Arrangement(order, parts, dtype, kspace and storage.shifted, columns)
     real, plain = dtype.type().real.dtype, of_slice == wanted and not arrangement.shifted and columns == slice(None)
     if plain and dtype == data.dtype:
-        return StoredArray(shape, dtype, path, name, file, axis, offsets)
+        return StoredArray(shape, dtype, path, stored_name, file, axis, offsets)
     # Pairs of real and imaginary part have the bytes of complex numbers.
     packed = [real, np.dtype([(part, real) for part in parts])]
     if plain and offsets is not None and data.dtype in packed:
-        return StoredArray(shape, dtype, path, name, file, axis, offsets._replace(shape=shape[1:], dtype=dtype))
-    return StoredArray(shape, dtype, path, name, file, axis, offsets, arrangement)
+        return StoredArray(shape, dtype, path, stored_name, file, axis, offsets._replace(shape=shape[1:], dtype=dtype))
+    return StoredArray(shape, dtype, path, stored_name, file, axis, offsets, arrangement)
 
 
-def _measured_columns(attributes: Mapping[str, Any], width: int) -> slice:
+def _measured_columns(attributes: Mapping[str, Any], width: int, path: str) -> slice:
     """Return the columns between fastMRI's `padding_left` and `padding_right`; all if there are no such attributes."""
     left, right = (int(attributes.get(f"padding_{side}", end)) for side, end in (("left", 0), ("right", width)))
+    found = f"{path}: its attributes padding_left and padding_right are {left} and {right}"
+    expect(0 <= left < right <= width, found, f"columns of {width}")
     return slice(left, right) if (left, right) != (0, width) else slice(None)
 
 
 def _read_mask(data: h5py.Dataset, storage: Storage) -> np.ndarray:
     """Read a mask, its axes in order."""
     axes = name_axes(data.shape, "b", storage, coils=False, matlab="MATLAB_class" in data.attrs)
-    return data[()].transpose([axes.index(axis) for axis in AXES.split(",") if axis in axes] or None)
+    return np.asarray(data[()]).transpose([axes.index(axis) for axis in AXES.split(",") if axis in axes] or None)
 
 
 def _read_by_offset(stored: StoredArray, found: SliceOffsets, index: int, out: np.ndarray | None) -> np.ndarray:
@@ -233,12 +255,12 @@ def _require_unchanged(file: os.stat_result, stored: StoredArray) -> None:
 
 def open_file(path: str) -> h5py.File:
     """Open a file for reading; raises a `UserError` that says why it cannot be opened."""
+    # Asked first: to open a pipe would wait for ever.
+    expect(os.path.isfile(path), f"{path}: no such file, or a folder", "an HDF5 file")
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        if not os.path.isfile(path):
-            reason = "no such file, or a folder, expected an HDF5 file"
-        elif os.path.getsize(path) == 0:
+        if os.path.getsize(path) == 0:
             reason = "is empty, expected an HDF5 file"
         elif "truncated" in str(error):
             reason = f"is truncated ({os.path.getsize(path)} bytes are left), expected a whole HDF5 file; copy it again"

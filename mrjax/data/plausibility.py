@@ -10,6 +10,7 @@ from mrjax.data.volume import Volume
 from mrjax.mri.fourier import centred_ifft2_host, magnitude_host
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def find_doubts(volume: Volume, image_size: tuple[int, ...] = ()) -> list[str]:
     """Return a sentence, with what mends it, for each doubt about the k-space of a checked volume.
 

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,7 @@ def find(paths: str | Iterable[str]) -> list[str]:
         return sorted({found for path in paths for found in find(str(path))})
     suffixes = [suffix for reader in READERS.values() for suffix in reader.suffixes]
     if os.path.isdir(paths) and Path(paths).suffix.lower() not in suffixes:
-        files = glob.glob(f"{glob.escape(paths)}/**", recursive=True)  # in linked folders too, but not hidden ones
-        found = [os.path.normpath(path) for path in files if Path(path).suffix.lower() in suffixes]
+        found = [os.path.normpath(path) for path in _walk(paths) if Path(path).suffix.lower() in suffixes]
         found = [path for path in found if not parallel_file(path, of_target=True)]
     elif os.path.exists(paths):
         return [paths]
@@ -41,6 +40,18 @@ def find(paths: str | Iterable[str]) -> list[str]:
     what = f"no {', '.join(most)} or {last} file in it" if os.path.isdir(paths) else "no such file or folder"
     expect(found, f"{paths}: {what}", "a file, a folder of them or a glob")
     return sorted(found)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yield what is in a folder, its subfolders and linked ones, but nothing hidden, and each folder once."""
+    seen: set[str] = set()  # links may lead in circles
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(place, name) for name in (*folders, *files) if not name.startswith("."))
 
 
 def describe(path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mrjax.data.storage import NATIVE, Storage
-from mrjax.errors import UserError, expect
+from mrjax.errors import UserError, expect, printable
 
 # What a reconstruction starts from, by layout. A file that has several is of the first layout.
 DATA_NAMES = {"kspace": "kspace", "paired": "input", "result": "reconstruction"}
@@ -54,7 +54,7 @@ class Volume:
     @property
     def full_slices(self) -> list[int]:
         """The slices that are not empty."""
-        return [i for i in range(self.slices) if i not in self.empty]
+        return sorted(set(range(self.slices)) - set(self.empty))
 
     def mask_of_slice(self, i: int) -> np.ndarray | None:
         """Return the stored mask of a slice, (1 or height, width) bool; None if the file stores none."""
@@ -150,7 +150,7 @@ def describe_arrays(
         data=name,
         shape=shape,
         dtype=str(arrays[name].dtype),
-        contrast=contrast.decode() if isinstance(contrast, bytes) else str(contrast),
+        contrast=printable(contrast.decode() if isinstance(contrast, bytes) else str(contrast))[:64],
         target=target,
         target_shape=arrays[target].shape if target else None,
         maximum=None if maximum is None else float(np.ravel(maximum)[0]),

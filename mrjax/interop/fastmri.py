@@ -43,7 +43,9 @@ def from_fastmri(weights: StateDict) -> Network:
         value = weights[theirs]
         found = f"{prefix}{theirs} of the state_dict has the shape {value.shape}"
         expect(value.shape == shape, found, f"{shape} in a {_LABELS[name]} of {fields['channels']} channels")
-        value = value.astype(np.float32).transpose(_AXES[kind])
+        with np.errstate(over="ignore"):
+            value = value.astype(np.float32).transpose(_AXES[kind])
+        expect(np.isfinite(value).all(), f"{prefix}{theirs} of the state_dict holds NaN or Inf", "finite numbers")
         params[ours] = np.ascontiguousarray(value[0, 0] if kind == "head" else value)
     return Network(name, fields, unflatten_dict(params, sep="/"))
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mrjax.data.files import replacing
+from mrjax.errors import printable
 from mrjax.measures.metrics import METRICS
 
 # A reading room is dark: images lie on near-black, and text does not glare.
@@ -60,7 +61,7 @@ def draw_panel(
     figure.subplots_adjust(*edges, wspace=GAP / image_width)
     # A file name may hold "$", which matplotlib would parse as mathematics.
     top_left = {"x": MARGIN / width, "y": 1 - MARGIN / height, "ha": "left"}
-    figure.suptitle(title, **top_left, size=12.5, color=TEXT, weight="bold", parse_math=False)
+    figure.suptitle(printable(title), **top_left, size=12.5, color=TEXT, weight="bold", parse_math=False)
     blank = {"frame_on": False, "xticks": (), "yticks": ()}
     for i, (image, colours, limit, name, note) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), i, **blank)

@@ -91,3 +91,12 @@ def test_all_slices_of_an_array_are_stacked(tmp_path: Path) -> None:
     kspace = to_kspace(coil_images(3, 2, 16, 16))
     hdf5.write(tmp_path / "a.t5", {"kspace": kspace})
     assert np.array_equal(readers.read_slices(str(tmp_path / "a.t5"), "kspace", 3), kspace)
+
+
+def test_linked_folders_are_found_once_and_circles_of_links_end(tmp_path: Path) -> None:
+    write_scan(tmp_path / "elsewhere" / "b.t5")
+    scan = write_scan(tmp_path / "scans" / "a.t5")
+    for name in ("again", "another", "third"):
+        (scan.parent / name).symlink_to(scan.parent)
+    (scan.parent / "linked").symlink_to(tmp_path / "elsewhere")
+    assert readers.find(str(scan.parent)) == [str(scan), str(scan.parent / "linked" / "b.t5")]

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import sys
+import tracemalloc
 import types
 import zipfile
 from collections.abc import Callable
@@ -110,6 +111,62 @@ def test_a_view_within_its_storage_is_read_without_pytorch(write_tensor: Callabl
 def test_a_tensor_cannot_reach_beyond_its_storage(tensor: _Tensor, write_tensor: Callable[[_Tensor], str]) -> None:
     with pytest.raises(UserError, match=r"crafted\.pt: cannot be read \(ValueError"):
         weight_files.read(write_tensor(tensor))
+
+
+def write_pickle(path: Path, pickled: bytes) -> str:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    return str(path)
+
+
+DOUBLED = (
+    b")" + b"q\x00h\x00\x86" * 60
+)  # a tuple that holds the one before it twice, and so on: its hash takes for ever
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        pytest.param(b"}r\xff\xff\xff\xffs.", id="a memo of 32 GB"),
+        pytest.param(b"}" + DOUBLED + b"K\x01s.", id="a key without end"),
+        pytest.param(b"\x8e" + b"\xff" * 7 + b"\x0fa.", id="a string of 2^60 bytes"),
+        pytest.param(b"ccollections\nOrderedDict\n)R}X\x05\0\0\0itemsK\x05sb.", id="another method"),
+        pytest.param(b"]" * 2_000_000 + b".", id="too many instructions"),
+        pytest.param(b"]" * 5_000_000 + b".", id="too long"),
+        pytest.param(b"tR.", id="more taken than there is"),
+    ],
+)
+def test_a_pickle_takes_neither_time_nor_memory_without_end(tmp_path: Path, pickled: bytes) -> None:
+    with pytest.raises(UserError, match=r"crafted\.pt: "):
+        weight_files.read(write_pickle(tmp_path / "crafted.pt", b"\x80\x02" + pickled))
+
+
+@pytest.mark.parametrize("ending", ["pt", "npz"])
+@pytest.mark.parametrize(("method", "size"), [(zipfile.ZIP_DEFLATED, 2**27), (zipfile.ZIP_LZMA, 2**20)])
+@pytest.mark.parametrize("honest", [True, False])
+def test_archives_that_unpack_to_far_more_are_refused(
+    ending: str, method: int, size: int, honest: bool, write_tensor: Callable[[_Tensor], str]
+) -> None:
+    file = Path(write_tensor(_Tensor(None, 0, (8,), (1,))))
+    pickled = zipfile.ZipFile(file).read("archive/data.pkl")
+    file = file.with_suffix(f".{ending}")
+    with zipfile.ZipFile(file, "w", method, compresslevel=1) as archive:
+        archive.writestr("archive/data.pkl" if ending == "pt" else "a.npy", pickled)
+        with archive.open("archive/data/0", "w") as stream:
+            for _ in range(size // 2**20):
+                stream.write(bytes(2**20))
+    if not honest:  # the directory says that there are 64 bytes
+        file.write_bytes(file.read_bytes().replace(size.to_bytes(4, "little"), (64).to_bytes(4, "little")))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"unpacks to|another method than deflate|cannot be read"):
+        weight_files.read(str(file))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_tensors_that_share_a_storage_are_no_larger_than_the_file(write_tensor: Callable[[_Tensor], str]) -> None:
+    with pytest.raises(UserError, match="the tensors are larger than their storages"):
+        weight_files.read(write_tensor(_Tensor(None, 0, (2**40,), (0,), False, {})))
 
 
 def test_files_that_are_no_weights_are_named(tmp_path: Path) -> None:

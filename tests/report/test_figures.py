@@ -114,3 +114,9 @@ def test_every_logged_curve_is_drawn(tmp_path):
         drawn.append(blue.all(-1).sum())
     assert drawn[0] == 0
     assert (np.diff(drawn) > 100).all()
+
+
+@pytest.mark.parametrize("title", ["$\\frac{1}{0}$", "\x1b[2J\n\udcff\0", "<b>_^{}"])
+def test_a_title_is_text_whatever_it_holds(tmp_path, title):
+    figures.draw_panel(tmp_path / "a.png", {"reconstruction": np.ones((8, 8))}, title, {})
+    assert picture(tmp_path / "a.png").any()
