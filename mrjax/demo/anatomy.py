@@ -186,7 +186,7 @@ def _make_brain(head: Head, template: Template, age: float) -> tuple[dict[str, n
         for name in changing:
             tissues[name][near] *= 1 - share
         tissues["lesion" if tissue == "oedema" else tissue][near] += changed
-    # Half of the texture is the subject's own, or a network learns that of the template by heart.
+    # A part of the texture is the subject's own, or a network learns that of the template by heart.
     noise = rng.standard_normal(template.brain.shape, np.float32)
     grain = scipy.ndimage.gaussian_filter(noise, rng.uniform(0.5, 1.5, 3))
     grain *= rng.uniform(0.005, 0.03) / grain.std()
