@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import scipy
 
-from mrjax.demo.anatomy import FIELD_OF_VIEW, TISSUES, Anatomy, Subject, slice_heights, spline
+from mrjax.demo.anatomy import FIELD_OF_VIEW, TISSUES, Anatomy, Subject, slice_heights
+from mrjax.demo.fields import spline
 
 # TR and TE in ms, whether an inversion nulls the fluid, and the weight of the texture. Spin echoes as M4Raw's (Lyu et
 # al., Sci Data 2023, doi:10.1038/s41597-023-02181-4). The template's intensity beyond its tissue mixture says where T1
@@ -35,10 +36,10 @@ def spin_echo_signal(density: Any, t1: Any, t2: Any, *, tr: float, te: float, in
 def make_image(anatomy: Anatomy, subject: Subject, contrast: str) -> np.ndarray:
     """Make the noise-free image, complex64 (slices, size, size); the brain's mean magnitude is 0.4."""
     nominal = np.array(list(TISSUES.values())).T
-    density, t1, t2 = nominal * subject.generator(1).normal(1, [[0.015], [0.03], [0.03]], nominal.shape)
+    density, t1, t2 = nominal * subject.generator(1).normal(1, [[0.02], [0.04], [0.05]], nominal.shape)
     rng = subject.generator(2, list(PROTOCOLS).index(contrast))
     tr, te, inversion, texture = PROTOCOLS[contrast]
-    tr, te = np.multiply((tr, te), rng.normal(1, 0.02, 2))
+    tr, te = np.multiply((tr, te), rng.normal(1, 0.04, 2))
     signals = spin_echo_signal(density, t1, t2, tr=tr, te=te, inversion=inversion)
     clean = np.tensordot(signals, anatomy.fractions, 1) * (1 + texture * anatomy.texture)
     clean *= 0.4 / signals[:2].mean()

@@ -5,6 +5,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+import scipy
 
 from mrjax import demo
 from mrjax.data import hdf5
@@ -127,7 +128,7 @@ def test_contrasts_order_the_tissues_as_in_scans(number):
 
 
 def test_anatomy_is_a_head_upright():
-    made = anatomy.make_anatomy(anatomy.load_template(), Subject(0, 0, 0), size=64, slices=7)
+    made = anatomy.make_anatomy(anatomy.load_template(), Subject(0, 0, 1), size=64, slices=7)
     assert made.fractions.min() >= 0
     assert made.fractions.sum(0).max() <= 1 + 1e-5
     head = made.fractions.sum(0)[3] > 0.5
@@ -135,15 +136,105 @@ def test_anatomy_is_a_head_upright():
     assert 0.65 < tall < 0.9
     assert 0.5 < wide < tall  # a head is longer from nose to nape than across
     assert not head[[0, -1]].any()
-    # The front is up: in the lowest slice the eyes' fluid and the orbits' fat lie above, the cerebellum below.
+    # The front is up: in the lowest slice the orbits' fat lies above, the cerebellum below.
     lowest = dict(zip(TISSUES, made.fractions[:, 0], strict=True))
     assert lowest["fat"][:32].sum() > 2 * lowest["fat"][32:].sum()
     assert lowest["grey"][32:].sum() > lowest["grey"][:32].sum()
     # The patient's right (MNI x > 0) is on the left, front (y > 0) above, and slices go upwards.
-    x, y, z = anatomy._draw_coordinates(np.random.default_rng(0), anatomy.load_template(), 32, 3)
+    xyz = anatomy._draw_coordinates(np.random.default_rng(0), anatomy.load_template(), 32, 3)
+    x, y, z = xyz.reshape(3, 3, 2, 32, 32)
     assert x[..., 0].min() > 0 > x[..., -1].max()
     assert y[:, :, 0].min() > 0 > y[:, :, -1].max()
     assert z[0].max() < z[1].mean() < z[2].min()
+
+
+@pytest.fixture(scope="module")
+def heads():
+    """Eight subjects, each as fractions by tissue (slices, 128, 128), and the texture."""
+    template = anatomy.load_template()
+    made = [anatomy.make_anatomy(template, Subject(0, 0, number), size=128, slices=5) for number in range(8)]
+    return [dict(zip(TISSUES, head.fractions, strict=True)) | {"texture": head.texture} for head in made]
+
+
+def outline(head):
+    return sum(head[name] for name in TISSUES)[2] > 0.5
+
+
+def brain(head):
+    return sum(head[name] for name in ("white", "grey", "lesion", "blood"))
+
+
+def cephalic_index(head):
+    length, breadth = (np.ptp(np.flatnonzero(outline(head).any(axis))) for axis in (1, 0))
+    return breadth / length
+
+
+def skull_thickness(head):
+    """Return mm from the first to the last bone in the left half of the middle slice, mean of its middle rows."""
+    return np.mean([np.ptp(np.flatnonzero(row[:64] > 0.3)) for row in head["bone"][2, 44:84]]) * 250 / 128
+
+
+def scalp_fat(head):
+    return head["fat"][2].sum() / np.sqrt(outline(head).sum())
+
+
+def ventricles(head):
+    """Fluid near the brain's middle, over the brain."""
+    tissue = brain(head)[1:4]
+    row, column = (int(np.average(np.arange(128), weights=tissue.sum((0, axis)))) for axis in (2, 1))
+    return head["fluid"][1:4, row - 16 : row + 17, column - 12 : column + 13].sum() / tissue.sum()
+
+
+def atrophy(head):
+    return head["fluid"].sum() / brain(head).sum()
+
+
+def texture(head):
+    return head["texture"][brain(head) > 0.95].std()
+
+
+@pytest.mark.parametrize(
+    ("quantity", "least"),
+    [
+        (cephalic_index, 0.04),
+        (skull_thickness, 0.12),
+        (scalp_fat, 0.2),
+        (ventricles, 0.32),
+        (atrophy, 0.25),
+        (texture, 0.1),
+    ],
+)
+def test_subjects_vary(heads, quantity, least):
+    values = [quantity(head) for head in heads]
+    assert np.std(values) > least * np.mean(values)
+
+
+def test_left_and_right_differ(heads):
+    def asymmetry(image):
+        middle = np.average(np.arange(128), weights=image.sum(0))
+        mirrored = scipy.ndimage.shift(image[:, ::-1], (0, 2 * middle - 127), order=1)
+        return np.abs(image - mirrored).sum() / image.sum()
+
+    for head in heads:
+        turned = (scipy.ndimage.rotate(brain(head)[2], a, reshape=False, order=1) for a in range(-10, 11, 2))
+        assert min(asymmetry(image) for image in turned) > 0.08
+
+
+def test_a_share_of_the_subjects_has_a_large_lesion_or_a_bleed():
+    template = anatomy.load_template()
+    drawn = [anatomy._draw_lesions(np.random.default_rng(n), template, age=n / 60) for n in range(60)]
+    for tissue in ("oedema", "blood", "fluid"):
+        assert 6 < sum(any(kind == tissue for *_, kind in lesions) for lesions in drawn) < 30
+    counts = [len(lesions) for lesions in drawn]
+    assert np.mean(counts[:10]) < 4 < 12 < np.mean(counts[50:])
+
+
+def test_fractions_are_those_of_a_whole(heads):
+    for head in heads:
+        fractions = np.stack([head[name] for name in TISSUES])
+        assert fractions.min() >= 0
+        assert fractions.sum(0).max() <= 1 + 1e-5
+        assert (fractions.sum(0)[2, [0, -1]] == 0).all()  # air at the edge
 
 
 def test_same_subject_at_any_size():
