@@ -239,7 +239,9 @@ def kill_worker(trial: Trial, reference: Trial) -> Row:
     """Kill one of the processes that read."""
     started = trial.start()
     trial.wait_for(lambda: trial.saved, started)
-    children = Path(f"/proc/{started[0].pid}/task/{started[0].pid}/children").read_text().split()
+    children = [
+        child for task in Path(f"/proc/{started[0].pid}/task").glob("*/children") for child in task.read_text().split()
+    ]
     workers = [child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
     os.kill(int(workers[0]), signal.SIGKILL)
     begun = time.monotonic()
@@ -260,7 +262,7 @@ def substitute(trial: Trial, reference: Trial) -> Row:
     status = trial.finish(started)
     path.write_bytes(data)
     fault, happened, lost, same = row(
-        "a data file vanishes, data.on_bad_file='skip'", trial.sentence("substitut"), "0", trial, reference
+        "a data file vanishes, data.on_bad_file='skip'", trial.sentence("in the place of one of"), "0", trial, reference
     )
     return [fault, f"{happened} (status {status})", lost, "no, other examples" if same == "NO" else same]
 
@@ -298,7 +300,7 @@ def measure(root: Path, kills: int) -> list[Row]:
         lambda: lose_file(new("unvalidated"), one, "val", halve, "a validation file is cut short"),
         lambda: kill_worker(new("worker", **{"data.workers": 2}), one),
         lambda: substitute(new("skip", **{"data.on_bad_file": "skip"}), one),
-        lambda: overflow(Trial(root / "bright", Path(shutil.copytree(data, root / "data2")))),
+        lambda: overflow(Trial(root / "bright", shutil.copytree(data, root / "data2"), **{"data.check": "headers"})),
     ]
     if os.geteuid() == 0:
         faults.append(lambda: fill_disk(new("full"), one))

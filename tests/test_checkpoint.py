@@ -232,7 +232,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(trained_on, scans: Pa
     kspace = to_kspace(coil_images(40, 2, 32, 32))
     kspace[7] *= 1e25  # finite, but its squares are not
     write_volume(scans / "train" / "0_T101.t5", {"kspace": kspace.astype(np.complex64)})
-    train.train(trained_on(data__dir=str(scans), max_skipped_steps=3), str(tmp_path / "run"))
+    train.train(trained_on(data__dir=str(scans), data__check="headers", max_skipped_steps=3), str(tmp_path / "run"))
     skipped = sum(row.get("skipped", 0) for row in rows(tmp_path / "run"))
     assert 1 <= skipped < 6
     assert all(np.isfinite(x).all() for x in parameters(tmp_path / "run"))
@@ -261,7 +261,7 @@ def test_skipped_steps_in_a_row_bring_another_order(trained_on, tmp_path: Path, 
 def test_a_run_that_stays_not_finite_ends_and_leaves_the_batch(scans: Path, trained_on, tmp_path: Path) -> None:
     kspace = 1e25 * to_kspace(coil_images(5, 2, 32, 32))
     write_volume(scans / "train" / "0_T101.t5", {"kspace": kspace.astype(np.complex64)})
-    fields = {"data__dir": str(scans), "checkpoint_every": 1, "max_skipped_steps": 2}
+    fields = {"data__dir": str(scans), "data__check": "headers", "checkpoint_every": 1, "max_skipped_steps": 2}
     with pytest.raises(UserError, match=r"2 steps in a row.*bad_batch\.t5 holds the batch of that step"):
         train.train(trained_on(**fields), str(tmp_path / "run"))
     with h5py.File(tmp_path / "run" / "bad_batch.t5") as file:
