@@ -300,7 +300,7 @@ def measure(root: Path, kills: int) -> list[Row]:
         lambda: lose_file(new("unvalidated"), one, "val", halve, "a validation file is cut short"),
         lambda: kill_worker(new("worker", **{"data.workers": 2}), one),
         lambda: substitute(new("skip", **{"data.on_bad_file": "skip"}), one),
-        lambda: overflow(Trial(root / "bright", shutil.copytree(data, root / "data2"), **{"data.check": "headers"})),
+        lambda: overflow(Trial(root / "bright", shutil.copytree(data, root / "data2"), 1, **{"data.check": "headers"})),
     ]
     if os.geteuid() == 0:
         faults.append(lambda: fill_disk(new("full"), one))

@@ -32,6 +32,7 @@ def run(module: str, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", f"mrjax.{module}", *args], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_scans_of_any_size_and_coils_are_reconstructed_on_their_own_grid(inference: Inference, tmp_path: Path) -> None:
     for slices, coils, size in ((1, 16, (31, 45)), (9, 1, (64, 40))):  # a batch has 8
         path = str(write_scan(tmp_path / "in" / f"{slices}.t5", slices, coils, size))

@@ -162,7 +162,7 @@ def test_scores_are_never_of_other_slices(scans: Path, tiny, no_pauses: None) ->
     experiment = Experiment.from_config(tiny(scans, data__on_bad_file="skip", batch_size=8))
     truncate(scans / "val" / "8_T201.h5")
     with pytest.raises(UserError, match=r"8_T201\.h5: slice \d of `kspace` cannot be read"):
-        experiment.evaluate(experiment.init_state().eval_params)
+        experiment.evaluate(experiment.init_state().eval_params, lambda: False)
 
 
 def test_a_cache_on_the_devices_holds_others_in_the_place_of_bad_examples(

@@ -67,6 +67,7 @@ def primal_dual(kspace, mask, maps, operator, iterations: int) -> np.ndarray:
     return image
 
 
+@pytest.mark.slow
 def test_the_solution_equals_a_primal_dual_solver_in_float64() -> None:
     """Within 1e-3 of the image's norm."""
     height, width = 12, 13

@@ -83,7 +83,7 @@ def test_a_device_cache_that_does_not_fit_is_refused_by_its_own_fields_before_an
 
 
 def test_running_out_of_memory_while_a_device_cache_is_loaded_names_the_cache(monkeypatch) -> None:
-    def load(*_: object) -> None:
+    def load(*_: object, **__: object) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
 
     monkeypatch.setattr("mrjax.experiment.DeviceCache", load)

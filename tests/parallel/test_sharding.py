@@ -54,7 +54,7 @@ def one_device():
 @pytest.mark.parametrize(
     ("shape", "fields"),
     [
-        ((8, 1, 1), {}),
+        pytest.param(*((8, 1, 1), {}), marks=pytest.mark.slow),
         pytest.param(*((1, 8, 1), {}), marks=pytest.mark.slow),
         pytest.param(*((1, 1, 8), {}), marks=pytest.mark.slow),
         ((2, 2, 2), {}),
