@@ -35,6 +35,7 @@ from mrjax.train_step import TrainState
 logger = logging.getLogger(__name__)
 BEST_METRIC = "ssim"  # on the validation split, by which the best checkpoint is chosen
 CHECKPOINTS, INITIAL = "checkpoints", "initial"  # folders of a workdir
+_NO_BEST = {"step": -1, BEST_METRIC: -1.0, "files": "", "validated": -1}
 _ITEMS = ("params", "ema", "optimizer", "progress", "config")
 _MARGIN = 1 << 20  # bytes of a checkpoint beside its arrays, at most
 
@@ -50,7 +51,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
         self.workdir, self._config, self._train_files, self._val_files = workdir, config, train_files, val_files
         self._manager = open_checkpoints(workdir, kept=self._kept)
         self._best = _read_best(workdir)
-        if self._best.get("files") != val_files:
+        if self._best["files"] != val_files:
             self._best |= {BEST_METRIC: -1.0, "validated": -1}
         self._unsaved = ""  # why the last save failed
 
@@ -75,8 +76,8 @@ class Run(contextlib.AbstractContextManager["Run"]):
         self._finish()
         self._warn_of_little_space(_size(abstract))
         step = find_whole(self.workdir)
-        if self._best.get("step", -1) > step:  # it is about to be replaced by the steps that come again
-            self._best = {"step": -1, BEST_METRIC: -1.0, "validated": -1}
+        if self._best["step"] > step:  # it is about to be replaced by the steps that come again
+            self._best = dict(_NO_BEST)
         if step < 0:
             state = init()
             if not _steps(self.workdir, INITIAL):
@@ -125,7 +126,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
         return self._best["validated"] == step
 
     def _kept(self, steps: Sequence[int]) -> list[bool]:
-        return [step in (*steps[-2:], self._best.get("step")) for step in steps]
+        return [step in (*steps[-2:], self._best["step"]) for step in steps]
 
     def _finish(self) -> None:
         """Wait until the last save is written, or warn that it failed, and take away what it left."""
@@ -163,7 +164,7 @@ def claim(workdir: str, config: ConfigDict) -> contextlib.AbstractContextManager
     if started:
         try:
             before = configs.load(json.loads(file.read_text()))
-        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             found = f"{workdir} holds files but no run of mrjax"
             raise UserError(f"{found}, expected an empty or new folder as --workdir") from error
         changed = configs.differences(before, config, parameters_only=not trained)
@@ -256,7 +257,7 @@ def restore_best(workdir: str, abstract: Callable[[ConfigDict], TrainState]) -> 
     """
     folder = CHECKPOINTS if _steps(workdir) else INITIAL
     expect(_steps(workdir, folder), f"{workdir}: holds no checkpoint", "the workdir of a run of mrjax.main")
-    step = find_whole(workdir, folder, _read_best(workdir).get("step", -1))
+    step = find_whole(workdir, folder, _read_best(workdir)["step"])
     with open_checkpoints(workdir, folder, read_only=True) as manager:
         restored = _restore(manager, step, config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
         config = configs.load(restored.config)
@@ -290,9 +291,13 @@ def _megabytes(size: int) -> str:
 
 
 def _read_best(workdir: str) -> dict[str, Any]:
-    with contextlib.suppress(OSError, json.JSONDecodeError):
-        return json.loads(Path(workdir, CHECKPOINTS, "best.json").read_text())
-    return {}
+    """Read best.json; `_NO_BEST` where it is missing or damaged."""
+    found = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(Path(workdir, CHECKPOINTS, "best.json").read_text())
+    if isinstance(found, dict) and all(type(found.get(name)) is type(x) for name, x in _NO_BEST.items()):
+        return found
+    return dict(_NO_BEST)
 
 
 def _seal(folder: Path) -> None:

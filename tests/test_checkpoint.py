@@ -99,6 +99,12 @@ def test_a_run_never_starts_anew_over_damaged_checkpoints(copied: Path, trained_
     assert (copied / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "[6]", '{"step": "6"}'])
+def test_a_damaged_note_of_the_best_checkpoint_is_none(text: str, copied: Path) -> None:
+    (copied / "checkpoints" / "best.json").write_text(text)
+    assert Inference.restore(str(copied)).source == {"step": 6}
+
+
 def test_inference_takes_another_checkpoint_than_a_damaged_best_one(copied: Path, caplog) -> None:
     best = json.loads((copied / "checkpoints" / "best.json").read_text())["step"]
     assert Inference.restore(str(copied)).source == {"step": best}

@@ -58,7 +58,7 @@ def find_damage(folder: Path) -> str:
         return next((f"{name} has changed" for name, sha in checksums.items() if _sha256(folder / name) != sha), "")
     except FileNotFoundError as error:
         return f"{os.path.relpath(error.filename, folder)} is missing"
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         return f"its checksums cannot be compared: {error}"
 
 

@@ -52,7 +52,7 @@ def process_group() -> Iterator[None]:
         count_on_this_machine()  # kept from now on: later one process may ask alone
         yield
     except (UserError, OSError) as error:
-        print(f"mrjax: {name}{' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mrjax: {name}{UserError(str(error))}", file=sys.stderr)
         _exit(2, timeout=5)
     except BaseException as error:
         traceback.print_exc()
