@@ -80,7 +80,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
             self._best = dict(_NO_BEST)
         if step < 0:
             state = init()
-            if not _steps(self.workdir, INITIAL):
+            if find_whole(self.workdir, INITIAL) < 0:
                 return state, 0
             with open_checkpoints(self.workdir, INITIAL, read_only=True) as manager:
                 params = _restore(manager, 0, params=ocp.args.StandardRestore(abstract.params)).params
@@ -158,15 +158,12 @@ def claim(workdir: str, config: ConfigDict) -> contextlib.AbstractContextManager
     `UserError` if another run holds it, or the workdir holds something else, or a run or imported parameters whose
     config differs where it must not.
     """
-    file = Path(workdir) / "config.json"
     started = os.path.isdir(workdir) and any(not name.startswith(".") for name in os.listdir(workdir))
     trained = bool(_steps(workdir))
     if started:
-        try:
-            before = configs.load(json.loads(file.read_text()))
-        except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-            found = f"{workdir} holds files but no run of mrjax"
-            raise UserError(f"{found}, expected an empty or new folder as --workdir") from error
+        before = _read_config(workdir)
+        if before is None:
+            raise UserError(f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir")
         changed = configs.differences(before, config, parameters_only=not trained)
         if changed and (trained or _steps(workdir, INITIAL)):
             found = f"{workdir} holds another run: {'; '.join(changed)}"
@@ -176,8 +173,18 @@ def claim(workdir: str, config: ConfigDict) -> contextlib.AbstractContextManager
         return contextlib.nullcontext()
     held = lock(workdir)
     if not trained:
-        write_json(file, config.to_dict())
+        write_json(Path(workdir, "config.json"), config.to_dict())
     return held
+
+
+def _read_config(workdir: str) -> ConfigDict | None:
+    """Read the config of a run, from its newest checkpoint where config.json is damaged; None if there is none."""
+    steps = sorted(_steps(workdir), reverse=True)
+    copies = [Path(workdir, CHECKPOINTS, str(step), "config", "metadata") for step in steps]
+    for file in (Path(workdir, "config.json"), *copies):
+        with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+            return configs.load(json.loads(file.read_text()))
+    return None
 
 
 class _Manager(ocp.CheckpointManager):

@@ -105,6 +105,14 @@ def test_a_damaged_note_of_the_best_checkpoint_is_none(text: str, copied: Path) 
     assert Inference.restore(str(copied)).source == {"step": 6}
 
 
+def test_a_damaged_config_is_read_from_a_checkpoint(copied: Path, trained_on) -> None:
+    (copied / "config.json").write_text('{"model": {')
+    with pytest.raises(UserError, match=r"config\.seed was 0 and is 1"):
+        train.train(trained_on(seed=1), str(copied))
+    train.train(trained_on(steps=7), str(copied))
+    assert max(checkpoint_steps(copied)) == 7
+
+
 def test_inference_takes_another_checkpoint_than_a_damaged_best_one(copied: Path, caplog) -> None:
     best = json.loads((copied / "checkpoints" / "best.json").read_text())["step"]
     assert Inference.restore(str(copied)).source == {"step": best}

@@ -164,10 +164,10 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
 
 
 def read_rows(workdir: str) -> list[dict[str, Any]]:
-    """Read the rows of a run's metrics.jsonl: null is NaN; a last line cut short by a kill is left out."""
-    rows = []
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines():
+    """Read the rows of a run's metrics.jsonl: null is NaN; a damaged line, as one cut short by a kill, is left out."""
+    rows, file = [], Path(workdir) / "metrics.jsonl"
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
             values = json.loads(line)
             rows.append({name: math.nan if value is None else value for name, value in values.items()})
-    return rows
+    return [row for row in rows if "step" in row]

@@ -64,7 +64,7 @@ def test_a_run_that_waits_for_its_data_says_which_fields_to_change(tmp_path: Pat
 
 def test_rows_newer_than_the_step_a_run_resumes_from_are_cut_off(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in (2, 4, 6)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 8, "lo')
+    (tmp_path / "metrics.jsonl").write_text("\n".join(["[1", "3", *lines]) + '\n{"step": 8, "lo')
     with run_log(tmp_path, start=4) as log:
         log.add(5, metrics(1.0))
         log.write_scalars(5, {"loss": 0.5})
