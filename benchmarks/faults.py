@@ -27,7 +27,6 @@ import h5py
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tqdm
 from absl import flags
 
 from benchmarks.files import make_files
@@ -38,18 +37,18 @@ from mrjax.experiment import abstract_state, make_recipe
 from mrjax.parallel import sharding
 from mrjax.report.run_log import FIRST_STEP, read_rows
 
-STEPS, CHECKPOINT_EVERY = 2000, 20
+STEPS, KILLED_STEPS, CHECKPOINT_EVERY = 500, 2000, 20  # enough to be killed 25 times
 FIELDS = {"model.channels": 4, "model.levels": 1, "batch_size": 4, "log_every": 1, "eval_every": 200}
-FIELDS |= {"steps": STEPS, "checkpoint_every": CHECKPOINT_EVERY, "augment.contrast_p": 0, "augment.coils_p": 0}
+FIELDS |= {"checkpoint_every": CHECKPOINT_EVERY, "augment.contrast_p": 0, "augment.coils_p": 0}
 Row = list[str]  # fault, what happened, steps lost, whether the parameters at the end are those of a run without it
 
 
 class Trial:
     """A workdir, and the data and fields that every start of its run has."""
 
-    def __init__(self, folder: Path, data: Path, processes: int = 1, **fields: Any):
-        self.folder, self.data, self.workdir = folder, data, folder / "run"
-        self._processes, self._fields = processes, FIELDS | {"data.dir": data} | fields
+    def __init__(self, folder: Path, data: Path, processes: int = 1, steps: int = STEPS, **fields: Any):
+        self.folder, self.data, self.steps, self.workdir = folder, data, steps, folder / "run"
+        self._processes, self._fields = processes, FIELDS | {"data.dir": data, "steps": steps} | fields
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "log"
 
@@ -131,7 +130,7 @@ def read_state(trial: Trial) -> list[np.ndarray]:
     targets = {"params": abstract.params, "optimizer": abstract.opt_state}
     items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
     with checkpoint.open_checkpoints(str(trial.workdir), read_only=True) as manager:
-        restored = manager.restore(STEPS, args=ocp.args.Composite(**items))
+        restored = manager.restore(trial.steps, args=ocp.args.Composite(**items))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(dict(restored.items()))]
 
 
@@ -165,7 +164,7 @@ def kill(trial: Trial, reference: Trial, times: int, moments: random.Random) -> 
 
 def damage(trial: Trial, reference: Trial, name: str, spoil: Callable[[Path], None]) -> Row:
     """Damage the newest checkpoint of a run that was stopped."""
-    trial.stop_at(STEPS // 2)
+    trial.stop_at(trial.steps // 2)
     before = trial.saved
     files = [path for path in (trial.workdir / "checkpoints" / str(before)).rglob("*") if path.is_file()]
     spoil(max(files, key=lambda path: path.stat().st_size))
@@ -273,7 +272,7 @@ def overflow(trial: Trial) -> Row:
         file["kspace"][0] *= np.float32(1e25)
     status = trial.finish()
     skipped = sum(values.get("skipped", 0) for values in read_rows(str(trial.workdir)))
-    happened = f"{skipped:.0f} of {STEPS} steps skipped (status {status})"
+    happened = f"{skipped:.0f} of {trial.steps} steps skipped (status {status})"
     return ["a slice whose squares overflow", happened, "0", "no, other steps"]
 
 
@@ -282,13 +281,15 @@ def measure(root: Path, kills: int) -> list[Row]:
     data, moments = root / "data", random.Random(0)
     for split, volumes in (("train", 6), ("val", 2)):
         make_files(data / split, 32, volumes, slices=6, coils=2)
-    one, two = Trial(root / "one", data), Trial(root / "two", data, processes=2)
-    if one.finish() or two.finish():
-        raise RuntimeError(f"a run that nothing happens to failed:\n{one.log}\n{two.log}")
+    one, long = Trial(root / "one", data), Trial(root / "long", data, steps=KILLED_STEPS)
+    two = Trial(root / "two", data, processes=2, steps=KILLED_STEPS)
+    for reference in (one, long, two):
+        if reference.finish():
+            raise RuntimeError(f"a run that nothing happens to failed:\n{reference.log}")
     new: Callable[..., Trial] = lambda name, **fields: Trial(root / name, data, **fields)  # noqa: E731
     faults: list[Callable[[], Row]] = [
-        lambda: kill(new("killed"), one, kills // 2, moments),
-        lambda: kill(new("killed2", processes=2), two, kills - kills // 2, moments),
+        lambda: kill(new("killed", steps=KILLED_STEPS), long, kills // 2, moments),
+        lambda: kill(new("killed2", processes=2, steps=KILLED_STEPS), two, kills - kills // 2, moments),
         lambda: stop(new("stopped"), one, 5, moments),
         lambda: damage(new("cut"), one, "cut short", halve),
         lambda: damage(new("flipped"), one, "a byte changed", flip_a_byte),
@@ -300,11 +301,17 @@ def measure(root: Path, kills: int) -> list[Row]:
         lambda: lose_file(new("unvalidated"), one, "val", halve, "a validation file is cut short"),
         lambda: kill_worker(new("worker", **{"data.workers": 2}), one),
         lambda: substitute(new("skip", **{"data.on_bad_file": "skip"}), one),
-        lambda: overflow(Trial(root / "bright", shutil.copytree(data, root / "data2"), 1, **{"data.check": "headers"})),
+        lambda: overflow(
+            Trial(root / "bright", shutil.copytree(data, root / "data2"), 1, STEPS, **{"data.check": "headers"})
+        ),
     ]
     if os.geteuid() == 0:
         faults.append(lambda: fill_disk(new("full"), one))
-    return [fault() for fault in tqdm.tqdm(faults, unit="fault", disable=None)]
+    rows = []
+    for fault in faults:
+        rows.append(fault())
+        print(*rows[-1], sep="; ", flush=True)
+    return rows
 
 
 def halve(file: Path) -> None:
@@ -317,7 +324,7 @@ def main(_: list[str]) -> None:
     values, begun = flags.FLAGS, time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), values.kills)
-    title = f"Faults during {STEPS} steps with a checkpoint every {CHECKPOINT_EVERY}, {time.monotonic() - begun:.0f} s"
+    title = f"Faults, with a checkpoint every {CHECKPOINT_EVERY} steps; in all {time.monotonic() - begun:.0f} s"
     tables = [Table(title, ["fault", "what happened", "steps lost", "parameters identical"], rows)]
     config = {"kills": values.kills}
     publish("faults", config, tables, rows, values.json)

@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -40,10 +41,11 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
     """
 
     def __init__(self, workdir: str, config: ConfigDict, start: int):
-        self._file, self._board = Path(workdir) / "metrics.jsonl", None
+        self._file = Path(workdir) / "metrics.jsonl"
+        self._board: Any = None
         self._start, self._steps, self._batch_size = start, config.steps, config.batch_size
         self._log_every, self._max_skipped = config.log_every, config.max_skipped_steps
-        self._step, self._skipped_in_a_row = start, 0
+        self._step, self._skipped_in_a_row, self._unwritten = start, 0, ""
         self._metrics: list[Metrics] = []
         self._in_flight: collections.deque[Metrics] = collections.deque(maxlen=3)
         self._unreported: tuple[int, list[Metrics], dict[str, float]] | None = None
@@ -60,7 +62,8 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
     def __exit__(self, *exception: Any) -> None:
         self._bar.close()
         if self._board:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
 
     def wait_for(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield batches, timing how long the device had nothing left to do while one was awaited."""
@@ -100,15 +103,24 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         self._timed_from, self._clock, self._waited = self._step, time.perf_counter(), 0.0
 
     def write_scalars(self, step: int, values: dict[str, float]) -> None:
-        """Write a row of metrics.jsonl and a point of each curve."""
-        self._open_board()
-        if self._board:
+        """Write a row of metrics.jsonl and a point of each curve; rows wait while the disk is full."""
+        if not self._active:
+            return
+        self._unwritten += to_json({"step": step, **values})
+        size = self._file.stat().st_size
+        try:
             with self._file.open("a") as file:
-                file.write(to_json({"step": step, **values}))
+                file.write(self._unwritten)
+            self._unwritten = ""
+            self._open_board()
             for name, value in values.items():
                 if math.isfinite(value):  # tensorboardX warns of others
                     self._board.add_scalar(name, value, step)
             self._board.flush()
+        except OSError as error:
+            if self._unwritten:
+                os.truncate(self._file, size)
+            logger.warning("the log of step %d cannot be written: %s", step, error)
 
     def write_images(self, step: int, name: str, images: dict[str, np.ndarray]) -> None:
         """Draw corrupted input, reconstruction, target and error x 4, (height, width) each, side by side."""
@@ -123,7 +135,8 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             import tensorboardX  # takes seconds, as it imports PyTorch where there is one: not before the first step
 
             folder = str(self._file.with_name("tensorboard"))
-            self._board = tensorboardX.SummaryWriter(folder, purge_step=self._start + 1)
+            # A queue without an end: on a full disk the thread that empties it dies, and would be waited for.
+            self._board = tensorboardX.SummaryWriter(folder, purge_step=self._start + 1, max_queue=0)
 
     def _close_interval(self) -> None:
         self._report()

@@ -1,5 +1,6 @@
 """What a run logs: one interval late, without waiting for the device, and which steps were skipped."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -60,6 +61,27 @@ def test_a_run_that_waits_for_its_data_says_which_fields_to_change(tmp_path: Pat
             assert read_rows(str(tmp_path))[-1]["data_wait"] == share
             told = any("waited for data 12 %" in text and "config.data.cache" in text for text in caplog.messages)
             assert told == warned
+
+
+def test_rows_wait_while_the_disk_is_full(tmp_path: Path, monkeypatch, caplog) -> None:
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def write(self, text: str) -> None:
+            (tmp_path / "metrics.jsonl").write_text(text[:9])
+
+    with run_log(tmp_path) as log:
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "open", lambda *_: Full())
+            log.write_scalars(1, {"loss": 0.5})
+        assert "the log of step 1 cannot be written" in caplog.text
+        assert (tmp_path / "metrics.jsonl").read_text() == ""
+        log.write_scalars(2, {"loss": 0.4})
+    assert [row["step"] for row in read_rows(str(tmp_path))] == [1, 2]
 
 
 def test_rows_newer_than_the_step_a_run_resumes_from_are_cut_off(tmp_path: Path) -> None:
