@@ -54,6 +54,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
         if self._best["files"] != val_files:
             self._best |= {BEST_METRIC: -1.0, "validated": -1}
         self._unsaved = ""  # why the last save failed
+        self._abandoned: list[int] = []  # damaged checkpoints, newer than the one that the run went on from
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self._finish()
@@ -64,7 +65,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
     @property
     def saved_step(self) -> int:
         """The step of the newest checkpoint, 0 if there is none."""
-        return self._manager.latest_step() or 0
+        return max((step for step in self._manager.all_steps() if step not in self._abandoned), default=0)
 
     def restore_or_init(self, abstract: TrainState, init: Callable[[], TrainState]) -> tuple[TrainState, int]:
         """Restore the newest whole checkpoint; without any, draw a fresh state, or one of the imported parameters.
@@ -76,6 +77,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
         self._finish()
         self._warn_of_little_space(_size(abstract))
         step = find_whole(self.workdir)
+        self._abandoned = [newer for newer in self._manager.all_steps() if newer > step]
         if self._best["step"] > step:  # it is about to be replaced by the steps that come again
             self._best = dict(_NO_BEST)
         if step < 0:
@@ -108,6 +110,9 @@ class Run(contextlib.AbstractContextManager["Run"]):
             )
             logger.warning("%s; training goes on and tries again at the next checkpoint", self._unsaved)
             return
+        for damaged in self._abandoned:
+            self._manager.delete(damaged)
+        self._abandoned = []
         save(self._manager, state, {"step": step, "files": self._train_files, "order": order}, self._config)
 
     def record_validation(self, step: int, value: float) -> None:
@@ -228,9 +233,6 @@ def open_checkpoints(
 
 def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, Any], config: ConfigDict) -> None:
     """Start to write a checkpoint after `progress['step']` steps; the state is copied at once, so it may be donated."""
-    # Orbax passes over a step that is not newer than its newest, as after going back to an older checkpoint.
-    for newer in (step for step in manager.all_steps() if step >= progress["step"]):
-        manager.delete(newer)
     items = {name: ocp.args.StandardSave(values) for name, values in _arrays(state).items()}
     items |= {"progress": ocp.args.JsonSave(progress), "config": ocp.args.JsonSave(config.to_dict())}
     manager.save(progress["step"], args=ocp.args.Composite(**items))

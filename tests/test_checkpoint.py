@@ -77,6 +77,14 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_as_if_nothing_ha
     assert equal(parameters(copied), parameters(trained))
     assert [row["step"] for row in rows(copied)] == [2, 3, 4, 6, 6]
     assert {4, 6} <= checkpoint_steps(copied)
+    assert checkpoint.find_whole(str(copied)) == 6
+
+
+def test_damaged_checkpoints_do_not_count_among_the_newest_two(copied: Path, trained_on) -> None:
+    truncate(copied)
+    train.train(trained_on(steps=5, eval_every=100), str(copied))
+    assert {4, 5} <= checkpoint_steps(copied)
+    assert 6 not in checkpoint_steps(copied)
 
 
 def test_no_flipped_bytes_are_read_as_other_parameters(copied: Path, trained: Path) -> None:
