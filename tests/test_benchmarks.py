@@ -209,7 +209,9 @@ def test_transfer_counts_the_heads_on_which_a_network_is_worse() -> None:
     assert (mean, least, worse) == ("-1.00", "-5.00", "1 of 2")
 
 
-SCRIPTS = sorted({run.script for run in tables.runs("cpu")} | {"tables", "quality", "denoising", "transfer", "soak"})
+SCRIPTS = sorted(
+    {run.script for run in tables.runs("cpu")} | {"tables", "quality", "denoising", "transfer", "soak", "faults"}
+)
 
 
 def test_scripts_import_no_package_that_make_test_does_not_install() -> None:
