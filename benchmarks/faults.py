@@ -107,9 +107,16 @@ class Trial:
         return int(found.group(1)) if found else 0
 
     def sentence(self, pattern: str) -> str:
-        """Return the last line of the log that a pattern is found in, without this machine's paths."""
+        """Return the last line of the log that a pattern is found in, without this machine's paths and name."""
         lines = [line for line in self.log.splitlines() if re.search(pattern, line)]
-        return re.sub(r"/\S*/", "", lines[-1]).removeprefix("mrjax: ").replace("|", "\\|") if lines else "not said"
+        return (
+            re.sub(r"/\S*/", "", lines[-1])
+            .replace(socket.gethostname(), "HOST")
+            .removeprefix("mrjax: ")
+            .replace("|", "\\|")
+            if lines
+            else "not said"
+        )
 
     def stop_at(self, step: int) -> None:
         """Train until a step at least, then stop by SIGTERM."""
