@@ -253,7 +253,7 @@ def kill_worker(trial: Trial, reference: Trial) -> Row:
     begun = time.monotonic()
     status = trial.finish(started)
     happened = f"{trial.sentence('^mrjax: ')} (status {status}, after {time.monotonic() - begun:.1f} s)"
-    lost = str(trial.done - trial.saved)
+    lost = str(max(trial.done - trial.saved, 0))
     trial.finish()
     return row("a data worker killed", happened, lost, trial, reference)
 
@@ -313,7 +313,7 @@ def measure(root: Path, kills: int) -> list[Row]:
         ),
     ]
     if os.geteuid() == 0:
-        faults.append(lambda: fill_disk(new("full"), one))
+        faults.append(lambda: fill_disk(new("full", steps=KILLED_STEPS), long))
     rows = []
     for fault in faults:
         rows.append(fault())
