@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ class Run(contextlib.AbstractContextManager["Run"]):
         for damaged in self._abandoned:
             self._manager.delete(damaged)
         self._abandoned = []
-        save(self._manager, state, {"step": step, "files": self._train_files, "order": order}, self._config)
+        with self._reopened_after_failure():
+            save(self._manager, state, {"step": step, "files": self._train_files, "order": order}, self._config)
 
     def record_validation(self, step: int, value: float) -> None:
         """Note that the checkpoint of `step` is validated, and whether its `BEST_METRIC` is the best so far."""
@@ -123,8 +124,11 @@ class Run(contextlib.AbstractContextManager["Run"]):
         self._best["validated"] = step
         if value > self._best[BEST_METRIC]:
             self._best |= {"step": step, BEST_METRIC: value, "files": self._val_files}
-        if jax.process_index() == 0:
-            write_json(Path(self.workdir, CHECKPOINTS, "best.json"), self._best)
+        try:
+            if jax.process_index() == 0:
+                write_json(Path(self.workdir, CHECKPOINTS, "best.json"), self._best)
+        except OSError as error:
+            logger.warning("best.json is not written before the next validation: %s", error)
 
     def is_validated(self, step: int) -> bool:
         """Return whether the checkpoint of `step` was validated, on the validation files of this run."""
@@ -134,14 +138,21 @@ class Run(contextlib.AbstractContextManager["Run"]):
         return [step in (*steps[-2:], self._best["step"]) for step in steps]
 
     def _finish(self) -> None:
-        """Wait until the last save is written, or warn that it failed, and take away what it left."""
-        try:
+        """Wait until the last save is written."""
+        with self._reopened_after_failure():
             self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _reopened_after_failure(self) -> Iterator[None]:
+        """Warn if a save fails, and open the checkpoints anew, which takes away what it left."""
+        try:
+            yield
         except (OSError, ValueError) as error:
             free, reason = _megabytes(_free(self.workdir)), str(error).splitlines()[0]
             self._unsaved = f"a checkpoint could not be written, {self.workdir} has {free} free ({reason[-200:]})"
             logger.warning("%s; training goes on and tries again at the next checkpoint", self._unsaved)
-            self._manager.close()
+            with contextlib.suppress(OSError, ValueError):  # Orbax may raise the same again
+                self._manager.close()
             self._manager = open_checkpoints(self.workdir, kept=self._kept)
 
     def _warn_of_little_space(self, size: int) -> None:

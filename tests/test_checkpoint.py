@@ -26,6 +26,8 @@ from mrjax.inference import Inference
 from mrjax.measures import evaluator
 from mrjax.parallel import processes
 
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
 
 @pytest.fixture
 def copied(trained: Path, tmp_path: Path) -> Path:
@@ -205,14 +207,25 @@ def test_a_stop_between_validation_batches_is_obeyed_and_the_validation_made_up_
 def test_a_save_that_fails_is_tried_again_and_the_last_checkpoints_stay(
     trained: Path, trained_on, tmp_path: Path, monkeypatch, caplog
 ) -> None:
-    """The disk is full when the saves of steps 3 and 4 write their last file, in Orbax's thread."""
+    """The disk is full when the save of step 3 writes its last file, in Orbax's thread, and when that of 4 begins."""
     workdir, saved = tmp_path / "run", []
-    write_checksums, save = checkpoint.write_checksums, checkpoint.Run.save
+    write_checksums, begin, save = checkpoint.write_checksums, checkpoint.save, checkpoint.Run.save
+    close, failures = checkpoint._Manager.close, iter([FULL])
 
     def fill(folder: Path) -> None:
-        if folder.name[0] in "34":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if folder.name[0] == "3":
+            raise FULL
         write_checksums(folder)
+
+    def fill_before(manager: object, state: object, progress: dict, config: object) -> None:
+        if progress["step"] == 4:
+            raise FULL
+        begin(manager, state, progress, config)
+
+    def close_and_fail(self: checkpoint._Manager) -> None:
+        close(self)
+        if failure := next(failures, None):
+            raise failure
 
     def record(self: checkpoint.Run, *arguments: object) -> None:
         save(self, *arguments)
@@ -220,12 +233,28 @@ def test_a_save_that_fails_is_tried_again_and_the_last_checkpoints_stay(
         saved.append(checkpoint_steps(workdir))
 
     monkeypatch.setattr(checkpoint, "write_checksums", fill)
+    monkeypatch.setattr(checkpoint, "save", fill_before)
+    monkeypatch.setattr(checkpoint._Manager, "close", close_and_fail)
     monkeypatch.setattr(checkpoint.Run, "save", record)
     train.train(trained_on(checkpoint_every=1, eval_every=100), str(workdir))
     assert saved == [{1}, {1, 2}, {1, 2}, {1, 2}, {2, 5}, {5, 6}]
     assert not list(workdir.glob("checkpoints/*tmp*"))
     assert caplog.text.count("a checkpoint could not be written") == 2
     assert equal(parameters(workdir), parameters(trained))
+
+
+def test_a_full_disk_at_a_validation_does_not_end_the_run(trained_on, tmp_path: Path, monkeypatch, caplog) -> None:
+    workdir, failures, write_json = tmp_path / "run", iter([FULL]), checkpoint.write_json
+
+    def fill(path: Path, values: object) -> None:
+        if path.name == "best.json" and (failure := next(failures, None)):
+            raise failure
+        write_json(path, values)
+
+    monkeypatch.setattr(checkpoint, "write_json", fill)
+    train.train(trained_on(), str(workdir))
+    assert "best.json is not written before the next validation" in caplog.text
+    assert json.loads((workdir / "checkpoints" / "best.json").read_text())["validated"] == 6
 
 
 def test_a_full_disk_is_said_with_the_bytes_needed_and_free(trained_on, tmp_path: Path, monkeypatch, caplog) -> None:

@@ -86,7 +86,8 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         if step == self._start + 1:
             jax.block_until_ready(metrics)
             logger.info(FIRST_STEP)
-            self._open_board()
+            with contextlib.suppress(OSError):  # tried again, and warned of, with the first row
+                self._open_board()
             self.restart_clock()  # the first step is slower than all others
         elif step % self._log_every == 0:
             self._close_interval()
