@@ -37,7 +37,7 @@ instead. Each script also runs by itself, with `--help` and `--json=FILE`:
     python -m benchmarks.quality      # PSNR and SSIM beside compressed sensing and fastMRI's U-Net; 40 minutes
     python -m benchmarks.denoising    # denoising learnt with and without clean images; half an hour
     python -m benchmarks.transfer --train=250    # real heads, by networks that saw the demo data only; 16 minutes
-    python -m benchmarks.soak         # memory, open files and speed of long runs, into docs/reliability.md; 12 minutes
+    python -m benchmarks.soak         # memory, open files and speed of long runs, into docs/reliability.md; 10 minutes
     python -m benchmarks.faults       # kills, damage, full disks, and what they cost, into docs/reliability.md
 
 `make bench-packages` installs the packages we compare with. `fit` needs compilers that `make aot-packages` installs in

@@ -74,8 +74,8 @@ def run(
 def limit_malloc_arenas() -> None:
     """Let all threads of this process and of its workers allocate from one heap; MALLOC_ARENA_MAX names another number.
 
-    Of glibc's 8 for each core, every one keeps what it once needed: a training grew by 14 % over 40 evaluations, and
-    now by less than 1 % (benchmarks.soak).
+    Of glibc's 8 for each core, every one keeps what it once needed, so that memory would grow with every evaluation
+    and every save, whose threads are new ones (benchmarks.soak).
     """
     arenas = os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # glibc reads it where a worker starts
     with contextlib.suppress(AttributeError, ValueError):  # not glibc, or not a number

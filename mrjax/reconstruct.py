@@ -80,7 +80,8 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
     splits.require_maximum(config, volume)
     if config.acquisition.mask == "stored" and not volume.undersampled:
         splits.require_mask(volume)
-    known = config.acquisition.accelerations if config.acquisition.mask != "stored" else ()
+    trained = "step" in inference.source and config.acquisition.mask != "stored"
+    known = config.acquisition.accelerations if trained else ()
     if volume.undersampled and known and (doubt := plausibility.find_doubt_of_acceleration(volume, known)):
         logger.warning("%s", doubt)
     if config.task in splits.REPETITION_TASKS:

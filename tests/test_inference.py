@@ -175,6 +175,16 @@ def test_methods_without_a_checkpoint_take_columns_samples_and_one_coil(name: st
             assert error < (0.8 if name == "cs" else 1.05) * before
 
 
+def test_another_acceleration_than_in_training_is_said_of_networks_alone(inference, tmp_path: Path, caplog) -> None:
+    kspace = to_kspace(coil_images(2, 2, 32, 32))
+    kspace[..., np.arange(32) % 8 > 0] = 0
+    path = write_volume(tmp_path / "scan.t5", {"kspace": kspace, "mask": np.arange(32) % 8 == 0})
+    reconstruct.reconstruct_file(Inference.from_method("zero_filled", defaults()), str(path), tmp_path / "method")
+    assert "accelerated" not in caplog.text
+    reconstruct.reconstruct_file(inference, str(path), tmp_path / "network")
+    assert "`kspace` is accelerated" in caplog.text
+
+
 def test_commands_run_a_method_with_and_without_a_run(trained: Path, scans: Path, tmp_path: Path) -> None:
     before = set(os.listdir(trained))
     result = run("evaluate", f"--workdir={trained}", "--method=cs", f"--data={scans / 'test'}", "--weight=0.01")

@@ -41,8 +41,8 @@ number, and what comes of checking, reading and importing them. Right is a sente
 finite numbers. Harm is a traceback, a crash, more than 5 s of processor time (or 50 s of waiting), more memory than
 twice the file and 256 MB, and data or code from outside the file's folder.
 
-Not prevented: where the length of a text attribute is damaged, HDF5 takes up to 4 GB and 5 s before it reports that, in
-3 of 4,000 other files with flipped bytes; HDF5 crashed in none of them.
+Not prevented: where the length of a text attribute is damaged, HDF5 may take gigabytes and seconds before it reports
+that; it offers no bound.
 
 """
 
