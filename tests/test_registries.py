@@ -71,7 +71,14 @@ class NpzReader:
         with np.load(path) as arrays:
             return arrays[name][index]
 
-    def write(self, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any], source: Volume) -> None:
+    def write(
+        self,
+        path: Path,
+        arrays: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        source: Volume,
+        keep_identity: bool = False,
+    ) -> None:
         np.savez(path, **arrays)
 
 

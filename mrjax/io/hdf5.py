@@ -125,8 +125,18 @@ class Hdf5Reader:
                 _open.cache_clear()  # another try must not find an open file that fails for ever
             raise UserError(f"{path}: slice {index} of `{name}` cannot be read ({error})") from error
 
-    def write(self, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any], source: Volume) -> None:
-        """Write a file with the attributes and the ISMRMRD header of the source, and the given ones."""
+    def write(
+        self,
+        path: Path,
+        arrays: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        source: Volume,
+        keep_identity: bool = False,
+    ) -> None:
+        """Write a file with the attributes and the ISMRMRD header of the source, and the given ones.
+
+        Of a source in HDF5 all are kept: fastMRI's `patient_id` names nobody.
+        """
         arrays, attributes = self._add_headers(source, dict(arrays), dict(attributes))
         try:
             write(path, arrays, attributes)

@@ -105,12 +105,20 @@ class Reader(Protocol):
         that may be read into and returned, if its shape and dtype are those of the slice.
         """
 
-    def write(self, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any], source: Volume) -> None:
+    def write(
+        self,
+        path: Path,
+        arrays: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        source: Volume,
+        keep_identity: bool = False,
+    ) -> None:
         """Write a volume whose scan is `source`: complete or not at all, in the place of what was there.
 
         Its geometry is that of `source`, and where `source` is of this format, so is the rest of the header. Arrays go
         by `DATA_NAMES`, (slices, [coils,] height, width); formats of images write `reconstruction` alone. Attributes
-        such as `max` are written where the format has a place for them. Raises `UserError` for what cannot be written.
+        such as `max` are written where the format has a place for them. What identifies the patient
+        is left out unless `keep_identity`. Raises `UserError` for what cannot be written.
         """
 
 

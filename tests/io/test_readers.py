@@ -48,7 +48,14 @@ class NpyFolderReader:
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
         return np.load(Path(path) / f"{name}.npy", mmap_mode="r")[index]
 
-    def write(self, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any], source: Volume) -> None:
+    def write(
+        self,
+        path: Path,
+        arrays: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        source: Volume,
+        keep_identity: bool = False,
+    ) -> None:
         path.mkdir(parents=True)
         for name, array in arrays.items():
             np.save(path / f"{name}.npy", array)
