@@ -23,9 +23,9 @@ from benchmarks import scoring
 from benchmarks.report import Table, page_section, publish, replace_section
 from mrjax import cli, demo, experiment
 from mrjax.config import defaults
-from mrjax.data import hdf5, readers
 from mrjax.demo import acquisition, anatomy
 from mrjax.inference import Inference
+from mrjax.io import hdf5, readers
 from mrjax.mri.fourier import magnitude_host
 from mrjax.parallel import sharding
 from mrjax.train import train

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mrjax.data import hdf5, ismrmrd
+from mrjax.io import hdf5, ismrmrd_header
 from mrjax.mri.fourier import centred_fft2_host, centred_ifft2_host
 
 
@@ -21,6 +21,6 @@ def make_files(folder: Path, size: int, volumes: int, slices: int = 18, coils: i
         kspace = np.zeros_like(smooth)
         kspace[..., columns] = smooth[..., columns]
         target = np.sqrt((np.abs(centred_ifft2_host(kspace)) ** 2).sum(1)).astype(np.float32)
-        header = ismrmrd.header((size, size))
+        header = ismrmrd_header.header((size, size))
         arrays = {"kspace": kspace, "reconstruction_rss": target, "ismrmrd_header": header}
         hdf5.write(folder / f"{number}_T101.h5", arrays, {"max": target.max(), "norm": np.linalg.norm(target)})

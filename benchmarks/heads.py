@@ -16,8 +16,9 @@ import matplotlib
 import numpy as np
 import scipy
 
-from mrjax.data import hdf5, readers, resize
-from mrjax.data.volume import Volume
+from mrjax.data import resize
+from mrjax.io import hdf5, readers
+from mrjax.io.volume import Volume
 from mrjax.mri.acquire import Acquisition, draw_protocol
 from mrjax.mri.fourier import centred_fft2_host, magnitude_host
 

@@ -29,10 +29,11 @@ from absl import flags
 
 from benchmarks.report import Table, interleaved, publish, require_packages, spread
 from mrjax import cli
-from mrjax.data import cache, hdf5, ismrmrd, readers
+from mrjax.data import cache
 from mrjax.data.dataset import SliceDataset
 from mrjax.data.loader import LoaderOptions, training_batches
 from mrjax.errors import UserError
+from mrjax.io import hdf5, ismrmrd_header, readers
 
 READ_AHEAD = 20  # more batches than any of the loaders reads ahead
 MRJAX, CACHED, GZIP = "mrjax", "mrjax, cache='host'", "mrjax, gzip"
@@ -65,7 +66,7 @@ def make_folder(folder: Path, files: int, coils: int, size: int, gzip: bool = Fa
         kspace = parts.view(np.complex64)[..., 0]
         target = np.sqrt((np.abs(np.fft.ifft2(kspace, norm="ortho")) ** 2).sum(1)).astype(np.float32)
         path = folder / f"{number}_T101.h5"
-        header = ismrmrd.header((size, size))
+        header = ismrmrd_header.header((size, size))
         arrays = {"kspace": kspace, "reconstruction_rss": target, "ismrmrd_header": header}
         hdf5.write(path, arrays, {"max": target.max(), "acquisition": "T1"})
         if gzip:

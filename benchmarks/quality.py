@@ -37,10 +37,11 @@ from benchmarks.report import Table, page_section, publish, replace_section, req
 from mrjax import cli, demo, experiment
 from mrjax.baselines import CompressedSensing, ZeroFilling
 from mrjax.config import defaults
-from mrjax.data import hdf5, resize
-from mrjax.data.files import replacing, write_json
-from mrjax.data.volume import Volume
+from mrjax.data import resize
 from mrjax.inference import Inference
+from mrjax.io import hdf5
+from mrjax.io.files import replacing, write_json
+from mrjax.io.volume import Volume
 from mrjax.mri.fourier import centred_fft2_host
 from mrjax.mri.tasks import Task
 from mrjax.parallel import sharding

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mrjax.data.files import replacing, write_json
 from mrjax.errors import UserError
+from mrjax.io.files import replacing, write_json
 
 PYTORCH_FORMS = ["eager", "channels_last", "compiled", "compiled, channels_last"]
 

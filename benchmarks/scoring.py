@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from mrjax import train_step
 from mrjax.config import defaults
-from mrjax.data import loader, readers, splits
+from mrjax.data import loader, splits
 from mrjax.data.dataset import SliceDataset
-from mrjax.data.volume import Volume
+from mrjax.io import readers
+from mrjax.io.volume import Volume
 from mrjax.measures import evaluator
 from mrjax.parallel import sharding
 from mrjax.train_step import Recipe

@@ -25,8 +25,8 @@ from benchmarks import heads
 from benchmarks.report import Table, page_section, publish, replace_section, require_packages
 from mrjax import cli
 from mrjax.config import defaults
-from mrjax.data.files import replacing
 from mrjax.inference import Inference
+from mrjax.io.files import replacing
 from mrjax.measures.evaluator import Images, score_volume
 
 ZERO_FILLED, COMPRESSED_SENSING, TARGET = "zero-filled", "compressed sensing", "fully sampled"

@@ -8,11 +8,12 @@ from ml_collections import ConfigDict, config_flags
 
 from mrjax import cli
 from mrjax import config as configs
-from mrjax.data import checks, plausibility, readers
+from mrjax.data import checks, plausibility
 from mrjax.data.splits import storage_of
-from mrjax.data.storage import NATIVE, Storage
-from mrjax.data.volume import Volume
 from mrjax.errors import UserError, expect, printable
+from mrjax.io import readers
+from mrjax.io.storage import NATIVE, Storage
+from mrjax.io.volume import Volume
 
 
 def check(paths: list[str], storage: Storage = NATIVE) -> tuple[list[Volume], list[str], list[str]]:

@@ -28,8 +28,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mrjax import config as configs
-from mrjax.data.files import CHECKSUMS, find_damage, lock, write_checksums, write_json
 from mrjax.errors import UserError, expect
+from mrjax.io.files import CHECKSUMS, find_damage, lock, write_checksums, write_json
 from mrjax.train_step import TrainState
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, config_dict
 
-from mrjax.data.storage import AXES
 from mrjax.errors import UserError
+from mrjax.io.storage import AXES
 from mrjax.measures.losses import LOSSES
 from mrjax.models import MODELS, attribute_names
 from mrjax.mri.masks import MASKS

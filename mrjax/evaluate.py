@@ -23,10 +23,11 @@ from absl import flags
 
 from mrjax import cli
 from mrjax.config import check_flags
-from mrjax.data import readers, splits
-from mrjax.data.files import write_json
+from mrjax.data import splits
 from mrjax.errors import expect
 from mrjax.inference import define_flags, from_flags
+from mrjax.io import readers
+from mrjax.io.files import write_json
 from mrjax.measures import evaluator
 
 logger = logging.getLogger("mrjax.evaluate")

@@ -21,14 +21,15 @@ from ml_collections import ConfigDict
 
 from mrjax import config as configs
 from mrjax import demo, models, optimizers
-from mrjax.data import hdf5, loader, splits
+from mrjax.data import loader, splits
 from mrjax.data.buckets import bucket_by_size, describe_buckets
 from mrjax.data.buffers import Spec
 from mrjax.data.cache import HostCache
 from mrjax.data.dataset import Dataset, ExampleIndices
 from mrjax.data.device_cache import DeviceCache, cached_batches, device_bytes
-from mrjax.data.volume import Volume
 from mrjax.errors import UserError, expect
+from mrjax.io import hdf5
+from mrjax.io.volume import Volume
 from mrjax.measures import evaluator, losses, metrics
 from mrjax.mri.acquire import Acquisition
 from mrjax.mri.augment import Augment

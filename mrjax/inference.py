@@ -12,11 +12,12 @@ from ml_collections import ConfigDict, config_flags
 from mrjax import checkpoint, train_step
 from mrjax import config as configs
 from mrjax.baselines import METHODS as BASELINES
-from mrjax.data import loader, readers, resize, splits
+from mrjax.data import loader, resize, splits
 from mrjax.data.dataset import SliceDataset
-from mrjax.data.volume import Volume
 from mrjax.errors import expect
 from mrjax.experiment import abstract_state, make_recipe
+from mrjax.io import readers
+from mrjax.io.volume import Volume
 from mrjax.measures.evaluator import METHODS
 from mrjax.mri.fourier import magnitude_host
 from mrjax.mri.grid import Grid

@@ -23,9 +23,10 @@ from absl import flags
 
 from mrjax import cli
 from mrjax.config import check_flags
-from mrjax.data import checks, plausibility, readers, repetitions, splits
+from mrjax.data import checks, plausibility, repetitions, splits
 from mrjax.errors import UserError, expect, printable
 from mrjax.inference import Inference, define_flags, from_flags
+from mrjax.io import readers
 from mrjax.measures import evaluator
 from mrjax.report import figures
 
@@ -63,7 +64,7 @@ def require_free_names(paths: list[str], output: Path) -> None:
         expect(file.resolve() not in inputs, found, "another folder")
         if file.exists():
             found = f"--output is {output}, where {file.name} is no result of mrjax.reconstruct"
-            expect(readers.describe(str(file)).layout == "result", found, "another folder")
+            expect(readers.describe(str(file)).layout == "image", found, "another folder")
 
 
 def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
@@ -91,7 +92,8 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
     after, result, file = scores.get("reconstruction", {}), images["reconstruction"], output / f"{volume.name}.t5"
     attributes = {"max": result.max(), "norm": np.linalg.norm(result)}
     attributes |= {f"mrjax_{name.lower()}": value for name, value in (inference.source | after).items()}
-    readers.reader_for(path).write_like(path, file, {"reconstruction": result}, attributes)
+    for place, reader in readers.result_places(file, volume):
+        reader.write(place, {"reconstruction": result}, attributes, volume)
     middle = volume.slices // 2
     panel = {name: image[middle] for name, image in images.items()}
     title = f"{volume.name}, {volume.contrast}, slice {middle + 1} of {volume.slices}"

@@ -31,9 +31,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from mrjax.config import defaults
-from mrjax.data import hdf5, ismrmrd
 from mrjax.data.buffers import Batch
 from mrjax.data.dataset import Dataset
+from mrjax.io import hdf5, ismrmrd_header
 
 ROOT = Path(__file__).parents[1]
 PEERS = ("torch", "fastmri", "sigpy", "dipy")
@@ -122,7 +122,7 @@ def rss(images: np.ndarray) -> np.ndarray:
 def write_scan(path: Path, slices: int = 3, coils: int = 2, size: tuple[int, int] = (32, 32), seed: int = 0) -> Path:
     images = coil_images(slices, coils, *size, seed=seed)
     truth = rss(images)
-    arrays = {"kspace": to_kspace(images), "reconstruction_rss": truth, "ismrmrd_header": ismrmrd.header(size)}
+    arrays = {"kspace": to_kspace(images), "reconstruction_rss": truth, "ismrmrd_header": ismrmrd_header.header(size)}
     hdf5.write(
         path, arrays, {"max": truth.max(), "norm": np.linalg.norm(truth), "acquisition": "T1", "patient_id": "1"}
     )

@@ -19,10 +19,10 @@ from conftest import coil_images, to_kspace, write_volume
 from test_train import checkpoint_steps, equal, losses, parameters, rows
 
 from mrjax import checkpoint, train
-from mrjax.data.files import lock
 from mrjax.errors import UserError
 from mrjax.experiment import Experiment
 from mrjax.inference import Inference
+from mrjax.io.files import lock
 from mrjax.measures import evaluator
 from mrjax.parallel import processes
 
@@ -266,7 +266,7 @@ def test_a_full_disk_is_said_with_the_bytes_needed_and_free(trained_on, tmp_path
 
 
 def test_a_second_run_in_a_workdir_is_refused_until_the_first_has_ended(trained_on, copied: Path) -> None:
-    statement = "import sys; from mrjax.data.files import lock; held = lock(sys.argv[1]); print('held'); input()"
+    statement = "import sys; from mrjax.io.files import lock; held = lock(sys.argv[1]); print('held'); input()"
     first = subprocess.Popen(
         [sys.executable, "-c", statement, str(copied)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

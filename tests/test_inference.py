@@ -17,9 +17,10 @@ from configs import paired
 from mrjax import reconstruct, train
 from mrjax.baselines import METHODS
 from mrjax.config import defaults
-from mrjax.data import checks, readers
+from mrjax.data import checks
 from mrjax.errors import UserError
 from mrjax.inference import Inference, from_flags
+from mrjax.io import readers
 from mrjax.report.run_log import read_rows
 
 
@@ -106,7 +107,7 @@ def test_reconstruct_writes_a_file_and_a_picture_and_passes_over_bad_files(
     assert "Traceback" not in result.stderr
     assert sorted(os.listdir(output)) == ["9_FLAIR01.png", "9_FLAIR01.t5"]
     volume = readers.describe(str(output / "9_FLAIR01.t5"))
-    assert (volume.layout, volume.shape, volume.dtype) == ("result", (3, 32, 32), "float32")
+    assert (volume.layout, volume.shape, volume.dtype) == ("image", (3, 32, 32), "float32")
     assert volume.contrast == "T1"  # the attribute of the file it came from
     assert "PSNR" in result.stdout
 

@@ -14,10 +14,10 @@ from conftest import coil_images, to_kspace
 
 from mrjax import train
 from mrjax.config import check, defaults
-from mrjax.data.readers import READERS
-from mrjax.data.storage import NATIVE, Storage
-from mrjax.data.volume import Volume, describe_arrays
 from mrjax.inference import Inference
+from mrjax.io.readers import READERS
+from mrjax.io.storage import NATIVE, Storage
+from mrjax.io.volume import Volume, describe_arrays
 from mrjax.measures.evaluator import score_volume
 from mrjax.measures.losses import LOSSES
 from mrjax.measures.metrics import METRICS
@@ -55,6 +55,13 @@ class NpzReader:
     """Volumes in NumPy's .npz."""
 
     suffixes = (".npz",)
+    image_suffix = ".npz"
+
+    def recognises(self, path: str, start: bytes) -> bool:
+        return path.endswith(".npz")
+
+    def group(self, paths: list[str]) -> list[str]:
+        return paths
 
     def describe(self, path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:
         with np.load(path) as arrays:
@@ -64,7 +71,14 @@ class NpzReader:
         with np.load(path) as arrays:
             return arrays[name][index]
 
-    def write_like(self, source: str, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+    def write(
+        self,
+        path: Path,
+        arrays: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        source: Volume,
+        keep_identity: bool = False,
+    ) -> None:
         np.savez(path, **arrays)
 
 

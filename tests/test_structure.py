@@ -10,7 +10,7 @@ ROOT = Path(mrjax.__file__).parent
 FLOORS = (
     {"errors"},
     {"ops", "parallel"},
-    {"mri"},
+    {"mri", "io"},
     {"models", "data", "measures", "baselines", "interop", "report", "demo"},
     {"config", "optimizers", "train_step", "checkpoint"},
     {"experiment"},

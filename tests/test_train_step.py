@@ -12,8 +12,9 @@ from conftest import coil_images, read_example, rss, to_kspace
 
 from mrjax import experiment, train_step
 from mrjax.config import defaults
-from mrjax.data import loader, readers, splits
+from mrjax.data import loader, splits
 from mrjax.data.dataset import SliceDataset
+from mrjax.io import readers
 from mrjax.measures import metrics
 from mrjax.measures.evaluator import evaluate
 from mrjax.mri import tasks

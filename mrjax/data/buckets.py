@@ -7,8 +7,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mrjax.data.dataset import SliceDataset
-from mrjax.data.volume import Volume
 from mrjax.errors import UserError
+from mrjax.io.volume import Volume
 
 
 def bucket_by_size(data: ConfigDict, volumes: Sequence[Volume]) -> list[SliceDataset]:

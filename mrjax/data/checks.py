@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mrjax.data.readers import reader_for
 from mrjax.data.resize import crop_or_pad
-from mrjax.data.volume import Volume
 from mrjax.errors import UserError
+from mrjax.io.readers import reader_for
+from mrjax.io.volume import Volume
 from mrjax.mri.fourier import magnitude_host
 
 LARGEST = 1e15  # the energy of a slice stays finite in float32

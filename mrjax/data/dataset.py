@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mrjax.data import readers, resize
+from mrjax.data import resize
 from mrjax.data.buffers import Batch, Spec
-from mrjax.data.volume import DATA_NAMES, Volume
 from mrjax.errors import expect
+from mrjax.io import readers
+from mrjax.io.volume import DATA_NAMES, Volume
 
 
 class Dataset(abc.ABC):

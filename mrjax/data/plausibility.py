@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mrjax.data.readers import reader_for
 from mrjax.data.resize import crop_or_pad
-from mrjax.data.volume import Volume
+from mrjax.io.readers import reader_for
+from mrjax.io.volume import Volume
 from mrjax.mri.fourier import centred_ifft2_host, magnitude_host
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mrjax.data import readers
 from mrjax.data.resize import crop_or_pad
-from mrjax.data.storage import NATIVE, Storage
-from mrjax.data.volume import Volume
 from mrjax.errors import UserError, expect
+from mrjax.io import readers
+from mrjax.io.storage import NATIVE, Storage
+from mrjax.io.volume import Volume
 from mrjax.mri.fourier import magnitude_host
 
 MAX_PIXELS = 0.5  # root-mean-square displacement of the head within its slices up to which a repetition did not move

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from mrjax.data import checks, plausibility, readers, repetitions
-from mrjax.data.storage import Storage
-from mrjax.data.volume import Volume
+from mrjax.data import checks, plausibility, repetitions
 from mrjax.errors import UserError, expect
+from mrjax.io import readers
+from mrjax.io.storage import Storage
+from mrjax.io.volume import Volume
 
 logger = logging.getLogger(__name__)
 REPETITION_TASKS = ("denoise", "noise2noise")  # tasks that need the other repetitions of a scan

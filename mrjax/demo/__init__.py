@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from tqdm.contrib.concurrent import thread_map
 
-from mrjax.data import hdf5, ismrmrd
 from mrjax.demo import acquisition, anatomy
 from mrjax.demo.anatomy import Subject, Template
 from mrjax.errors import expect
+from mrjax.io import hdf5, ismrmrd_header
 from mrjax.mri.fourier import magnitude_host
 
 SPLITS = ("train", "val", "test")
@@ -82,7 +82,7 @@ def _write_subject(folder: Path, template: Template, settings: Settings, subject
     study = f"2026{subject.split + 1:02d}{subject.number + 1:04d}"
     head = anatomy.make_anatomy(template, subject, size=size, slices=slices)
     coils = acquisition.make_sensitivities(subject, size=size, coils=settings.coils, slices=slices)
-    header = ismrmrd.header((size, size), pixel, anatomy.THICKNESS)
+    header = ismrmrd_header.header((size, size), pixel, anatomy.THICKNESS)
     for i, contrast in enumerate(acquisition.PROTOCOLS):
         image = acquisition.make_image(head, subject, contrast)
         # 24 to 34 in M4Raw, at 0.3 T, whose scans are repeated for it; ten times as much at 3 T.

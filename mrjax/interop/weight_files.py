@@ -18,8 +18,8 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from mrjax.data.files import replacing
 from mrjax.errors import UserError, expect
+from mrjax.io.files import replacing
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".npz")
 MAX_PICKLE = 2**22  # bytes; that of a state_dict of 10,000 tensors has 1.5 MB

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mrjax.data.volume import Volume
+from mrjax.io.volume import Volume
 from mrjax.measures import metrics
 from mrjax.measures.metrics import METRICS
 from mrjax.parallel import sharding

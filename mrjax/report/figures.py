@@ -9,8 +9,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mrjax.data.files import replacing
 from mrjax.errors import printable
+from mrjax.io.files import replacing
 from mrjax.measures.metrics import METRICS
 
 # A reading room is dark: images lie on near-black, and text does not glare.

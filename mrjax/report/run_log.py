@@ -17,7 +17,7 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from mrjax.data.files import replacing, to_json
+from mrjax.io.files import replacing, to_json
 
 logger = logging.getLogger("mrjax.train")
 FIRST_STEP = "the first step is done"

@@ -15,9 +15,9 @@ from mrjax.config import defaults
 from mrjax.data import buckets, loader
 from mrjax.data.buckets import bucket_of_batch
 from mrjax.data.dataset import SliceDataset
-from mrjax.data.volume import Volume
 from mrjax.errors import UserError
 from mrjax.inference import Inference
+from mrjax.io.volume import Volume
 from mrjax.measures.evaluator import score_volume
 from mrjax.parallel import sharding
 

@@ -114,7 +114,8 @@ def test_without_memory_files_a_temporary_file_serves(scans: Path, monkeypatch: 
 
 _RUN = """
 import sys
-from mrjax.data import loader, readers
+from mrjax.data import loader
+from mrjax.io import readers
 from mrjax.data.cache import HostCache
 from mrjax.data.dataset import SliceDataset
 

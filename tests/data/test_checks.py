@@ -9,9 +9,10 @@ import pytest
 from conftest import ROOT, coil_images, read_example, rss, to_kspace, write_pair, write_scan
 
 from mrjax import check
-from mrjax.data import checks, hdf5, readers
+from mrjax.data import checks
 from mrjax.data.dataset import SliceDataset
 from mrjax.errors import UserError
+from mrjax.io import hdf5, readers
 
 MEASURED = ROOT.parent / "shared" / "data"
 

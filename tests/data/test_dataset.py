@@ -10,10 +10,11 @@ from conftest import coil_images, read_array, read_example, rss, to_kspace, writ
 from test_loader import dataset, draw, positions
 
 from mrjax.config import defaults
-from mrjax.data import hdf5, readers, splits
+from mrjax.data import splits
 from mrjax.data.buckets import bucket_by_size
 from mrjax.data.dataset import ExampleIndices, SliceDataset
 from mrjax.errors import UserError
+from mrjax.io import hdf5, readers
 from mrjax.mri.acquire import Acquisition
 from mrjax.mri.augment import Augment
 from mrjax.mri.tasks import TASKS, training_keys

@@ -10,10 +10,11 @@ import pytest
 from conftest import coil_images, to_kspace, write_scan
 
 from mrjax.config import defaults
-from mrjax.data import hdf5, loader, readers, resize, splits
+from mrjax.data import loader, resize, splits
 from mrjax.data.buffers import Batch
 from mrjax.data.dataset import Dataset, SliceDataset
-from mrjax.data.volume import Volume
+from mrjax.io import hdf5, readers
+from mrjax.io.volume import Volume
 
 SKIP = {"data.on_bad_file": "skip"}
 

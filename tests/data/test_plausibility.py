@@ -11,9 +11,10 @@ from test_storage import MATLAB, compound, parts, without_shift, write_matlab
 
 from mrjax import check
 from mrjax import config as configs
-from mrjax.data import hdf5, plausibility, readers, splits
-from mrjax.data.storage import NATIVE, Storage
+from mrjax.data import plausibility, splits
 from mrjax.errors import UserError
+from mrjax.io import hdf5, readers
+from mrjax.io.storage import NATIVE, Storage
 
 IMAGES = coil_images(8, 4, 64, 64)
 KSPACE = to_kspace(IMAGES)

@@ -7,11 +7,12 @@ from conftest import read_array, write_repetitions, write_scan
 from scipy import ndimage
 from test_loader import SKIP, describe, draw
 
-from mrjax.data import hdf5, readers, repetitions, splits
+from mrjax.data import repetitions, splits
 from mrjax.data.cache import HostCache
 from mrjax.data.dataset import SliceDataset
-from mrjax.data.volume import Volume
 from mrjax.errors import UserError
+from mrjax.io import hdf5, readers
+from mrjax.io.volume import Volume
 
 
 def head(seed: int = 0, slices: int = 8, size: int = 64) -> np.ndarray:

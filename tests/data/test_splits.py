@@ -8,9 +8,10 @@ import pytest
 from conftest import coil_images, read_example, to_kspace
 from test_loader import SKIP, describe
 
-from mrjax.data import hdf5, readers, splits
+from mrjax.data import splits
 from mrjax.data.dataset import SliceDataset
 from mrjax.errors import UserError
+from mrjax.io import hdf5, readers
 
 
 def test_a_stored_mask_is_applied(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import pytest
 import scipy
 
 from mrjax import demo
-from mrjax.data import hdf5
 from mrjax.demo import acquisition, anatomy
 from mrjax.demo.anatomy import TISSUES, Subject
 from mrjax.errors import UserError
+from mrjax.io import hdf5
 
 SMALL = {"size": 48, "slices": 3, "coils": 2, "repetitions": 2, "train": 2, "val": 1, "test": 1}
 

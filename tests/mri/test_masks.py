@@ -10,10 +10,11 @@ import pytest
 from conftest import coil_images, read_example, rss, to_kspace
 
 from mrjax.config import defaults
-from mrjax.data import hdf5, splits
+from mrjax.data import splits
 from mrjax.data.dataset import SliceDataset
-from mrjax.data.volume import Volume
 from mrjax.errors import UserError
+from mrjax.io import hdf5
+from mrjax.io.volume import Volume
 from mrjax.mri import fourier, masks, tasks
 from mrjax.mri.acquire import Acquisition, draw_protocol, find_echo
 from mrjax.mri.augment import Augment

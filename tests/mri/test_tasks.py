@@ -9,8 +9,9 @@ from conftest import coil_images, read_array, rss, to_kspace, write_pair, write_
 from test_train import equal, parameters
 
 from mrjax import train
-from mrjax.data import readers, splits
+from mrjax.data import splits
 from mrjax.inference import Inference
+from mrjax.io import readers
 from mrjax.measures.evaluator import score_volume
 from mrjax.mri import tasks
 from mrjax.mri.acquire import Acquisition

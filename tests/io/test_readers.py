@@ -1,5 +1,6 @@
 """Files are found in every registered format, and a format from outside the package trains like HDF5."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 from conftest import coil_images, read_array, to_kspace, write_scan
 from test_loader import describe
 
-from mrjax.data import checks, hdf5, loader, readers
+from mrjax.data import checks, loader
 from mrjax.data.dataset import SliceDataset
-from mrjax.data.storage import NATIVE, Storage
-from mrjax.data.volume import Volume, describe_arrays
 from mrjax.errors import UserError
+from mrjax.io import hdf5, readers
+from mrjax.io.storage import NATIVE, Storage
+from mrjax.io.volume import Volume, describe_arrays
 
 
 def test_find_takes_a_folder_a_glob_a_file_or_a_list(tmp_path: Path) -> None:
@@ -31,6 +33,13 @@ class NpyFolderReader:
     """A format from outside the package: a folder `<name>.npyd` with a .npy file for each array."""
 
     suffixes: tuple[str, ...] = (".npyd",)
+    image_suffix = ".npyd"
+
+    def recognises(self, path: str, start: bytes) -> bool:
+        return path.endswith(".npyd")
+
+    def group(self, paths: list[str]) -> list[str]:
+        return paths
 
     def describe(self, path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:
         arrays = {file.stem: np.load(file, mmap_mode="r") for file in Path(path).glob("*.npy")}
@@ -39,7 +48,14 @@ class NpyFolderReader:
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
         return np.load(Path(path) / f"{name}.npy", mmap_mode="r")[index]
 
-    def write_like(self, source: str, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+    def write(
+        self,
+        path: Path,
+        arrays: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        source: Volume,
+        keep_identity: bool = False,
+    ) -> None:
         path.mkdir(parents=True)
         for name, array in arrays.items():
             np.save(path / f"{name}.npy", array)
@@ -52,7 +68,7 @@ def test_a_reader_from_outside_the_package_gives_the_batches_of_hdf5(scans: Path
     for path in readers.find(str(scans / "train")):
         arrays = {name: read_array(path, name) for name in ("kspace", "reconstruction_rss")}
         reader = readers.READERS["npy"]
-        reader.write_like(path, scans / "npy" / f"{Path(path).stem}{reader.suffixes[0]}", arrays, {})
+        reader.write(scans / "npy" / f"{Path(path).stem}.npyd", arrays, {}, readers.describe(path))
     streams = []
     for folder, count in (("train", 0), ("npy", workers)):
         volumes = describe(scans / folder)
@@ -100,3 +116,24 @@ def test_linked_folders_are_found_once_and_circles_of_links_end(tmp_path: Path) 
         (scan.parent / name).symlink_to(scan.parent)
     (scan.parent / "linked").symlink_to(tmp_path / "elsewhere")
     assert readers.find(str(scan.parent)) == [str(scan), str(scan.parent / "linked" / "b.t5")]
+
+
+def test_files_count_by_their_contents_and_not_their_names(tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "scans" / "a.t5")
+    scan.rename(tmp_path / "scans" / "IM0001")
+    (tmp_path / "scans" / "notes").write_text("no volume")
+    os.mkfifo(tmp_path / "scans" / "pipe")
+    assert readers.find(str(tmp_path / "scans")) == [str(tmp_path / "scans" / "IM0001")]
+
+
+def test_the_affine_of_a_file_is_read_and_checked(tmp_path: Path) -> None:
+    affine = np.diag([0.5, 0.5, 4, 1])
+    hdf5.write(tmp_path / "a.t5", {"reconstruction": np.ones((2, 8, 8))}, {"affine": affine})
+    source = readers.describe(str(tmp_path / "a.t5"))
+    readers.READERS["hdf5"].write(tmp_path / "b.t5", {"reconstruction": np.ones((2, 8, 8))}, {}, source)
+    found = readers.describe(str(tmp_path / "b.t5")).affine
+    assert found is not None
+    assert np.array_equal(found, affine)
+    hdf5.write(tmp_path / "c.t5", {"reconstruction": np.ones((2, 8, 8))}, {"affine": affine[0]})
+    with pytest.raises(UserError, match=r"attribute affine is float64 of shape \(4,\), expected finite numbers"):
+        readers.describe(str(tmp_path / "c.t5"))

@@ -4,7 +4,9 @@ kspace: `kspace` complex (slices, [coils,] height, width); optionally its image 
         `reconstruction_esc` or `target` (slices, height, width), and a `mask` of what was measured: (width,), or
         (height, width), or either for each slice; for acquisition.mask = 'stored', of what to keep
 paired: `input` and `target`, real or complex (slices, height, width), or (height, width) of one slice
-result: `reconstruction` (slices, height, width) float32, written by mrjax.reconstruct
+image:  `reconstruction` (slices, height, width), as mrjax.reconstruct writes it
+
+The attribute `affine` is that of `volume.Volume`.
 
 Other names, axes and complex numbers: see `storage`.
 """
@@ -20,9 +22,10 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from mrjax.data.files import replacing
-from mrjax.data.hdf5_contents import Link, find_data_set, find_data_sets, require_honest, resolve
-from mrjax.data.storage import (
+from mrjax.errors import UserError, expect
+from mrjax.io.files import replacing
+from mrjax.io.hdf5_contents import Link, find_data_set, find_data_sets, require_honest, resolve
+from mrjax.io.storage import (
     AXES,
     NATIVE,
     Arrangement,
@@ -32,8 +35,7 @@ from mrjax.data.storage import (
     name_axes,
     parallel_file,
 )
-from mrjax.data.volume import DATA_NAMES, TARGET_NAMES, Volume, describe_arrays
-from mrjax.errors import UserError, expect
+from mrjax.io.volume import DATA_NAMES, TARGET_NAMES, Volume, describe_arrays
 
 
 class SliceOffsets(NamedTuple):
@@ -57,6 +59,7 @@ class StoredArray(NamedTuple):
     arrangement: Arrangement | None = None  # None: slices are stored as they are read
 
 
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # What h5py and NumPy raise for damaged files, and for those made to do harm.
 _DAMAGES = (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError)
 _lock = threading.Lock()  # as HDF5 has one for the whole process
@@ -70,9 +73,18 @@ class Hdf5Reader:
     """
 
     suffixes: tuple[str, ...] = (".t5", ".h5", ".hdf5", ".mat")
+    image_suffix = ".t5"
 
     def __init__(self) -> None:
         self._stored: dict[tuple[str, str], StoredArray] = {}  # by file and data set
+
+    def recognises(self, path: str, start: bytes) -> bool:
+        """Tell by the signature, which a MATLAB file has later on, or the suffix, which a damaged file still has."""
+        return start.startswith(SIGNATURE) or Path(path).suffix.lower() in self.suffixes
+
+    def group(self, paths: list[str]) -> list[str]:
+        """Return the files: each is a volume."""
+        return paths
 
     def describe(self, path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:
         """Read the headers of a file; raises `UserError` if it is damaged, no HDF5, or of no layout."""
@@ -113,25 +125,43 @@ class Hdf5Reader:
                 _open.cache_clear()  # another try must not find an open file that fails for ever
             raise UserError(f"{path}: slice {index} of `{name}` cannot be read ({error})") from error
 
-    def write_like(self, source: str, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
-        """Write a file with the attributes and the ISMRMRD header of the file `source`, and the given ones."""
-        with open_file(source) as file:
-            try:
-                header = find_data_sets(file, source).get("ismrmrd_header")
-                if isinstance(header, h5py.Dataset):
-                    require_honest(header, source, "ismrmrd_header", None)
-                    arrays = {**arrays, "ismrmrd_header": header[()]}
-                attributes = {**file.attrs, **attributes}
-            except UserError:
-                raise
-            except _DAMAGES as error:
-                raise UserError(f"{source}: is damaged ({error}), expected readable attributes") from error
+    def write(
+        self,
+        path: Path,
+        arrays: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        source: Volume,
+        keep_identity: bool = False,
+    ) -> None:
+        """Write a file with the attributes and the ISMRMRD header of the source, and the given ones.
+
+        Of a source in HDF5 all are kept: fastMRI's `patient_id` names nobody.
+        """
+        arrays, attributes = self._add_headers(source, dict(arrays), dict(attributes))
         try:
             write(path, arrays, attributes)
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"{source}: has attributes that cannot be copied ({error}), expected text or numbers"
+                f"{source.path}: has attributes that cannot be copied ({error}), expected text or numbers"
             ) from error
+
+    def _add_headers(self, source: Volume, arrays: Any, attributes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        known: dict[str, Any] = {"acquisition": source.contrast}
+        if source.affine is not None:
+            known["affine"] = source.affine
+        if not h5py.is_hdf5(source.path):
+            return arrays, known | attributes
+        with open_file(source.path) as file:
+            try:
+                header = find_data_sets(file, source.path).get("ismrmrd_header")
+                if isinstance(header, h5py.Dataset):
+                    require_honest(header, source.path, "ismrmrd_header", None)
+                    arrays["ismrmrd_header"] = header[()]
+                return arrays, {**file.attrs, **attributes}
+            except UserError:
+                raise
+            except _DAMAGES as error:
+                raise UserError(f"{source.path}: is damaged ({error}), expected readable attributes") from error
 
 
 def find_arrays(file: h5py.File, path: str, storage: Storage) -> dict[str, Any]:
@@ -146,7 +176,7 @@ def find_arrays(file: h5py.File, path: str, storage: Storage) -> dict[str, Any]:
             "sort its readouts first, e.g. with the Python package ismrmrd"
         )
     targets = [storage.target] if storage.target else TARGET_NAMES["kspace"]
-    images = {storage.kspace, storage.input, DATA_NAMES["result"], *targets} & found.keys()
+    images = {storage.kspace, storage.input, DATA_NAMES["image"], *targets} & found.keys()
     arrays: dict[str, Any] = {**found, **{name: find_array(found[name], path, name, storage) for name in images}}
     if isinstance(mask := found.get(storage.mask), h5py.Dataset):
         require_honest(mask, path, storage.mask, None)
@@ -154,7 +184,7 @@ def find_arrays(file: h5py.File, path: str, storage: Storage) -> dict[str, Any]:
     if twin := parallel_file(path):
         with open_file(twin) as other:
             found = find_data_sets(other, twin)
-            present = [name for name in (*targets, "image", DATA_NAMES["result"]) if name in found]
+            present = [name for name in (*targets, "image", DATA_NAMES["image"]) if name in found]
             expect(present, f"{twin}: has no data set `{targets[-1]}`", "one: the target of the file beside its folder")
             arrays[targets[-1]] = find_array(found[present[0]], twin, present[0], storage)
     return arrays

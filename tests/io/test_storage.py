@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from conftest import coil_images, read_example, rss, to_kspace
 
-from mrjax.data import hdf5, readers
 from mrjax.data.dataset import SliceDataset
-from mrjax.data.storage import NATIVE, Storage
 from mrjax.errors import UserError
+from mrjax.io import hdf5, readers
+from mrjax.io.storage import NATIVE, Storage
 
 IMAGES = coil_images(3, 2, 16, 12)
 KSPACE = to_kspace(IMAGES)

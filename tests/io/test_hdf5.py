@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import coil_images, read_array, to_kspace, write_scan
 
-from mrjax.data import hdf5, readers
 from mrjax.errors import UserError
+from mrjax.io import hdf5, readers
 
 KSPACE = to_kspace(coil_images(5, 2, 24, 17))
 LAYOUTS = {
@@ -203,9 +203,10 @@ def test_a_file_written_anew_is_read_anew_after_it_is_described(tmp_path: Path, 
         assert np.array_equal(reader.read_slice(path, "kspace", 1), factor * KSPACE[1])
 
 
-def test_write_like_keeps_the_header_and_the_other_attributes(tmp_path: Path) -> None:
+def test_write_keeps_the_header_and_the_other_attributes(tmp_path: Path) -> None:
     source = write_scan(tmp_path / "a.t5")
-    hdf5.Hdf5Reader().write_like(str(source), tmp_path / "b.t5", {"reconstruction": np.ones((3, 4, 4))}, {"max": 1.0})
+    result = {"reconstruction": np.ones((3, 4, 4))}
+    hdf5.Hdf5Reader().write(tmp_path / "b.t5", result, {"max": 1.0}, readers.describe(str(source)))
     with h5py.File(source) as old, h5py.File(tmp_path / "b.t5") as new:
         assert sorted(new) == ["ismrmrd_header", "reconstruction"]
         assert new["ismrmrd_header"][()] == old["ismrmrd_header"][()]

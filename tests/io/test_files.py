@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mrjax.data.files import write_json
+from mrjax.io.files import write_json
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

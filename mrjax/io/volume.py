@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mrjax.data.storage import NATIVE, Storage
 from mrjax.errors import UserError, expect, printable
+from mrjax.io.storage import NATIVE, Storage
 
 # What a reconstruction starts from, by layout. A file that has several is of the first layout.
-DATA_NAMES = {"kspace": "kspace", "paired": "input", "result": "reconstruction"}
-TARGET_NAMES = {"kspace": ("reconstruction_rss", "reconstruction_esc", "target"), "paired": ("target",), "result": ()}
+DATA_NAMES = {"kspace": "kspace", "paired": "input", "image": "reconstruction"}
+TARGET_NAMES = {"kspace": ("reconstruction_rss", "reconstruction_esc", "target"), "paired": ("target",), "image": ()}
 _M4RAW_NAME = re.compile(r"_(T1|T2|FLAIR|GRE)\d\d$")
 
 
@@ -27,7 +27,7 @@ class Volume:
     """What the headers of a file tell of its volume, and after `checks.check` what only its samples tell."""
 
     path: str
-    layout: str  # 'kspace', 'paired' or 'result'
+    layout: str  # 'kspace', 'paired' or 'image'
     data: str  # name of the array that a reconstruction starts from
     shape: tuple[int, ...]  # (slices, coils, height, width) of k-space, (slices, height, width) of images
     dtype: str
@@ -40,6 +40,9 @@ class Volume:
     undersampled: bool  # whether it stores one, or the check found samples left out
     empty: tuple[int, ...] = ()  # slices of zeros, found by the check
     repetitions: tuple[str, ...] = ()  # files of the other repetitions of this scan
+    # (4, 4) float64 from (column, row, slice, 1) to millimetres towards right, front and up, as NIfTI's; None: unknown
+    affine: np.ndarray | None = dataclasses.field(default=None, compare=False)
+    simulated: bool = False  # whether k-space is computed from images, of which the phase and the coils are invented
 
     @property
     def name(self) -> str:
@@ -80,10 +83,17 @@ class Volume:
 class Reader(Protocol):
     """A file format. A new one is a class like this and a line in `readers.READERS`; it is pickled to worker processes.
 
-    `suffixes` of its files (or folders) are in lower case.
+    `suffixes` are those that its files or folders usually have, in lower case; what decides is `recognises`.
     """
 
     suffixes: tuple[str, ...]
+    image_suffix: str  # of the file or folder that `write` makes of images; '' for a format that is only read
+
+    def recognises(self, path: str, start: bytes) -> bool:
+        """Tell whether a file or folder is of this format, by its first 512 bytes (none of a folder)."""
+
+    def group(self, paths: list[str]) -> list[str]:
+        """Return a path for each volume that files of this format, all in one folder, hold."""
 
     def describe(self, path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:
         """Read the headers of a file (see `describe_arrays`); raises `UserError` if it cannot be used."""
@@ -95,10 +105,20 @@ class Reader(Protocol):
         that may be read into and returned, if its shape and dtype are those of the slice.
         """
 
-    def write_like(self, source: str, path: Path, arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
-        """Write a .t5 with arrays and attributes, and the header and all other attributes of the file `source`.
+    def write(
+        self,
+        path: Path,
+        arrays: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        source: Volume,
+        keep_identity: bool = False,
+    ) -> None:
+        """Write a volume whose scan is `source`: complete or not at all, in the place of what was there.
 
-        `path` ends in .t5 whatever the format of the source: results are read again as HDF5.
+        Its geometry is that of `source`, and where `source` is of this format, so is the rest of the header. Arrays go
+        by `DATA_NAMES`, (slices, [coils,] height, width); formats of images write `reconstruction` alone. Attributes
+        such as `max` are written where the format has a place for them. What identifies the patient
+        is left out unless `keep_identity`. Raises `UserError` for what cannot be written.
         """
 
 
@@ -109,7 +129,7 @@ def describe_arrays(
     layout: str | None = None,
     storage: Storage = NATIVE,
 ) -> Volume:
-    """Describe a volume by its arrays, which have `shape` and `dtype`, and its attributes `max` and `acquisition`.
+    """Describe a volume by its arrays, with `shape` and `dtype`, and its attributes `max`, `acquisition` and `affine`.
 
     `layout` is 'kspace' or 'paired' if one is needed; by default the first that the file has. The arrays go by the
     names of `storage`, their axes are in order. Raises `UserError` if an array is missing, or its shape or dtype is not
@@ -156,7 +176,17 @@ def describe_arrays(
         maximum=None if maximum is None else float(np.ravel(maximum)[0]),
         stored_mask=stored_mask,
         undersampled=stored_mask is not None,
+        affine=_read_affine(path, attributes),
     )
+
+
+def _read_affine(path: str, attributes: Mapping[str, Any]) -> np.ndarray | None:
+    if (affine := attributes.get("affine")) is None:
+        return None
+    affine = np.asarray(affine)
+    fits = affine.shape == (4, 4) and affine.dtype.kind in "fiu" and np.isfinite(affine).all()
+    expect(fits, f"{path}: its attribute affine is {affine.dtype} of shape {affine.shape}", "finite numbers (4, 4)")
+    return affine.astype(np.float64)
 
 
 def _shape_mask(label: str, mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,8 +11,8 @@ import pytest
 from conftest import coil_images, to_kspace
 
 from mrjax import check
-from mrjax.data import hdf5_contents, readers
 from mrjax.errors import UserError
+from mrjax.io import hdf5_contents, readers
 
 KSPACE = to_kspace(coil_images(3, 2, 16, 12))
 
