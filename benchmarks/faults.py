@@ -31,8 +31,9 @@ from absl import flags
 
 from benchmarks.files import make_files
 from benchmarks.report import Table, page_section, publish, replace_section
-from mrjax import checkpoint, cli
+from mrjax import cli
 from mrjax import config as configs
+from mrjax.checkpoint import store
 from mrjax.experiment import abstract_state, make_recipe
 from mrjax.parallel import sharding
 from mrjax.report.run_log import FIRST_STEP, read_rows
@@ -136,7 +137,7 @@ def read_state(trial: Trial) -> list[np.ndarray]:
     abstract = abstract_state(config, make_recipe(config, sharding.make_mesh()))
     targets = {"params": abstract.params, "optimizer": abstract.opt_state}
     items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
-    with checkpoint.open_checkpoints(str(trial.workdir), read_only=True) as manager:
+    with store.open_checkpoints(str(trial.workdir), read_only=True) as manager:
         restored = manager.restore(trial.steps, args=ocp.args.Composite(**items))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(dict(restored.items()))]
 

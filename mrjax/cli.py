@@ -14,6 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from mrjax.config import expand_flags
 from mrjax.errors import UserError, printable
 from mrjax.ops.cpu.native import private_folder
 from mrjax.parallel import processes
@@ -59,6 +60,7 @@ def run(
 
     def parse(argv: list[str]) -> list[str]:
         try:
+            argv = [argv[0], *expand_flags(argv[1:])]
             if check_flags:
                 check_flags(argv[1:])
             return flags.FLAGS(argv)

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -92,6 +93,7 @@ ORDER = Rule(
 PRECISION = one_of(("float32", "float32_exact", "bfloat16"))
 COVARIANCE = one_of(("white", "measured"))
 
+EXPERIMENTS = Path(__file__).parent / "configs"
 FIELDS = (
     Field(
         "task",
@@ -230,6 +232,20 @@ def check_fields(argv: list[str]) -> None:
             raise _unknown(name[7:], known)
 
 
+def expand_flags(argv: list[str]) -> list[str]:
+    """Return the flags with the file of an experiment of this package in the place of its name, as in --config=unet."""
+    files = {path.stem: str(path) for path in EXPERIMENTS.glob("*.py") if not os.path.exists(path.stem)}
+    expanded = []
+    for before, flag in zip(["", *argv], argv, strict=False):
+        name, equals, value = flag.partition("=")
+        if name.lstrip("-") == "config" and equals:
+            flag = f"{name}={files.get(value, value)}"
+        elif before in ("-config", "--config"):
+            flag = files.get(flag, flag)
+        expanded.append(flag)
+    return expanded
+
+
 def check_flags(argv: list[str], *, required: bool = True) -> None:
     """Raise a `UserError` for --config flags that name no file or no known field, or for none if one is required."""
     config = None
@@ -238,7 +254,10 @@ def check_flags(argv: list[str], *, required: bool = True) -> None:
         if flag.startswith("-") and name == "config":
             config = given or value
             if not os.path.isfile(config):
-                raise UserError(f"--config is {config!r}: no such file, expected e.g. configs/unet.py")
+                names = ", ".join(sorted(path.stem for path in EXPERIMENTS.glob("*.py")))
+                raise UserError(
+                    f"--config is {config!r}: no such file, expected e.g. configs/unet.py, or one of {names}"
+                )
     check_fields(argv)
     required |= any(flag.lstrip("-").startswith("config.") for flag in argv)
     if required and config is None and not any(flag.lstrip("-").startswith("help") for flag in argv):

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
-from mrjax import checkpoint, cli
+from mrjax import cli
 from mrjax import config as configs
+from mrjax.checkpoint import store
+from mrjax.checkpoint.run import claim
 from mrjax.errors import UserError, expect
 from mrjax.experiment import check_sizes
 from mrjax.interop import weight_files
@@ -49,8 +51,8 @@ def import_weights(path: str, workdir: str, image_size: tuple[int, int]) -> Conf
         raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
     config = make_config(network, image_size)
     state = TrainState(step=jnp.int32(0), params=jax.device_put(network.params), opt_state=None)
-    with checkpoint.claim(workdir, config), checkpoint.open_checkpoints(workdir, checkpoint.INITIAL) as manager:
-        checkpoint.save(manager, state, {"step": 0}, config)
+    with claim(workdir, config), store.open_checkpoints(workdir, store.INITIAL) as manager:
+        store.save(manager, state, {"step": 0}, config)
     return config
 
 

@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped
 from ml_collections import ConfigDict, config_flags
 
-from mrjax import checkpoint, train_step
 from mrjax import config as configs
+from mrjax import train_step
 from mrjax.baselines import METHODS as BASELINES
+from mrjax.checkpoint import store
 from mrjax.data import loader, resize, splits
 from mrjax.data.dataset import SliceDataset
 from mrjax.errors import expect
@@ -45,7 +46,7 @@ class Inference:
         k-space keep the samples that were measured.
         """
         mesh = sharding.make_mesh()
-        config, progress, params = checkpoint.restore_best(
+        config, progress, params = store.restore_best(
             workdir, lambda config: abstract_state(config, make_recipe(config, mesh))
         )
         recipe = make_recipe(config, mesh)

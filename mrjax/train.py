@@ -8,7 +8,8 @@ import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from mrjax import checkpoint
+from mrjax.checkpoint.run import Run, claim
+from mrjax.checkpoint.store import BEST_METRIC
 from mrjax.data import splits
 from mrjax.errors import UserError
 from mrjax.experiment import Experiment, TrainStep
@@ -31,14 +32,14 @@ def train(config: ConfigDict, workdir: str) -> None:
     experiment = Experiment.from_config(config)  # every error of config and data
     config = experiment.config
     with processes.first_process_first():
-        lock = checkpoint.claim(workdir, config)
+        lock = claim(workdir, config)
     train_step = experiment.compile_train_step()
     train_files, val_files = map(splits.fingerprint, (experiment.train_set, experiment.val_set))
     logger.info("training on %s; validating on %s", train_files, val_files)
     with (
         lock,
         memory.explain_out_of_memory(experiment.explain_out_of_memory),
-        checkpoint.Run(workdir, config, train_files, val_files) as run,
+        Run(workdir, config, train_files, val_files) as run,
         processes.stop_on_signal() as should_stop,
     ):
         state, order = run.restore_or_init(experiment.abstract_state, experiment.init_state)
@@ -65,7 +66,7 @@ def take_steps(
     train_step: TrainStep,
     state: TrainState,
     order: int,
-    run: checkpoint.Run,
+    run: Run,
     should_stop: Callable[[], bool],
 ) -> int:
     """Train to the last step, or until it is to stop; return the step that is saved then.
@@ -107,9 +108,7 @@ def is_due(config: ConfigDict, step: int) -> bool:
     return step > 0 and (step == config.steps or step % config.eval_every == 0)
 
 
-def validate(
-    experiment: Experiment, state: TrainState, log: RunLog, run: checkpoint.Run, should_stop: Callable[[], bool]
-) -> None:
+def validate(experiment: Experiment, state: TrainState, log: RunLog, run: Run, should_stop: Callable[[], bool]) -> None:
     """Evaluate the validation split, log it, and note whether this is the best checkpoint so far."""
     step = int(state.step)
     rows, previews = experiment.evaluate(state.eval_params, should_stop)
@@ -120,7 +119,7 @@ def validate(
     for name, images in previews.items():
         log.write_images(step, name, images)
     logger.info("step %d: validation %s", step, evaluator.one_line(scores))
-    run.record_validation(step, scores["reconstruction"][checkpoint.BEST_METRIC]["mean"])
+    run.record_validation(step, scores["reconstruction"][BEST_METRIC]["mean"])
 
 
 def end_not_finite(experiment: Experiment, path: Path, error: NotFiniteError, order: int) -> UserError:

@@ -17,12 +17,13 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import coil_images, to_kspace, write_scan, write_volume
 
-from mrjax import checkpoint, train
+from mrjax import train
+from mrjax.checkpoint import store
 from mrjax.errors import UserError
 
 
 def parameters(workdir: Path) -> list[np.ndarray]:
-    manager = checkpoint.open_checkpoints(str(workdir), read_only=True)
+    manager = store.open_checkpoints(str(workdir), read_only=True)
     args = ocp.args.Composite(params=ocp.args.StandardRestore())
     params = manager.restore(manager.latest_step(), args=args).params
     manager.close()

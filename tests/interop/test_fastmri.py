@@ -11,7 +11,7 @@ import pytest
 from conftest import coil_images, rss, to_kspace
 
 from mrjax import export_fastmri
-from mrjax.checkpoint import claim
+from mrjax.checkpoint.run import claim
 from mrjax.errors import UserError
 from mrjax.import_fastmri import import_weights, make_config
 from mrjax.inference import Inference

@@ -18,7 +18,8 @@ import pytest
 from conftest import coil_images, to_kspace, write_volume
 from test_train import checkpoint_steps, equal, losses, parameters, rows
 
-from mrjax import checkpoint, train
+from mrjax import train
+from mrjax.checkpoint import run, store
 from mrjax.errors import UserError
 from mrjax.experiment import Experiment
 from mrjax.inference import Inference
@@ -65,9 +66,9 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(damage: str, copied: Path, caplog) -> None:
-    assert checkpoint.find_whole(str(copied)) == 6
+    assert store.find_whole(str(copied)) == 6
     DAMAGE[damage](copied)
-    assert checkpoint.find_whole(str(copied)) == 4
+    assert store.find_whole(str(copied)) == 4
     assert f"{copied}/checkpoints/6 is damaged" in caplog.text
 
 
@@ -79,7 +80,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_as_if_nothing_ha
     assert equal(parameters(copied), parameters(trained))
     assert [row["step"] for row in rows(copied)] == [2, 3, 4, 6, 6]
     assert {4, 6} <= checkpoint_steps(copied)
-    assert checkpoint.find_whole(str(copied)) == 6
+    assert store.find_whole(str(copied)) == 6
 
 
 def test_damaged_checkpoints_do_not_count_among_the_newest_two(copied: Path, trained_on) -> None:
@@ -95,7 +96,7 @@ def test_no_flipped_bytes_are_read_as_other_parameters(copied: Path, trained: Pa
     for _ in range(24):
         for file in chance.choices([file for file in originals if originals[file]], k=4):
             flip(file, chance.randrange(len(originals[file])))
-        assert checkpoint.find_whole(str(copied)) == 4 or equal(parameters(copied), before)
+        assert store.find_whole(str(copied)) == 4 or equal(parameters(copied), before)
         for file, data in originals.items():
             file.write_bytes(data)
 
@@ -209,8 +210,8 @@ def test_a_save_that_fails_is_tried_again_and_the_last_checkpoints_stay(
 ) -> None:
     """The disk is full when the save of step 3 writes its last file, in Orbax's thread, and when that of 4 begins."""
     workdir, saved = tmp_path / "run", []
-    write_checksums, begin, save = checkpoint.write_checksums, checkpoint.save, checkpoint.Run.save
-    close, failures = checkpoint._Manager.close, iter([FULL])
+    write_checksums, begin, save = store.write_checksums, store.save, run.Run.save
+    close, failures = store._Manager.close, iter([FULL])
 
     def fill(folder: Path) -> None:
         if folder.name[0] == "3":
@@ -222,20 +223,20 @@ def test_a_save_that_fails_is_tried_again_and_the_last_checkpoints_stay(
             raise FULL
         begin(manager, state, progress, config)
 
-    def close_and_fail(self: checkpoint._Manager) -> None:
+    def close_and_fail(self: store._Manager) -> None:
         close(self)
         if failure := next(failures, None):
             raise failure
 
-    def record(self: checkpoint.Run, *arguments: object) -> None:
+    def record(self: run.Run, *arguments: object) -> None:
         save(self, *arguments)
         self._finish()
         saved.append(checkpoint_steps(workdir))
 
-    monkeypatch.setattr(checkpoint, "write_checksums", fill)
-    monkeypatch.setattr(checkpoint, "save", fill_before)
-    monkeypatch.setattr(checkpoint._Manager, "close", close_and_fail)
-    monkeypatch.setattr(checkpoint.Run, "save", record)
+    monkeypatch.setattr(store, "write_checksums", fill)
+    monkeypatch.setattr(store, "save", fill_before)
+    monkeypatch.setattr(store._Manager, "close", close_and_fail)
+    monkeypatch.setattr(run.Run, "save", record)
     train.train(trained_on(checkpoint_every=1, eval_every=100), str(workdir))
     assert saved == [{1}, {1, 2}, {1, 2}, {1, 2}, {2, 5}, {5, 6}]
     assert not list(workdir.glob("checkpoints/*tmp*"))
@@ -244,21 +245,21 @@ def test_a_save_that_fails_is_tried_again_and_the_last_checkpoints_stay(
 
 
 def test_a_full_disk_at_a_validation_does_not_end_the_run(trained_on, tmp_path: Path, monkeypatch, caplog) -> None:
-    workdir, failures, write_json = tmp_path / "run", iter([FULL]), checkpoint.write_json
+    workdir, failures, write_json = tmp_path / "run", iter([FULL]), run.write_json
 
     def fill(path: Path, values: object) -> None:
         if path.name == "best.json" and (failure := next(failures, None)):
             raise failure
         write_json(path, values)
 
-    monkeypatch.setattr(checkpoint, "write_json", fill)
+    monkeypatch.setattr(run, "write_json", fill)
     train.train(trained_on(), str(workdir))
     assert "best.json is not written before the next validation" in caplog.text
     assert json.loads((workdir / "checkpoints" / "best.json").read_text())["validated"] == 6
 
 
 def test_a_full_disk_is_said_with_the_bytes_needed_and_free(trained_on, tmp_path: Path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(checkpoint, "_free", lambda workdir: 500_000)
+    monkeypatch.setattr(run, "_free", lambda workdir: 500_000)
     with pytest.raises(UserError, match=r"step 6 is not saved: it takes 1\.\d MB, .* has 0\.5 MB free"):
         train.train(trained_on(), str(tmp_path / "run"))
     assert "the checkpoints take up to" in caplog.text

@@ -1,17 +1,6 @@
-"""The workdir of a run: everything it needs to go on, and everything inference needs, as atomic Orbax checkpoints.
-
-A workdir holds
-  config.json            the run it belongs to
-  checkpoints/N          after step N: parameters, their average if there is one, optimizer state, progress (step,
-                         fingerprint of the files, order of the examples), config, and SHA-256 of all its files; the
-                         newest two and the best
-  checkpoints/best.json  which step has the best validation SSIM, and the last step that was validated
-  initial/0              imported parameters that training starts from, and their config
-Orbax writes a checkpoint beside its place and renames it when it is whole, so a kill at any moment leaves the last one.
-"""
+"""A training run and its checkpoints: claimed, gone on from, saved, and which of them are kept."""
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -28,15 +17,13 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from mrjax import config as configs
+from mrjax.checkpoint import store
+from mrjax.checkpoint.store import BEST_METRIC, CHECKPOINTS, INITIAL
 from mrjax.errors import UserError, expect
-from mrjax.io.files import CHECKSUMS, find_damage, lock, write_checksums, write_json
+from mrjax.io.files import lock, write_json
 from mrjax.train_step import TrainState
 
 logger = logging.getLogger(__name__)
-BEST_METRIC = "ssim"  # on the validation split, by which the best checkpoint is chosen
-CHECKPOINTS, INITIAL = "checkpoints", "initial"  # folders of a workdir
-_NO_BEST = {"step": -1, BEST_METRIC: -1.0, "files": "", "validated": -1}
-_ITEMS = ("params", "ema", "optimizer", "progress", "config")
 _MARGIN = 1 << 20  # bytes of a checkpoint beside its arrays, at most
 
 
@@ -49,8 +36,8 @@ class Run(contextlib.AbstractContextManager["Run"]):
 
     def __init__(self, workdir: str, config: ConfigDict, train_files: str, val_files: str):
         self.workdir, self._config, self._train_files, self._val_files = workdir, config, train_files, val_files
-        self._manager = open_checkpoints(workdir, kept=self._kept)
-        self._best = _read_best(workdir)
+        self._manager = store.open_checkpoints(workdir, kept=self._kept)
+        self._best = store.read_best(workdir)
         if self._best["files"] != val_files:
             self._best |= {BEST_METRIC: -1.0, "validated": -1}
         self._unsaved = ""  # why the last save failed
@@ -76,19 +63,19 @@ class Run(contextlib.AbstractContextManager["Run"]):
         """
         self._finish()
         self._warn_of_little_space(_size(abstract))
-        step = find_whole(self.workdir)
+        step = store.find_whole(self.workdir)
         self._abandoned = [newer for newer in self._manager.all_steps() if newer > step]
         if self._best["step"] > step:  # it is about to be replaced by the steps that come again
-            self._best = dict(_NO_BEST)
+            self._best = dict(store.NO_BEST)
         if step < 0:
             state = init()
-            if find_whole(self.workdir, INITIAL) < 0:
+            if store.find_whole(self.workdir, INITIAL) < 0:
                 return state, 0
-            with open_checkpoints(self.workdir, INITIAL, read_only=True) as manager:
-                params = _restore(manager, 0, params=ocp.args.StandardRestore(abstract.params)).params
+            with store.open_checkpoints(self.workdir, INITIAL, read_only=True) as manager:
+                params = store.restore(manager, 0, params=ocp.args.StandardRestore(abstract.params)).params
             return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params)), 0
-        items = {name: ocp.args.StandardRestore(shapes) for name, shapes in _arrays(abstract).items()}
-        restored = _restore(self._manager, step, **items, progress=ocp.args.JsonRestore())
+        items = {name: ocp.args.StandardRestore(shapes) for name, shapes in store.named_arrays(abstract).items()}
+        restored = store.restore(self._manager, step, **items, progress=ocp.args.JsonRestore())
         files, order = restored.progress["files"], restored.progress["order"]
         if files != self._train_files:
             found = f"{self.workdir} was trained on {files}, found {self._train_files}"
@@ -114,7 +101,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
             self._manager.delete(damaged)
         self._abandoned = []
         with self._reopened_after_failure():
-            save(self._manager, state, {"step": step, "files": self._train_files, "order": order}, self._config)
+            store.save(self._manager, state, {"step": step, "files": self._train_files, "order": order}, self._config)
 
     def record_validation(self, step: int, value: float) -> None:
         """Note that the checkpoint of `step` is validated, and whether its `BEST_METRIC` is the best so far."""
@@ -153,11 +140,11 @@ class Run(contextlib.AbstractContextManager["Run"]):
             logger.warning("%s; training goes on and tries again at the next checkpoint", self._unsaved)
             with contextlib.suppress(OSError, ValueError):  # Orbax may raise the same again
                 self._manager.close()
-            self._manager = open_checkpoints(self.workdir, kept=self._kept)
+            self._manager = store.open_checkpoints(self.workdir, kept=self._kept)
 
     def _warn_of_little_space(self, size: int) -> None:
         """Warn if the newest two, the best and one in the making do not fit on the disk."""
-        missing = (4 - len(_steps(self.workdir))) * (size + _MARGIN)
+        missing = (4 - len(store.find_steps(self.workdir))) * (size + _MARGIN)
         if missing > (free := _free(self.workdir)):
             logger.warning(
                 "%s has %s free, the checkpoints take up to %s more",
@@ -175,13 +162,13 @@ def claim(workdir: str, config: ConfigDict) -> contextlib.AbstractContextManager
     config differs where it must not.
     """
     started = os.path.isdir(workdir) and any(not name.startswith(".") for name in os.listdir(workdir))
-    trained = bool(_steps(workdir))
+    trained = bool(store.find_steps(workdir))
     if started:
         before = _read_config(workdir)
         if before is None:
             raise UserError(f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir")
         changed = configs.differences(before, config, parameters_only=not trained)
-        if changed and (trained or _steps(workdir, INITIAL)):
+        if changed and (trained or store.find_steps(workdir, INITIAL)):
             found = f"{workdir} holds another run: {'; '.join(changed)}"
             raise UserError(f"{found}; set them back, or give another --workdir")
     if jax.process_index():
@@ -195,7 +182,7 @@ def claim(workdir: str, config: ConfigDict) -> contextlib.AbstractContextManager
 
 def _read_config(workdir: str) -> ConfigDict | None:
     """Read the config of a run, from its newest checkpoint where config.json is damaged; None if there is none."""
-    steps = sorted(_steps(workdir), reverse=True)
+    steps = sorted(store.find_steps(workdir), reverse=True)
     copies = [Path(workdir, CHECKPOINTS, str(step), "config", "metadata") for step in steps]
     for file in (Path(workdir, "config.json"), *copies):
         with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
@@ -203,101 +190,8 @@ def _read_config(workdir: str) -> ConfigDict | None:
     return None
 
 
-class _Manager(ocp.CheckpointManager):
-    """Orbax's, but for its question whether to stop, which JAX answers to one who counts its calls: the loop."""
-
-    def reached_preemption(self, step: int) -> bool:
-        return False
-
-
-class _Preservation:
-    """Orbax's policy by a function of the steps, in order."""
-
-    def __init__(self, kept: Callable[[Sequence[int]], list[bool]]):
-        self._kept = kept
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        return self._kept([checkpoint.step for checkpoint in checkpoints])
-
-
-def open_checkpoints(
-    workdir: str,
-    folder: str = CHECKPOINTS,
-    *,
-    read_only: bool = False,
-    kept: Callable[[Sequence[int]], list[bool]] | None = None,
-) -> ocp.CheckpointManager:
-    """Open the checkpoints of a run; `kept` says of each step whether it stays once a newer one is whole, all without.
-
-    A reader must be `read_only`: a writer clears away what is half written, which may be the save of a live run.
-    """
-    path = os.path.abspath(os.path.join(workdir, folder))
-    options = ocp.CheckpointManagerOptions(
-        read_only=read_only,
-        preservation_policy=_Preservation(kept) if kept else None,
-        cleanup_tmp_directories=not read_only,
-        # Orbax calls this before it renames a checkpoint into its place, so none is without.
-        async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(_seal, Path(path))),
-    )
-    return _Manager(path, options=options, item_names=_ITEMS)
-
-
-def save(manager: ocp.CheckpointManager, state: TrainState, progress: dict[str, Any], config: ConfigDict) -> None:
-    """Start to write a checkpoint after `progress['step']` steps; the state is copied at once, so it may be donated."""
-    items = {name: ocp.args.StandardSave(values) for name, values in _arrays(state).items()}
-    items |= {"progress": ocp.args.JsonSave(progress), "config": ocp.args.JsonSave(config.to_dict())}
-    manager.save(progress["step"], args=ocp.args.Composite(**items))
-
-
-def find_whole(workdir: str, folder: str = CHECKPOINTS, first: int = -1) -> int:
-    """Find the newest checkpoint all of whose files have their checksums, or `first` if that has; -1 if there is none.
-
-    A damaged one is passed over with a warning. Raises `UserError` if all are damaged.
-    """
-    steps = sorted(_steps(workdir, folder), key=lambda step: (step == first, step), reverse=True)
-    whole = -1
-    if jax.process_index() == 0:
-        for step in steps:
-            path = Path(workdir, folder, str(step))
-            if damage := find_damage(path):
-                logger.warning("%s is damaged (%s), passed over", path, damage)
-            else:
-                whole = step
-                break
-    whole = int(multihost_utils.broadcast_one_to_all(np.int32(whole)))
-    if steps and whole < 0:
-        raise UserError(f"{workdir}: all its checkpoints are damaged, expected a whole one; start in a new --workdir")
-    return whole
-
-
-def restore_best(workdir: str, abstract: Callable[[ConfigDict], TrainState]) -> tuple[ConfigDict, dict[str, Any], Any]:
-    """Restore config, progress and `eval_params` of the best checkpoint, else of the newest, or what was imported.
-
-    `abstract` makes the ShapeDtypeStructs of a config's state, with shardings. Raises `UserError` for no checkpoint.
-    """
-    folder = CHECKPOINTS if _steps(workdir) else INITIAL
-    expect(_steps(workdir, folder), f"{workdir}: holds no checkpoint", "the workdir of a run of mrjax.main")
-    step = find_whole(workdir, folder, _read_best(workdir)["step"])
-    with open_checkpoints(workdir, folder, read_only=True) as manager:
-        restored = _restore(manager, step, config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
-        config = configs.load(restored.config)
-        state = abstract(config)
-        name = "params" if state.ema is None else "ema"
-        params = _restore(manager, step, **{name: ocp.args.StandardRestore(state.eval_params)})[name]
-    return config, restored.progress, params
-
-
-def _arrays(state: TrainState) -> dict[str, Any]:
-    arrays = {"params": state.params, "optimizer": state.opt_state, "ema": state.ema}
-    return {name: values for name, values in arrays.items() if values is not None}
-
-
 def _size(state: TrainState) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-
-
-def _steps(workdir: str, folder: str = CHECKPOINTS) -> list[int]:
-    return [int(path.name) for path in Path(workdir, folder).glob("*") if path.name.isdigit()]
 
 
 def _free(workdir: str) -> int:
@@ -308,30 +202,3 @@ def _free(workdir: str) -> int:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
-
-
-def _read_best(workdir: str) -> dict[str, Any]:
-    """Read best.json; `_NO_BEST` where it is missing or damaged."""
-    found = None
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(Path(workdir, CHECKPOINTS, "best.json").read_text())
-    if isinstance(found, dict) and all(type(found.get(name)) is type(x) for name, x in _NO_BEST.items()):
-        return found
-    return dict(_NO_BEST)
-
-
-def _seal(folder: Path) -> None:
-    """Write the checksums of every checkpoint in a folder that has none yet."""
-    for step in folder.iterdir() if jax.process_index() == 0 else ():
-        if step.is_dir() and not (step / CHECKSUMS).exists():
-            write_checksums(step)
-
-
-def _restore(manager: ocp.CheckpointManager, step: int, **items: Any) -> Any:
-    try:
-        return manager.restore(step, args=ocp.args.Composite(**items))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{manager.directory}/{step}: this checkpoint is damaged or of another network "
-            f"({str(error).splitlines()[0][:200]}); remove it, or start anew in another --workdir"
-        ) from error
