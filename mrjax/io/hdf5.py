@@ -53,7 +53,7 @@ class StoredArray(NamedTuple):
     dtype: np.dtype
     path: str
     name: str
-    file: tuple[int, ...]  # see `_identity`
+    file: tuple[int, ...]  # see `identity`
     axis: int | None = None  # the stored axis of slices; None: the one slice has none
     offsets: SliceOffsets | None = None  # None: HDF5 reads it
     arrangement: Arrangement | None = None  # None: slices are stored as they are read
@@ -61,7 +61,7 @@ class StoredArray(NamedTuple):
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # What h5py and NumPy raise for damaged files, and for those made to do harm.
-_DAMAGES = (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError)
+DAMAGES = (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError)
 _lock = threading.Lock()  # as HDF5 has one for the whole process
 _open = functools.lru_cache(maxsize=64)(lambda path: open_file(path))
 
@@ -94,7 +94,7 @@ class Hdf5Reader:
                 volume = describe_arrays(path, arrays, file.attrs, layout, storage)
             except UserError:
                 raise
-            except _DAMAGES as error:
+            except DAMAGES as error:
                 raise UserError(f"{path}: is damaged ({error}), expected readable data sets and attributes") from error
         # Kept, so that no epoch opens the file with HDF5.
         self._stored |= {(path, name): arrays[name] for name in (volume.data, volume.target) if name}
@@ -120,7 +120,7 @@ class Hdf5Reader:
             return data if stored.arrangement is None else stored.arrangement.apply(data)
         except UserError:
             raise
-        except _DAMAGES as error:
+        except DAMAGES as error:
             with _lock:
                 _open.cache_clear()  # another try must not find an open file that fails for ever
             raise UserError(f"{path}: slice {index} of `{name}` cannot be read ({error})") from error
@@ -160,7 +160,7 @@ class Hdf5Reader:
                 return arrays, {**file.attrs, **attributes}
             except UserError:
                 raise
-            except _DAMAGES as error:
+            except DAMAGES as error:
                 raise UserError(f"{source.path}: is damaged ({error}), expected readable attributes") from error
 
 
@@ -170,11 +170,6 @@ def find_arrays(file: h5py.File, path: str, storage: Storage) -> dict[str, Any]:
     A target in a parallel folder counts as one of this file.
     """
     found = find_data_sets(file, path)
-    if {"dataset/xml", "dataset/data"} <= found.keys():
-        raise UserError(
-            f"{path}: is an ISMRMRD raw file of single readouts, expected `kspace` (slices, [coils,] height, width); "
-            "sort its readouts first, e.g. with the Python package ismrmrd"
-        )
     targets = [storage.target] if storage.target else TARGET_NAMES["kspace"]
     images = {storage.kspace, storage.input, DATA_NAMES["image"], *targets} & found.keys()
     arrays: dict[str, Any] = {**found, **{name: find_array(found[name], path, name, storage) for name in images}}
@@ -201,7 +196,7 @@ def find_array(data: h5py.Dataset | Link, path: str, name: str, storage: Storage
     axes = name_axes(shape, "c" if parts else dtype.kind, storage, coils=kspace, matlab=matlab)
     axis = axes.index("slices") if "slices" in axes else None
     require_honest(data, path, name, axis)
-    file = _identity(os.stat(path))
+    file = identity(os.stat(path))
     if not axes or not (parts or dtype.kind in "bfciu"):
         return StoredArray(shape, dtype, path, stored_name, file)
     if parts or "parts" in axes:
@@ -273,13 +268,13 @@ def find_offsets(data: h5py.Dataset, path: str) -> SliceOffsets | None:
     return SliceOffsets(tuple(offsets), tuple(shape), data.dtype)
 
 
-def _identity(file: os.stat_result) -> tuple[int, ...]:
+def identity(file: os.stat_result) -> tuple[int, ...]:
     """Return what changes when a file is replaced or written to."""
     return file.st_ino, file.st_size, file.st_mtime_ns
 
 
 def _require_unchanged(file: os.stat_result, stored: StoredArray) -> None:
-    if _identity(file) != stored.file:
+    if identity(file) != stored.file:
         raise OSError("the file was replaced or changed since it was described")
 
 
