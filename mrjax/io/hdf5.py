@@ -23,7 +23,8 @@ import h5py
 import numpy as np
 
 from mrjax.errors import UserError, expect
-from mrjax.io.files import replacing
+from mrjax.io import ismrmrd_header
+from mrjax.io.files import identity, replacing
 from mrjax.io.hdf5_contents import Link, find_data_set, find_data_sets, require_honest, resolve
 from mrjax.io.storage import (
     AXES,
@@ -53,7 +54,7 @@ class StoredArray(NamedTuple):
     dtype: np.dtype
     path: str
     name: str
-    file: tuple[int, ...]  # see `identity`
+    file: tuple[int, ...]  # see `files.identity`
     axis: int | None = None  # the stored axis of slices; None: the one slice has none
     offsets: SliceOffsets | None = None  # None: HDF5 reads it
     arrangement: Arrangement | None = None  # None: slices are stored as they are read
@@ -135,9 +136,9 @@ class Hdf5Reader:
     ) -> None:
         """Write a file with the attributes and the ISMRMRD header of the source, and the given ones.
 
-        Of a source in HDF5 all are kept: fastMRI's `patient_id` names nobody.
+        Of a source in HDF5 all attributes are kept: fastMRI's `patient_id` names nobody.
         """
-        arrays, attributes = self._add_headers(source, dict(arrays), dict(attributes))
+        arrays, attributes = self._add_headers(source, dict(arrays), dict(attributes), keep_identity)
         try:
             write(path, arrays, attributes)
         except (TypeError, ValueError) as error:
@@ -145,7 +146,9 @@ class Hdf5Reader:
                 f"{source.path}: has attributes that cannot be copied ({error}), expected text or numbers"
             ) from error
 
-    def _add_headers(self, source: Volume, arrays: Any, attributes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _add_headers(
+        self, source: Volume, arrays: Any, attributes: Any, keep_identity: bool
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         known: dict[str, Any] = {"acquisition": source.contrast}
         if source.affine is not None:
             known["affine"] = source.affine
@@ -153,11 +156,16 @@ class Hdf5Reader:
             return arrays, known | attributes
         with open_file(source.path) as file:
             try:
+                raw = ismrmrd_header.find_raw(file, source.path)
+                for xml, _ in raw.values():
+                    text = ismrmrd_header.read_xml(xml, source.path)
+                    text = text if keep_identity else ismrmrd_header.without_identity(text, source.path)
+                    arrays["ismrmrd_header"] = text
                 header = find_data_sets(file, source.path).get("ismrmrd_header")
                 if isinstance(header, h5py.Dataset):
                     require_honest(header, source.path, "ismrmrd_header", None)
                     arrays["ismrmrd_header"] = header[()]
-                return arrays, {**file.attrs, **attributes}
+                return arrays, (known if raw else {}) | {**file.attrs, **attributes}
             except UserError:
                 raise
             except DAMAGES as error:
@@ -266,11 +274,6 @@ def find_offsets(data: h5py.Dataset, path: str) -> SliceOffsets | None:
     else:
         return None
     return SliceOffsets(tuple(offsets), tuple(shape), data.dtype)
-
-
-def identity(file: os.stat_result) -> tuple[int, ...]:
-    """Return what changes when a file is replaced or written to."""
-    return file.st_ino, file.st_size, file.st_mtime_ns
 
 
 def _require_unchanged(file: os.stat_result, stored: StoredArray) -> None:

@@ -27,7 +27,8 @@ import numpy as np
 
 from mrjax.errors import UserError
 from mrjax.io import ismrmrd_header, ismrmrd_index
-from mrjax.io.hdf5 import DAMAGES, SIGNATURE, identity, open_file
+from mrjax.io.files import identity
+from mrjax.io.hdf5 import DAMAGES, SIGNATURE, open_file
 from mrjax.io.hdf5_heap import read_into
 from mrjax.io.ismrmrd_index import RawScan, is_complete
 from mrjax.io.storage import NATIVE, Storage

@@ -9,7 +9,8 @@ import numpy as np
 
 from mrjax.errors import UserError, expect
 from mrjax.io import ismrmrd_header
-from mrjax.io.hdf5 import DAMAGES, identity, open_file
+from mrjax.io.files import identity
+from mrjax.io.hdf5 import DAMAGES, open_file
 from mrjax.io.hdf5_contents import MAX_RATIO, MAX_SLICE_RATIO, SMALL, SMALL_SLICE, WORKING_SLICES, require_honest
 from mrjax.io.hdf5_heap import POINTER, GlobalHeap, read_elements, read_into
 from mrjax.io.ismrmrd_header import RawHeader
@@ -41,7 +42,7 @@ READOUT = np.dtype(
 class RawScan(NamedTuple):
     """A file whose readouts are indexed."""
 
-    file: tuple[int, ...]  # see `hdf5.identity`
+    file: tuple[int, ...]  # see `files.identity`
     header: RawHeader
     shape: tuple[int, int, int, int]  # (slices, coils, height, width) of the k-space
     partitions: int  # slices of a slab; 1 for 2-D scans
