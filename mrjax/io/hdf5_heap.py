@@ -37,6 +37,9 @@ def read_elements(data: h5py.Dataset, path: str) -> np.ndarray:
     expect(stored, f"{label} is stored in the file's headers or not at all", "chunks or one piece")
     # h5py tells the size of an element in memory, which differs for text.
     size = data.id.get_storage_size() // (len(stored) * length)
+    room = os.path.getsize(path)
+    whole = len(stored) * length >= count and count * size <= room
+    expect(whole, f"{label} claims {count:,} elements of {size} bytes in a file of {room:,}", "all in the file")
     elements = np.zeros((count, size), np.uint8)
     with open(path, "rb") as file:
         for first, offset in stored:

@@ -19,6 +19,7 @@ opposite to the directions of the header (as in MRpro).
 
 import dataclasses
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,21 @@ from mrjax.errors import UserError
 from mrjax.io import ismrmrd_header, ismrmrd_index
 from mrjax.io.files import identity
 from mrjax.io.hdf5 import DAMAGES, SIGNATURE, open_file
+from mrjax.io.hdf5_contents import MAX_SLICE_RATIO, SMALL_SLICE, WORKING_SLICES
 from mrjax.io.hdf5_heap import read_into
 from mrjax.io.ismrmrd_index import RawScan, is_complete
 from mrjax.io.storage import NATIVE, Storage
 from mrjax.io.volume import DATA_NAMES, Volume, describe_arrays
+from mrjax.parallel.memory import available_memory
+
+_lock = threading.Lock()
+_block: dict[str, Any] = {}  # the slices of a slab that were read last, together with the one that was asked for
 
 
 class IsmrmrdReader:
     """Reads the k-space of raw files: each is indexed once, then read by offset, from any number of threads."""
 
-    suffixes: tuple[str, ...] = (".h5", ".mrd")
+    suffixes: tuple[str, ...] = (".mrd",)
     image_suffix = ""
 
     def __init__(self) -> None:
@@ -83,7 +89,7 @@ class IsmrmrdReader:
         except DAMAGES as error:
             raise UserError(f"{path}: slice {index} of `{name}` cannot be read ({error})") from error
         if out is None or (out.shape, out.dtype) != (kspace.shape, kspace.dtype):
-            return np.ascontiguousarray(kspace)
+            return kspace.copy()
         out[...] = kspace
         return out
 
@@ -106,25 +112,38 @@ class IsmrmrdReader:
         return found
 
 
-@np.errstate(over="ignore", invalid="ignore")
 def _read_slice(scan: RawScan, file: int, index: int) -> np.ndarray:
-    """Read the readouts of a slice, and transform and crop them: (coils, height, width)."""
+    """Read a slice (coils, height, width); of a slab, of which each takes all readouts, as many as memory allows."""
+    slab, z = divmod(index, scan.partitions)
+    if scan.partitions == 1:
+        return _read_slices(scan, file, slab, range(1))[0]
+    with _lock:
+        if _block.get("file") != (scan.file, slab) or z not in _block["slices"]:
+            _block.clear()
+            size, slice_bytes = os.fstat(file).st_size, 8 * scan.shape[1] * scan.shape[3] * scan.header.matrix[0]
+            room = min(MAX_SLICE_RATIO * size + SMALL_SLICE, available_memory() // WORKING_SLICES)
+            count = max(room // slice_bytes, 1)
+            slices = range(scan.partitions) if count >= scan.partitions else range(z, min(z + count, scan.partitions))
+            _block.update(file=(scan.file, slab), slices=slices, kspace=_read_slices(scan, file, slab, slices))
+        return _block["kspace"][z - _block["slices"].start]
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _read_slices(scan: RawScan, file: int, slab: int, slices: range) -> list[np.ndarray]:
+    """Read the readouts of a slice or slab, and transform, whiten and crop them: slices (coils, height, width)."""
     (width, samples), partitions = scan.header.matrix[1::-1], scan.partitions
-    slab, z = divmod(index, partitions)
     first, last = np.searchsorted(scan.readouts["slice"], (slab, slab + 1))
-    kspace = np.zeros((width, scan.shape[1], samples), np.complex64)
-    phase = 2j * np.pi * (z - partitions // 2) * (np.arange(partitions) - partitions // 2) / partitions
-    phases = np.exp(phase) / np.sqrt(partitions)
+    kspace = np.zeros((len(slices), width, scan.shape[1], samples), np.complex64)
+    turns = np.outer(np.arange(partitions) - partitions // 2, np.array(slices) - partitions // 2) / partitions
+    phases = (np.exp(2j * np.pi * turns) / np.sqrt(partitions)).astype(np.complex64)
     for _, partition, column, row, offset, length, start, used, reverse, weight in scan.readouts[first:last].tolist():
         readout = np.empty((scan.shape[1], length), np.complex64)
         read_into(file, readout, offset)
         readout = readout[:, ::-1] if reverse else readout
-        kspace[column, :, row : row + used] += (
-            np.complex64(weight * phases[partition]) * readout[:, start : start + used]
-        )
-    if scan.whitening is not None:
-        kspace = scan.whitening @ kspace
-    return _remove_oversampling(kspace, scan).astype(np.complex64, copy=False).transpose(1, 2, 0)
+        weights = np.float32(weight) * phases[partition, :, None, None]
+        kspace[:, column, :, row : row + used] += weights * readout[:, start : start + used]
+    whole = (one if scan.whitening is None else scan.whitening @ one for one in kspace)
+    return [_remove_oversampling(one, scan).astype(np.complex64, copy=False).transpose(1, 2, 0) for one in whole]
 
 
 def _remove_oversampling(kspace: np.ndarray, scan: RawScan) -> np.ndarray:

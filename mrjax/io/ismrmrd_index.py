@@ -106,6 +106,8 @@ def _index(path: str, file: tuple[int, ...], xml: bytes, acquisitions: np.ndarra
     order = _order_slices(geometry)
     counters = np.stack([head["idx"][name][image] for name in STACK], 1)
     stacks, stack = np.unique(counters, axis=0, return_inverse=True)
+    found = f"{path}: has {len(stacks)} stacks of {len(number)} slices, but {len(stack)} readouts"
+    expect(len(stacks) * len(number) <= len(stack), found, "at least one for each slice")
     step2 = head["idx"]["kspace_encode_step_2"][image]
     partitions = header.matrix[2] if np.ptp(step2) else 1
     shape = (len(stacks) * len(number) * partitions, coils, header.height, header.matrix[1])

@@ -171,7 +171,10 @@ def test_noise_that_cannot_be_used_is_said(tmp_path: Path, caplog) -> None:
     assert "singular" in caplog.text
 
 
-def test_the_second_phase_encoding_becomes_slices_if_it_is_complete(tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [0, 2**40])
+def test_the_second_phase_encoding_becomes_slices_if_it_is_complete(tmp_path: Path, monkeypatch, memory: int) -> None:
+    """One slice at a time, or all of a slab together."""
+    monkeypatch.setattr("mrjax.io.ismrmrd.available_memory", lambda: memory)
     volume = to_kspace(coil_images(4, 2, HEIGHT, WIDTH))
     partitions = transform(volume, 0)
     header, lines = make_header((HEIGHT, WIDTH, 4)), [0, 2, 4, 5, 6, 7, 8, 10]
