@@ -18,6 +18,7 @@ opposite to the directions of the header (as in MRpro).
 """
 
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import Mapping
@@ -52,13 +53,7 @@ class IsmrmrdReader:
 
     def recognises(self, path: str, start: bytes) -> bool:
         """Tell by the data sets."""
-        if not start.startswith(SIGNATURE):
-            return False
-        try:
-            with open_file(path) as file:
-                return bool(ismrmrd_header.find_raw(file, path))
-        except (UserError, *DAMAGES):  # HDF5's reader will say what is wrong
-            return False
+        return start.startswith(SIGNATURE) and _holds_raw_data(path, identity(os.stat(path)))
 
     def group(self, paths: list[str]) -> list[str]:
         """Return the files: each is a volume."""
@@ -112,6 +107,16 @@ class IsmrmrdReader:
         return found
 
 
+@functools.lru_cache(maxsize=2**16)
+def _holds_raw_data(path: str, _: tuple[int, ...]) -> bool:
+    """Tell whether a file of this identity holds raw data; once, for all HDF5 files are asked, several times each."""
+    try:
+        with open_file(path) as file:
+            return bool(ismrmrd_header.find_raw(file, path))
+    except (UserError, *DAMAGES):  # HDF5's reader will say what is wrong
+        return False
+
+
 def _read_slice(scan: RawScan, file: int, index: int) -> np.ndarray:
     """Read a slice (coils, height, width); of a slab, of which each takes all readouts, as many as memory allows."""
     slab, z = divmod(index, scan.partitions)
@@ -151,9 +156,10 @@ def _remove_oversampling(kspace: np.ndarray, scan: RawScan) -> np.ndarray:
     old, new = kspace.shape[-1], scan.header.height
     if new == old:
         return kspace
-    first = old // 2 - new // 2
-    image = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(kspace, -1), norm="ortho"), -1)[..., first : first + new]
-    kspace = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(image, -1), norm="ortho"), -1)
+    # Between the transforms the origin is at index 0: the middle of the image is its two ends.
+    image = np.fft.ifft(np.fft.ifftshift(kspace, -1), norm="ortho")
+    image = np.concatenate([image[..., : new - new // 2], image[..., old - new // 2 :]], -1)
+    kspace = np.fft.fftshift(np.fft.fft(image, norm="ortho"), -1)
     low, high = (np.flatnonzero(scan.rows)[[0, -1]] - old // 2) / old
     frequency = (np.arange(new) - new // 2) / new
     return np.where((frequency >= low) & (frequency <= high), kspace, 0)

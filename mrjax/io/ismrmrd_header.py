@@ -72,15 +72,14 @@ def read_xml(data: h5py.Dataset, path: str) -> bytes:
     require_honest(data, path, name, None)
     kind = h5py.check_string_dtype(data.dtype)
     expect(kind, f"{path}: `{name}` is {data.dtype}", "text")
-    first = read_elements(data, path)[0]
-    if kind.length is not None:
-        return first.tobytes().strip(b"\0")
-    with open(path, "rb") as file:
-        _, address, index = first.view(POINTER)[0].tolist()
-        offset, length = GlobalHeap(file.fileno()).locate(address, index)
-        expect(length <= MAX_BYTES, f"{path}: `{name}` has {length:,} bytes", f"at most {MAX_BYTES:,}")
-        text = np.empty(length, np.uint8)
-        read_into(file.fileno(), text, offset)
+    text = read_elements(data, path)[0]
+    if kind.length is None:
+        with open(path, "rb") as file:
+            _, address, index = text.view(POINTER)[0].tolist()
+            offset, length = GlobalHeap(file.fileno()).locate(address, index)
+            text = np.empty(length, np.uint8)
+            read_into(file.fileno(), text, offset)
+    expect(len(text) <= MAX_BYTES, f"{path}: `{name}` has {len(text):,} bytes", f"at most {MAX_BYTES:,}")
     return text.tobytes().strip(b"\0")
 
 
