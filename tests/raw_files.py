@@ -66,7 +66,7 @@ def make_header(
     return xsd.ismrmrdHeader(
         subjectInformation=xsd.subjectInformationType(patientName=patient),
         measurementInformation=xsd.measurementInformationType(
-            protocolName="T1 tse", patientPosition=xsd.patientPositionType.HFS
+            protocolName="T1 tse", measurementID=f"1_{patient}", patientPosition=xsd.patientPositionType.HFS
         ),
         acquisitionSystemInformation=xsd.acquisitionSystemInformationType(
             systemVendor=vendor, relativeReceiverNoiseBandwidth=0.5

@@ -12,7 +12,17 @@ from mrjax.io.hdf5_contents import find_data_sets, require_honest
 from mrjax.io.hdf5_heap import POINTER, GlobalHeap, read_elements, read_into
 
 MAX_BYTES = 2**22  # of a header
-IDENTITY = ("subjectInformation", "studyInformation")  # parts of a header that may name the patient
+# Parts of a header by which a patient or a visit could be found.
+IDENTITY = {
+    "subjectInformation",
+    "studyInformation",
+    "measurementID",
+    "measurementDependency",
+    "seriesDate",
+    "seriesTime",
+}
+IDENTITY |= {"seriesInstanceUIDRoot", "frameOfReferenceUID", "referencedImageSequence"}
+IDENTITY |= {"institutionName", "stationName", "deviceID", "deviceSerialNumber"}
 
 _HEADER = """<?xml version="1.0" encoding="utf-8"?>
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
@@ -116,11 +126,12 @@ def parse(xml: bytes, encoding: int, path: str) -> RawHeader:
 
 
 def without_identity(xml: bytes, path: str) -> bytes:
-    """Return a header without the parts that may name the patient."""
+    """Return a header without the parts by which the patient could be found."""
     root = _parse(xml, path)
-    for part in IDENTITY:
-        for element in root.findall(f"{{*}}{part}"):
-            root.remove(element)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in IDENTITY:
+                parent.remove(child)
     ElementTree.register_namespace("", "http://www.ismrm.org/ISMRMRD")
     return ElementTree.tostring(root)
 
