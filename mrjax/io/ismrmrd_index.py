@@ -221,9 +221,7 @@ def _shift(indices: np.ndarray, centre: int, size: int, label: str) -> np.ndarra
     for shift in (size // 2 - centre, 0)[: 1 if centre else 2]:
         if low + shift >= 0 and high + shift < size:
             return indices + shift
-    raise UserError(
-        f"{label} from {low} to {high} have their centre at {centre}, expected places in a matrix of {size}"
-    )
+    raise UserError(f"{label} {low} to {high} have their centre at {centre}, expected places in a matrix of {size}")
 
 
 def _measured_columns(readouts: np.ndarray, shape: tuple[int, ...], partitions: int, path: str) -> np.ndarray:

@@ -222,7 +222,7 @@ def test_the_affine_of_a_slab_has_the_position_in_its_middle(tmp_path: Path) -> 
         (
             {"matrix": (15, WIDTH, 1)},
             {},
-            "its samples 0 to 15 have their centre at 8, expected places in a matrix of 15",
+            "its samples 0 to 15 have their centre at 8, expected places in a matrix",
         ),
         ({"centres": (2, 0)}, {}, "its kspace_encode_step_1 0 to 11 have their centre at 2, expected places"),
         ({}, {"encoding_space_ref": 1}, "its header has 1 encodings, expected encoding 1"),
