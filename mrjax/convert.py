@@ -51,14 +51,15 @@ class Output:
         self._sources: dict[Path, str] = {}
         self._known: dict[str, list[int]] = {}
         if (folder / RESULTS).exists():
-            for line in (folder / RESULTS).read_text().splitlines():
-                with contextlib.suppress(ValueError):  # the last line of a run that was killed
+            for line in (folder / RESULTS).read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, TypeError):  # the last line of a run that was killed
                     name, *file = json.loads(line)
                     self._known[name] = file
 
     def protect(self, inputs: Iterable[str]) -> None:
         """Let no result replace an input, or a folder that holds one."""
-        self._inputs = {Path(path).resolve() for path in inputs}
+        resolved = [Path(path).resolve() for path in inputs]
+        self._inputs = {place for path in resolved for place in (path, *path.parents)}
 
     def holds_result(self, path: str) -> bool:
         """Tell whether a path is that of a result, unchanged since it was written."""
@@ -70,11 +71,10 @@ class Output:
         place = self._folder / name
         other = self._sources.setdefault(place, source)
         expect(other == source, f"{source}: would be written to {place}, as {other} is", "names that differ")
-        resolved = place.resolve()
-        taken = any(resolved in (path, *path.parents) for path in self._inputs)
-        expect(not taken, f"{source}: would be written to {place}, which is an input", "another --output")
-        found = f"{source}: would be written to {place}, which this command did not write, or which was changed"
-        expect(not os.path.lexists(place) or self.holds_result(str(place)), found, "another --output, or none there")
+        found = f"{source}: would be written to {place}, which"
+        expect(place.resolve() not in self._inputs, f"{found} is an input", "another --output")
+        free = not os.path.lexists(place) or self.holds_result(str(place))
+        expect(free, f"{found} this command did not write, or which was changed since", "another --output")
         return place
 
     def add(self, name: Path) -> None:
@@ -169,13 +169,15 @@ def main(argv: list[str]) -> int:
         try:
             for place in convert_file(path, folder, output, values.format, values.keep_identity):
                 lines.append(f"{path} -> {Path(values.output) / place}")
-        except (UserError, OSError) as error:
+        except UserError as error:
             faults.append(str(error))
+        except OSError as error:
+            faults.append(f"{path}: cannot be converted ({error})")
         except MemoryError as error:
             faults.append(f"{path}: takes more memory than there is ({error})")
     for line in (*lines, *(f"NOT CONVERTED  {fault}" for fault in faults)):
         print(printable(line))
-    print(f"{len(lines)} files written, {len(faults)} faults")
+    print(f"written: {len(lines)}, not converted: {len(faults)}")
     return 1 if faults else 0
 
 

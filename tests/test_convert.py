@@ -38,7 +38,7 @@ def test_raw_data_become_k_space_with_mask_affine_and_a_header_that_names_nobody
     readouts = [line for z in range(3) for line in make_lines(KSPACE[z], lines, slice=z, position=(0, 0, 5 * z))]
     raw = write_raw(tmp_path / "in" / "sub" / "scan.h5", make_header((16, 12, 1)), readouts)
     status, printed = run(tmp_path / "in")
-    assert (status, printed) == (0, "in/sub/scan.h5 -> out/sub/scan.t5\n1 files written, 0 faults\n")
+    assert (status, printed) == (0, "in/sub/scan.h5 -> out/sub/scan.t5\nwritten: 1, not converted: 0\n")
     source, result = readers.describe(str(raw)), readers.describe(str(tmp_path / "out" / "sub" / "scan.t5"))
     assert np.array_equal(read_array(result.path, "kspace"), np.where(np.isin(np.arange(12), lines), KSPACE, 0))
     assert np.array_equal(result.stored_mask, source.stored_mask)
@@ -97,7 +97,7 @@ def test_one_bad_file_is_listed_and_stops_nothing(run, tmp_path: Path) -> None:
     assert lines[:2] == ["in/a.h5 -> out/a.t5", "in/c.h5 -> out/c.t5"]
     assert lines[2].startswith("NOT CONVERTED  nowhere: no such file or folder")
     assert lines[3].startswith("NOT CONVERTED  in/b.h5: is not an HDF5 file")
-    assert lines[4:] == ["2 files written, 2 faults"]
+    assert lines[4:] == ["written: 2, not converted: 2"]
 
 
 def test_results_alone_are_replaced(run, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_results_alone_are_replaced(run, tmp_path: Path) -> None:
     with h5py.File(out / "a.t5", "a") as file:
         file.attrs["note"] = "by hand"
     os.utime(out / "a.t5", (1, 1))
-    assert "or which was changed" in run(scan)[1]
+    assert "or which was changed since" in run(scan)[1]
     assert np.array_equal(read_array(out / "a.t5", "kspace"), read_array(scan, "kspace"))
 
 
@@ -127,7 +127,7 @@ def test_names_that_collide_and_inputs_are_refused(run, tmp_path: Path) -> None:
 def test_results_in_the_folder_of_the_inputs_are_no_inputs(run, tmp_path: Path) -> None:
     write_scan(tmp_path / "out" / "a.h5")
     for _ in range(2):
-        assert run(tmp_path / "out") == (0, "out/a.h5 -> out/a.t5\n1 files written, 0 faults\n")
+        assert run(tmp_path / "out") == (0, "out/a.h5 -> out/a.t5\nwritten: 1, not converted: 0\n")
 
 
 @pytest.mark.slow

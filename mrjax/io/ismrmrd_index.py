@@ -293,4 +293,4 @@ def _find_affine(header: RawHeader, geometry: np.ndarray, partitions: int) -> np
     affine = np.eye(4)
     affine[:3] = np.stack([column, row, step, origin], 1)
     affine[:2] *= -1  # ISMRMRD's coordinates point left and back, NIfTI's right and front
-    return affine
+    return affine + 0.0  # no negative zeros
