@@ -12,8 +12,8 @@ Readouts flagged as reversed are turned round before they are placed. Lines of p
 header calls it embedded or interleaved, or calls it nothing; separate ones are of another image. Noise readouts
 prewhiten: sigma (`mri.noise`) is 1 then. Navigators, phase correction, feedback and dummies are left out.
 
-Each slice of a 3-D scan takes all of its readouts. All are transformed together and kept, one scan at a time: to be read
-in any order, as for training, such files are better converted first (mrjax.convert).
+Each slice of a 3-D scan takes all of its readouts. All slices are computed together and kept, of one scan at a time: to
+be read in any order, as for training, such files are better converted first (mrjax.convert).
 
 The affine puts the pixel (height // 2, width // 2), where a centred FFT has its origin, at the position of the slice;
 it is that of the first stack. Siemens transforms k-space by an FFT, not its inverse: there the axes of the image are
