@@ -147,11 +147,17 @@ def _read_slices(scan: RawScan, file: int, slab: int, slices: range) -> list[np.
     for _, partition, column, row, offset, length, start, used, reverse, weight in scan.readouts[first:last].tolist():
         readout = np.empty((scan.shape[1], length), np.complex64)
         read_into(file, readout, offset)
-        readout = readout[:, ::-1] if reverse else readout
-        weights = np.float32(weight) * phases[partition, :, None, None]
-        kspace[:, column, :, row : row + used] += weights * readout[:, start : start + used]
-    whole = (one if scan.whitening is None else scan.whitening @ one for one in kspace)
-    return [_remove_oversampling(one, scan).astype(np.complex64, copy=False).transpose(1, 2, 0) for one in whole]
+        readout = np.float32(weight) * (readout[:, ::-1] if reverse else readout)[:, start : start + used]
+        if len(slices) == partitions:
+            kspace[partition, column, :, row : row + used] += readout
+        else:
+            kspace[:, column, :, row : row + used] += phases[partition, :, None, None] * readout
+    if len(slices) == partitions > 1:
+        for column in range(width):  # one by one, for want of memory
+            lines = np.fft.ifft(np.fft.ifftshift(kspace[:, column], 0), axis=0, norm="ortho")
+            kspace[:, column] = np.fft.fftshift(lines, 0)
+    white = (one if scan.whitening is None else scan.whitening @ one for one in kspace)
+    return [_remove_oversampling(one, scan).astype(np.complex64, copy=False).transpose(1, 2, 0) for one in white]
 
 
 def _remove_oversampling(kspace: np.ndarray, scan: RawScan) -> np.ndarray:
