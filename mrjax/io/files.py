@@ -18,6 +18,11 @@ logger = logging.getLogger(__name__)
 CHECKSUMS = "checksums.json"  # in a folder, the SHA-256 of the files in its subfolders by their names
 
 
+def identity(file: os.stat_result) -> tuple[int, ...]:
+    """Return what changes when a file is replaced or written to."""
+    return file.st_ino, file.st_size, file.st_mtime_ns
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path to write to, of the same suffix, and rename it to `path` at the end; its folder is made if need be.

@@ -23,7 +23,8 @@ import h5py
 import numpy as np
 
 from mrjax.errors import UserError, expect
-from mrjax.io.files import replacing
+from mrjax.io import ismrmrd_header
+from mrjax.io.files import identity, replacing
 from mrjax.io.hdf5_contents import Link, find_data_set, find_data_sets, require_honest, resolve
 from mrjax.io.storage import (
     AXES,
@@ -53,7 +54,7 @@ class StoredArray(NamedTuple):
     dtype: np.dtype
     path: str
     name: str
-    file: tuple[int, ...]  # see `_identity`
+    file: tuple[int, ...]  # see `files.identity`
     axis: int | None = None  # the stored axis of slices; None: the one slice has none
     offsets: SliceOffsets | None = None  # None: HDF5 reads it
     arrangement: Arrangement | None = None  # None: slices are stored as they are read
@@ -61,7 +62,7 @@ class StoredArray(NamedTuple):
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # What h5py and NumPy raise for damaged files, and for those made to do harm.
-_DAMAGES = (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError)
+DAMAGES = (OSError, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError)
 _lock = threading.Lock()  # as HDF5 has one for the whole process
 _open = functools.lru_cache(maxsize=64)(lambda path: open_file(path))
 
@@ -94,7 +95,7 @@ class Hdf5Reader:
                 volume = describe_arrays(path, arrays, file.attrs, layout, storage)
             except UserError:
                 raise
-            except _DAMAGES as error:
+            except DAMAGES as error:
                 raise UserError(f"{path}: is damaged ({error}), expected readable data sets and attributes") from error
         # Kept, so that no epoch opens the file with HDF5.
         self._stored |= {(path, name): arrays[name] for name in (volume.data, volume.target) if name}
@@ -120,7 +121,7 @@ class Hdf5Reader:
             return data if stored.arrangement is None else stored.arrangement.apply(data)
         except UserError:
             raise
-        except _DAMAGES as error:
+        except DAMAGES as error:
             with _lock:
                 _open.cache_clear()  # another try must not find an open file that fails for ever
             raise UserError(f"{path}: slice {index} of `{name}` cannot be read ({error})") from error
@@ -135,9 +136,9 @@ class Hdf5Reader:
     ) -> None:
         """Write a file with the attributes and the ISMRMRD header of the source, and the given ones.
 
-        Of a source in HDF5 all are kept: fastMRI's `patient_id` names nobody.
+        Of a source in HDF5 all attributes are kept: fastMRI's `patient_id` names nobody.
         """
-        arrays, attributes = self._add_headers(source, dict(arrays), dict(attributes))
+        arrays, attributes = self._add_headers(source, dict(arrays), dict(attributes), keep_identity)
         try:
             write(path, arrays, attributes)
         except (TypeError, ValueError) as error:
@@ -145,7 +146,9 @@ class Hdf5Reader:
                 f"{source.path}: has attributes that cannot be copied ({error}), expected text or numbers"
             ) from error
 
-    def _add_headers(self, source: Volume, arrays: Any, attributes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _add_headers(
+        self, source: Volume, arrays: Any, attributes: Any, keep_identity: bool
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         known: dict[str, Any] = {"acquisition": source.contrast}
         if source.affine is not None:
             known["affine"] = source.affine
@@ -153,14 +156,19 @@ class Hdf5Reader:
             return arrays, known | attributes
         with open_file(source.path) as file:
             try:
+                raw = ismrmrd_header.find_raw(file, source.path)
+                for xml, _ in raw.values():
+                    text = ismrmrd_header.read_xml(xml, source.path)
+                    text = text if keep_identity else ismrmrd_header.without_identity(text, source.path)
+                    arrays["ismrmrd_header"] = text
                 header = find_data_sets(file, source.path).get("ismrmrd_header")
                 if isinstance(header, h5py.Dataset):
                     require_honest(header, source.path, "ismrmrd_header", None)
                     arrays["ismrmrd_header"] = header[()]
-                return arrays, {**file.attrs, **attributes}
+                return arrays, (known if raw else {}) | {**file.attrs, **attributes}
             except UserError:
                 raise
-            except _DAMAGES as error:
+            except DAMAGES as error:
                 raise UserError(f"{source.path}: is damaged ({error}), expected readable attributes") from error
 
 
@@ -170,11 +178,6 @@ def find_arrays(file: h5py.File, path: str, storage: Storage) -> dict[str, Any]:
     A target in a parallel folder counts as one of this file.
     """
     found = find_data_sets(file, path)
-    if {"dataset/xml", "dataset/data"} <= found.keys():
-        raise UserError(
-            f"{path}: is an ISMRMRD raw file of single readouts, expected `kspace` (slices, [coils,] height, width); "
-            "sort its readouts first, e.g. with the Python package ismrmrd"
-        )
     targets = [storage.target] if storage.target else TARGET_NAMES["kspace"]
     images = {storage.kspace, storage.input, DATA_NAMES["image"], *targets} & found.keys()
     arrays: dict[str, Any] = {**found, **{name: find_array(found[name], path, name, storage) for name in images}}
@@ -201,7 +204,7 @@ def find_array(data: h5py.Dataset | Link, path: str, name: str, storage: Storage
     axes = name_axes(shape, "c" if parts else dtype.kind, storage, coils=kspace, matlab=matlab)
     axis = axes.index("slices") if "slices" in axes else None
     require_honest(data, path, name, axis)
-    file = _identity(os.stat(path))
+    file = identity(os.stat(path))
     if not axes or not (parts or dtype.kind in "bfciu"):
         return StoredArray(shape, dtype, path, stored_name, file)
     if parts or "parts" in axes:
@@ -273,13 +276,8 @@ def find_offsets(data: h5py.Dataset, path: str) -> SliceOffsets | None:
     return SliceOffsets(tuple(offsets), tuple(shape), data.dtype)
 
 
-def _identity(file: os.stat_result) -> tuple[int, ...]:
-    """Return what changes when a file is replaced or written to."""
-    return file.st_ino, file.st_size, file.st_mtime_ns
-
-
 def _require_unchanged(file: os.stat_result, stored: StoredArray) -> None:
-    if _identity(file) != stored.file:
+    if identity(file) != stored.file:
         raise OSError("the file was replaced or changed since it was described")
 
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from mrjax.errors import expect
 from mrjax.io.hdf5 import Hdf5Reader
+from mrjax.io.ismrmrd import IsmrmrdReader
 from mrjax.io.storage import NATIVE, Storage, parallel_file
 from mrjax.io.volume import Reader, Volume
 
-READERS: dict[str, Reader] = {"hdf5": Hdf5Reader()}
+READERS: dict[str, Reader] = {"ismrmrd": IsmrmrdReader(), "hdf5": Hdf5Reader()}
 
 
 def reader_for(path: str) -> Reader:

@@ -80,7 +80,8 @@ def test_a_folder_of_every_kind_gives_a_table_doubts_and_faults(tmp_path: Path, 
     write_matlab(tmp_path / "matlab.mat", {"kspace": KSPACE})
     (tmp_path / "old.mat").write_text("MATLAB 5.0 MAT-file" * 100)
     with h5py.File(tmp_path / "raw.h5", "w") as file:
-        file["dataset/data"], file["dataset/xml"] = np.zeros(3), "<ismrmrdHeader/>"
+        file["dataset/data"] = np.zeros(3, [("head", "u2"), ("data", "f4")])
+        file["dataset/xml"] = "<ismrmrdHeader/>"
     assert check.main(["check", str(tmp_path)]) == 1
     printed = capsys.readouterr().out.replace(f"{tmp_path}/", "")
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in printed.splitlines()}

@@ -26,13 +26,13 @@ from mrjax.data import checks, plausibility
 from mrjax.errors import UserError
 from mrjax.interop import fastmri, weight_files
 from mrjax.io import readers
-from tests.fuzz import mutations, scans, weights
+from tests.fuzz import mutations, raw, scans, weights
 
 SECONDS = 5
 BATCH = 100  # files that a process makes, and one that treats them
 ROOM = 2**28  # bytes beside twice the file's size
 SENTENCE, READ = "a sentence", "read"
-MUTATIONS = (*scans.MUTATIONS, *weights.MUTATIONS)
+MUTATIONS = (*scans.MUTATIONS, *weights.MUTATIONS, *raw.MUTATIONS)
 HARM = ("traceback", "crash", "hang", "memory", "leak")
 
 HEADER = """# Hostile files
