@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from mrjax.errors import UserError, expect
-from mrjax.io.files import replacing
+from mrjax.io.files import identity, replacing
 from mrjax.io.hdf5_contents import Link, find_data_set, find_data_sets, require_honest, resolve
 from mrjax.io.storage import (
     AXES,
@@ -53,7 +53,7 @@ class StoredArray(NamedTuple):
     dtype: np.dtype
     path: str
     name: str
-    file: tuple[int, ...]  # see `_identity`
+    file: tuple[int, ...]  # see `files.identity`
     axis: int | None = None  # the stored axis of slices; None: the one slice has none
     offsets: SliceOffsets | None = None  # None: HDF5 reads it
     arrangement: Arrangement | None = None  # None: slices are stored as they are read
@@ -201,7 +201,7 @@ def find_array(data: h5py.Dataset | Link, path: str, name: str, storage: Storage
     axes = name_axes(shape, "c" if parts else dtype.kind, storage, coils=kspace, matlab=matlab)
     axis = axes.index("slices") if "slices" in axes else None
     require_honest(data, path, name, axis)
-    file = _identity(os.stat(path))
+    file = identity(os.stat(path))
     if not axes or not (parts or dtype.kind in "bfciu"):
         return StoredArray(shape, dtype, path, stored_name, file)
     if parts or "parts" in axes:
@@ -273,13 +273,8 @@ def find_offsets(data: h5py.Dataset, path: str) -> SliceOffsets | None:
     return SliceOffsets(tuple(offsets), tuple(shape), data.dtype)
 
 
-def _identity(file: os.stat_result) -> tuple[int, ...]:
-    """Return what changes when a file is replaced or written to."""
-    return file.st_ino, file.st_size, file.st_mtime_ns
-
-
 def _require_unchanged(file: os.stat_result, stored: StoredArray) -> None:
-    if _identity(file) != stored.file:
+    if identity(file) != stored.file:
         raise OSError("the file was replaced or changed since it was described")
 
 
