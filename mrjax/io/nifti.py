@@ -258,7 +258,8 @@ def _require_honest(path: str, stored: StoredImages) -> None:
     found = f"{path}: claims {need:,} bytes of samples"
     expect(packed or need <= size, f"{found} in a file of {size:,}", "a whole file; copy it again")
     room = size + SMALL_SLICE
-    expect(height * width <= room, f"{path}: claims {height * width:,} pixels a slice in {size:,} bytes", f"{room:,}")
+    found = f"{path}: claims {height * width:,} pixels a slice in a file of {size:,} bytes"
+    expect(height * width <= room, found, f"at most {room:,}")
     need, room = stored.offset + slices * max(plane, LEAST_READ), MAX_RATIO * size + SMALL
     expect(need <= room, f"{path}: takes {need:,} bytes to be read from a file of {size:,}", f"at most {room:,}")
 

@@ -274,7 +274,8 @@ def test_files_of_one_folder_are_pairs_by_their_names(tmp_path: Path, suffix: st
         assert np.array_equal(readers.read_slices(path, name, 3), image)
 
 
-def test_images_in_nifti_train_evaluate_and_reconstruct(tiny, tmp_path: Path, caplog) -> None:
+@pytest.mark.slow
+def test_images_in_nifti_train_and_reconstruct(tiny, tmp_path: Path, caplog) -> None:
     """All tables and lines say that k-space was simulated, and the result lies where its source does."""
     for place in ("train/0_T1w", "val/1_T1w"):
         images = rss(coil_images(3, 1, 32, 32))
