@@ -231,6 +231,7 @@ def _parse_header(path: str) -> Any:
     return header
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _orient(header: Any, sides: tuple[int, ...]) -> tuple[int, np.ndarray, np.ndarray]:
     """Return the stored axis of the slices, and the orientation and affine of `StoredImages`; see the module."""
     from nibabel.affines import voxel_sizes

@@ -53,7 +53,8 @@ def make_sensitivities(rng: np.random.Generator, shape: tuple[int, ...], depth: 
     points = np.stack([x, y, np.full_like(x, depth * _DEPTH / 2)], -1)
     rows, columns = (_interpolation(size, max(shape)) for size in shape)
     maps = rows @ ring_sensitivities(rng, points, COILS).astype(np.complex64) @ columns.T
-    return maps / np.linalg.norm(maps, axis=0)
+    maps /= np.sqrt(sum(np.abs(one) ** 2 for one in maps))
+    return maps
 
 
 def make_phase(rng: np.random.Generator, shape: tuple[int, ...], depth: float) -> np.ndarray:
@@ -103,5 +104,9 @@ def acquire_kspace(coil_images: np.ndarray, sigma: float, rng: np.random.Generat
     `sigma` is the standard deviation of the noise's real and imaginary part.
     """
     shifted = np.fft.ifftshift(coil_images, axes=(-2, -1))
-    kspace = np.fft.fftshift(scipy.fft.fft2(shifted, norm="ortho"), axes=(-2, -1))
-    return kspace + np.float32(sigma) * rng.standard_normal((*kspace.shape, 2), np.float32).view(np.complex64)[..., 0]
+    kspace = np.fft.fftshift(scipy.fft.fft2(shifted, norm="ortho", overwrite_x=True), axes=(-2, -1))
+    del shifted  # a large slice takes hundreds of megabytes
+    noise = rng.standard_normal((*kspace.shape, 2), np.float32)
+    noise *= np.float32(sigma)
+    kspace += noise.view(np.complex64)[..., 0]
+    return kspace
