@@ -159,16 +159,11 @@ def find_images(path: str) -> StoredImages:
         candidates = [path] if single else [str(Path(path).with_name(stem(path) + end)) for end in (".img", ".img.gz")]
         samples = next(filter(os.path.isfile, candidates), "")
         expect(samples, f"{path}: {stem(path)}.img, which holds its samples, is not there", "it beside the header")
-        shape, dtype, offset = (
-            [int(n) for n in header.get_data_shape()],
-            header.get_data_dtype(),
-            int(header["vox_offset"]),
-        )
-        expect(
-            shape and min(shape) > 0, f"{path}: has shape {tuple(shape)}", "(width, height, slices), or one more axis"
-        )
+        shape = tuple(map(int, header.get_data_shape()))
+        expect(shape and min(shape) > 0, f"{path}: has shape {shape}", "(width, height, slices), or one more axis")
+        dtype = header.get_data_dtype()
         expect(dtype.kind in "fciu", f"{path}: holds samples of {dtype}, as of colours", "numbers")
-        least = len(header.binaryblock) if single else 0
+        offset, least = int(header["vox_offset"]), len(header.binaryblock) if single else 0
         expect(offset >= least, f"{path}: its samples begin at byte {offset}", f"{least} or more")
         sides = (*shape, 1, 1, 1)[:3]
         axis, orientation, affine = _orient(header, sides)
@@ -178,18 +173,8 @@ def find_images(path: str) -> StoredImages:
     except (HeaderDataError, *_DAMAGES) as error:
         raise UserError(f"{path}: is damaged ({error}), expected a header of NIfTI") from error
     scale = None if (slope, intercept) in ((None, None), (1, 0)) else (float(slope), float(intercept))
-    stored = StoredImages(
-        header,
-        samples,
-        identity(os.stat(samples)),
-        offset,
-        dtype,
-        (*sides, math.prod(shape[3:])),
-        axis,
-        orientation,
-        affine,
-        scale,
-    )
+    shape, file = (*sides, math.prod(shape[3:])), identity(os.stat(samples))
+    stored = StoredImages(header, samples, file, offset, dtype, shape, axis, orientation, affine, scale)
     _require_honest(path, stored)
     return stored
 
@@ -296,15 +281,15 @@ def _read_bytes(path: str, file: tuple[int, ...], offset: int, count: int) -> by
     return data
 
 
-_read_volume = functools.lru_cache(maxsize=2)(_read_bytes)  # for slices along another than the third axis
+_read_volume = functools.lru_cache(maxsize=4)(_read_bytes)  # for slices along another than the third axis
 
 
 @functools.lru_cache(maxsize=512)
 def _open_gzip(path: str, file: tuple[int, ...]) -> Any:
-    """Open a file for reading anywhere in it: the first pass notes where, 32 KB for every MB or a 16th of the file."""
+    """Open a file for reading anywhere in it: the first pass keeps 32 KB for every 256 KB, or 32nd of a large file."""
     from indexed_gzip import IndexedGzipFile
 
-    return IndexedGzipFile(path, spacing=max(2**20, file[1] // 16))
+    return IndexedGzipFile(path, spacing=max(2**18, file[1] // 32))
 
 
 def _arrange(images: np.ndarray, stored: StoredImages) -> np.ndarray:

@@ -22,7 +22,7 @@ import scipy
 from numpy.polynomial import chebyshev
 
 COILS = 8
-NOISE = 0.002  # of the slice's maximum
+NOISE = 0.001  # of the slice's maximum
 FIELD_OF_VIEW = 250.0  # mm along the longer side of an image: that of a head
 _DEPTH = 100.0  # mm from the first to the last slice
 _NODES = 16  # along either side, from which sensitivities are interpolated

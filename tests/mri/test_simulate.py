@@ -27,7 +27,7 @@ def test_without_noise_the_root_sum_of_squares_is_the_image(monkeypatch) -> None
 def test_the_noise_is_white_and_a_share_of_the_maximum(monkeypatch) -> None:
     noisy = simulate.simulate_kspace(IMAGE, "a", 1, 3)
     monkeypatch.setattr(simulate, "NOISE", 0)
-    noise = (noisy - simulate.simulate_kspace(IMAGE, "a", 1, 3)) / (0.002 * IMAGE.max())
+    noise = (noisy - simulate.simulate_kspace(IMAGE, "a", 1, 3)) / (0.001 * IMAGE.max())
     assert noise.real.std() == pytest.approx(1, rel=0.03)
     assert noise.imag.std() == pytest.approx(1, rel=0.03)
     covariance = np.cov(noise.reshape(simulate.COILS, -1))
