@@ -128,7 +128,8 @@ def table(rows: list[Row], labels: tuple[str, str]) -> str:
 
 def _count(rows: list[Row]) -> str:
     simulated = sum(row["simulated"] for row in rows)
-    return f"{len(rows)}, {simulated} simulated" if simulated else f"{len(rows)}"
+    total = "" if simulated == len(rows) else f"{len(rows)}"
+    return ", ".join(filter(None, (total, f"{simulated} simulated" * bool(simulated))))
 
 
 def one_line(scores: Scores) -> str:
