@@ -12,6 +12,7 @@ from mrjax.data import checks, plausibility
 from mrjax.data.splits import storage_of
 from mrjax.errors import UserError, expect, printable
 from mrjax.io import readers
+from mrjax.io.images import ImageReader
 from mrjax.io.storage import NATIVE, Storage
 from mrjax.io.volume import Volume
 
@@ -23,7 +24,7 @@ def check(paths: list[str], storage: Storage = NATIVE) -> tuple[list[Volume], li
     doubts: list[str] = []
     for path in paths:
         try:
-            volume, found = checks.check(readers.describe(path, storage=storage))
+            volume, found = checks.check(_describe(path, storage))
         except UserError as error:
             faults.append(str(error))
             continue
@@ -40,12 +41,19 @@ def check(paths: list[str], storage: Storage = NATIVE) -> tuple[list[Volume], li
     return volumes, faults, doubts
 
 
+def _describe(path: str, storage: Storage) -> Volume:
+    """Describe a file as training takes it: images without a target are those that k-space is simulated from."""
+    volume = readers.describe(path, storage=storage)
+    simulable = volume.layout == "image" and isinstance(readers.reader_for(path), ImageReader)
+    return readers.describe(path, "kspace", storage) if simulable else volume
+
+
 def format_table(volumes: list[Volume]) -> str:
     """Format a table with a line for each volume."""
     rows = [("file", "layout", "shape", "dtype", "contrast", "slices", "target", "maximum")]
     for volume in volumes:
         shape = " x ".join(map(str, volume.shape[1:]))
-        layout = f"{volume.layout}, undersampled" if volume.undersampled else volume.layout
+        layout = volume.layout + ", undersampled" * volume.undersampled + ", simulated" * volume.simulated
         target = volume.target or ("computed" if layout == "kspace" else "none")
         maximum = "-" if volume.maximum is None else f"{volume.maximum:.4g}"
         head = (printable(volume.path), layout, shape, volume.dtype, volume.contrast)

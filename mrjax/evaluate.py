@@ -27,7 +27,7 @@ from mrjax.data import splits
 from mrjax.errors import expect
 from mrjax.inference import define_flags, from_flags
 from mrjax.io import readers
-from mrjax.io.files import write_json
+from mrjax.io.files import stem, write_json
 from mrjax.measures import evaluator
 
 logger = logging.getLogger("mrjax.evaluate")
@@ -55,7 +55,7 @@ def main(_: list[str]) -> None:
     print(evaluator.table(rows, (_INPUTS.get(config.task, "corrupted"), _LABELS.get(name, name))))
     suffix = "" if split == "test" else f"-{split}"
     if data:
-        suffix = f"-{Path(data).stem}-{zlib.crc32(str(Path(data).resolve()).encode()):08x}"
+        suffix = f"-{stem(data)}-{zlib.crc32(str(Path(data).resolve()).encode()):08x}"
     of_method = f"-{method}" if method else ""
     file = Path(values.output or Path(values.workdir) / f"metrics{of_method}{suffix}.json")
     result = {"split": split, "data": data, **inference.source, "data_range": "maximum of the volume"}

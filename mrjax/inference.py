@@ -116,7 +116,10 @@ class Inference:
         """Return the file's own target at its own size, not what is left of it at the network's; None if unknown."""
         if simulated:
             scans = [
-                magnitude_host(readers.read_slices(path, volume.data, volume.slices).reshape(volume.shape))
+                [
+                    magnitude_host(kspace.reshape(volume.shape[1:]))
+                    for kspace in readers.iterate_slices(path, volume.data, volume.slices)
+                ]
                 for path in volume.repetitions or [volume.path]
             ]
             return resize.crop_or_pad(np.mean(scans, 0), volume.image_shape)

@@ -1,5 +1,7 @@
 """Reconstruct files with a checkpoint, or without any: for each a .t5 with the reconstruction and a picture of it.
 
+Beside it the reconstruction of images in NIfTI or DICOM is written in that format.
+
     python -m mrjax.reconstruct --workdir=runs/unet --input=scan.t5 --output=out
     python -m mrjax.reconstruct --method=cs --input=scan.t5 --output=out
 
@@ -27,6 +29,7 @@ from mrjax.data import checks, plausibility, repetitions, splits
 from mrjax.errors import UserError, expect, printable
 from mrjax.inference import Inference, define_flags, from_flags
 from mrjax.io import readers
+from mrjax.io.files import stem
 from mrjax.measures import evaluator
 from mrjax.report import figures
 
@@ -53,18 +56,18 @@ def main(_: list[str]) -> int:
 
 def require_free_names(paths: list[str], output: Path) -> None:
     """Raise a `UserError` if two results would have one name, or one would replace what is no result."""
-    counts = collections.Counter(Path(path).stem for path in paths)
+    counts = collections.Counter(map(stem, paths))
     inputs = {Path(path).resolve() for path in paths}
     for path in paths:
-        name = Path(path).stem
+        name = stem(path)
         found = f"--input holds {counts[name]} files named {name}"
         expect(counts[name] == 1, found, "names that differ: results go by them")
         found = f"--output is {output}, where a result would replace {path}"
-        file = output / f"{name}.t5"
-        expect(file.resolve() not in inputs, found, "another folder")
-        if file.exists():
-            found = f"--output is {output}, where {file.name} is no result of mrjax.reconstruct"
-            expect(readers.describe(str(file)).layout == "image", found, "another folder")
+        file, own = (output / f"{name}{suffix}" for suffix in (".t5", readers.reader_for(path).image_suffix or ".t5"))
+        expect(inputs.isdisjoint((file.resolve(), own.resolve())), found, "another folder")
+        for place in filter(Path.exists, (own, file)):  # a result of any format has its .t5 beside it
+            found = f"--output is {output}, where {place.name} is no result of mrjax.reconstruct"
+            expect(file.exists() and readers.describe(str(file)).layout == "image", found, "another folder")
 
 
 def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
@@ -92,19 +95,22 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
     after, result, file = scores.get("reconstruction", {}), images["reconstruction"], output / f"{volume.name}.t5"
     attributes = {"max": result.max(), "norm": np.linalg.norm(result)}
     attributes |= {f"mrjax_{name.lower()}": value for name, value in (inference.source | after).items()}
-    for place, reader in readers.result_places(file, volume):
+    places = readers.result_places(file, volume)
+    for place, reader in places:
         reader.write(place, {"reconstruction": result}, attributes, volume)
     middle = volume.slices // 2
     panel = {name: image[middle] for name, image in images.items()}
-    title = f"{volume.name}, {volume.contrast}, slice {middle + 1} of {volume.slices}"
+    note = ", simulated k-space" * volume.simulated
+    title = f"{volume.name}, {volume.contrast}{note}, slice {middle + 1} of {volume.slices}"
     title += ", metrics of the volume" if scores else ""
     figures.draw_panel(file.with_suffix(".png"), panel, title=title, metrics=scores)
     values = [f"  {name.upper()} {value:.4g} ({scores['corrupted'][name]:.4g} before)" for name, value in after.items()]
-    return f"{file} and .png{''.join(values)}"
+    written = ", ".join([str(file), *(reader.image_suffix for _, reader in places[1:])])
+    return f"{written} and .png{note}{''.join(values)}"
 
 
 if __name__ == "__main__":
     define_flags()
-    flags.DEFINE_string("input", None, "a .t5, .h5, .hdf5 or .mat file, a folder or a glob of them", required=True)
+    flags.DEFINE_string("input", None, "a scan of any known format, a folder or a glob of them", required=True)
     flags.DEFINE_string("output", None, "folder for the results", required=True)
     cli.run(main, functools.partial(check_flags, required=False), one_process=True)

@@ -19,11 +19,12 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
     """Read every sample of a volume, and return a sentence for each fault other than `empty` slices.
 
     In the volume returned `empty`, `undersampled` and `maximum` are set: samples left out are found without a stored
-    mask too, and the maximum is not known if the target image is in other units than the k-space.
+    mask too, and the maximum is not known if the target image is in other units than the k-space. Of simulated k-space
+    the images are read that it comes from.
     """
     faults: list[str] = []
     empty, maximum, reader = np.zeros(volume.slices, bool), volume.maximum, reader_for(volume.path)
-    for name in filter(None, (volume.data, volume.target)):
+    for name in filter(None, (None if volume.simulated else volume.data, volume.target)):
         try:
             slices = (reader.read_slice(volume.path, name, i) for i in range(volume.slices))
             largest = np.array([np.abs(data).max() for data in slices])
@@ -38,7 +39,7 @@ def check(volume: Volume) -> tuple[Volume, list[str]]:
         if name == volume.target and maximum is None:
             maximum = float(largest.max())
     volume = dataclasses.replace(volume, empty=tuple(np.flatnonzero(empty).tolist()), maximum=maximum)
-    if volume.layout == "kspace" and volume.full_slices and not faults:
+    if volume.layout == "kspace" and not volume.simulated and volume.full_slices and not faults:
         return _check_kspace(volume)
     return volume, faults
 

@@ -16,7 +16,7 @@ def find_doubts(volume: Volume, image_size: tuple[int, ...] = ()) -> list[str]:
 
     `image_size` is config.data.image_size: who sets it knows about oversampled readouts.
     """
-    if volume.layout != "kspace" or not volume.full_slices:
+    if volume.layout != "kspace" or volume.simulated or not volume.full_slices:
         return []
     label = f"{volume.path}: `{volume.data}`"
     doubts = [f"{label} {doubt}" for doubt in _doubts_of_axes(volume)]

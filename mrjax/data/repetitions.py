@@ -13,6 +13,7 @@ import numpy as np
 from mrjax.data.resize import crop_or_pad
 from mrjax.errors import UserError, expect
 from mrjax.io import readers
+from mrjax.io.files import stem
 from mrjax.io.storage import NATIVE, Storage
 from mrjax.io.volume import Volume
 from mrjax.mri.fourier import magnitude_host
@@ -63,8 +64,8 @@ def add_repetitions(volume: Volume, storage: Storage = NATIVE) -> Volume:
 
 def _scan(path: str) -> tuple[str, str]:
     """Return what the repetitions of a scan share: folder, and name without the number of the repetition."""
-    match = _NAME.fullmatch(Path(path).stem)
-    return str(Path(path).parent), match.group(1) if match else Path(path).stem
+    match = _NAME.fullmatch(stem(path))
+    return str(Path(path).parent), match.group(1) if match else stem(path)
 
 
 def _leave_out_moved(scan: list[Volume]) -> tuple[list[Volume], list[str]]:

@@ -116,4 +116,6 @@ def fingerprint(volumes: Sequence[Volume]) -> str:
     """Summarise the volumes in a line that changes with the names, shapes or usable slices of the files."""
     rows = [(v.name, v.shape, v.empty, *([len(v.repetitions)] if v.repetitions else [])) for v in volumes]
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
-    return f"{len(volumes)} files, {sum(len(v.full_slices) for v in volumes)} slices, {digest}"
+    simulated = sum(volume.simulated for volume in volumes)
+    note = f", k-space of {simulated} files simulated from images" if simulated else ""
+    return f"{len(volumes)} files, {sum(len(v.full_slices) for v in volumes)} slices, {digest}{note}"

@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy
 
 from mrjax.demo.anatomy import FIELD_OF_VIEW, TISSUES, Anatomy, Subject, slice_heights
 from mrjax.demo.fields import spline
+from mrjax.mri import simulate
 
 # TR and TE in ms, whether an inversion nulls the fluid, and the weight of the texture. Spin echoes as M4Raw's (Lyu et
 # al., Sci Data 2023, doi:10.1038/s41597-023-02181-4). The template's intensity beyond its tissue mixture says where T1
@@ -57,9 +57,7 @@ def make_sensitivities(subject: Subject, *, size: int, coils: int, slices: int) 
     plane = np.linspace(-0.5, 0.5, 25) * FIELD_OF_VIEW
     grid_heights = slice_heights(5)
     points = np.stack(np.meshgrid(grid_heights, plane, plane, indexing="ij"), -1)[..., ::-1]  # (5, 25, 25, 3)
-    angles = 2 * np.pi * (np.arange(coils) + 0.5) / coils + rng.normal(0, 0.06, coils)
-    radius = np.clip(480 / coils, 50, 110)  # mm
-    coarse = np.stack([_loop_sensitivity(rng, points, angle, radius) for angle in angles])
+    coarse = simulate.ring_sensitivities(rng, points, coils)
     head = np.hypot(points[..., 0] / 75, points[..., 1] / 95) < 1
     coarse /= np.sqrt((np.abs(coarse) ** 2).sum(0))[head].mean()
     heights = np.interp(slice_heights(slices), grid_heights, np.arange(5))
@@ -67,25 +65,9 @@ def make_sensitivities(subject: Subject, *, size: int, coils: int, slices: int) 
     return np.stack([spline(coil, (heights, pixels, pixels)) for coil in coarse], 1).astype(np.complex64)
 
 
-def _loop_sensitivity(rng: np.random.Generator, points: np.ndarray, angle: float, radius: float) -> np.ndarray:
-    """Sensitivity Bx - i By (the main field is along z) of a circular loop at points (..., 3) in mm, by Biot-Savart."""
-    outward = np.array([np.cos(angle), np.sin(angle), 0])
-    tangent = np.array([-np.sin(angle), np.cos(angle), 0])
-    centre = outward * rng.normal([150, 170, 0], 4) + [0, 0, rng.normal(0, 8)]
-    turn = np.linspace(0, 2 * np.pi, 25)
-    wire = centre + radius * (np.cos(turn)[:, None] * tangent + np.sin(turn)[:, None] * [0, 0, 1])
-    element, middle = np.diff(wire, axis=0), (wire[1:] + wire[:-1]) / 2
-    offset = points[..., None, :] - middle
-    field = (np.cross(element, offset) / (np.linalg.norm(offset, axis=-1, keepdims=True) ** 3 + 2e4)).sum(-2)
-    return (field[..., 0] - 1j * field[..., 1]) * np.exp(1j * rng.uniform(-np.pi, np.pi))
-
-
 def acquire_kspace(image: np.ndarray, coils: np.ndarray, snr: float, rng: np.random.Generator) -> np.ndarray:
     """Acquire noisy k-space of an image (slices, size, size) by coils: complex64 (slices, coils, size, size).
 
     `snr` is the brain's mean signal over the standard deviation of the noise's real and imaginary part.
     """
-    noise = np.float32(0.4 / snr)
-    shifted = np.fft.ifftshift(coils * image[:, None], axes=(-2, -1))
-    kspace = np.fft.fftshift(scipy.fft.fft2(shifted, norm="ortho"), axes=(-2, -1))
-    return kspace + noise * rng.standard_normal((*kspace.shape, 2), np.float32).view(np.complex64)[..., 0]
+    return simulate.acquire_kspace(coils * image[:, None], 0.4 / snr, rng)

@@ -18,6 +18,12 @@ logger = logging.getLogger(__name__)
 CHECKSUMS = "checksums.json"  # in a folder, the SHA-256 of the files in its subfolders by their names
 
 
+def stem(path: str | os.PathLike[str]) -> str:
+    """Return a file's name without folder and suffix: `x` of `x.t5` and of `x.nii.gz`."""
+    path = Path(path)
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+
+
 def identity(file: os.stat_result) -> tuple[int, ...]:
     """Return what changes when a file is replaced or written to."""
     return file.st_ino, file.st_size, file.st_mtime_ns
@@ -31,7 +37,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    part = path.with_name(f".{stem(path)}.{uuid.uuid4().hex}{path.name.removeprefix(stem(path))}")
     try:
         yield part
         os.replace(part, path)

@@ -1,12 +1,17 @@
-"""What the formats of images, such as NIfTI and DICOM, have in common: layouts, and targets in a parallel folder."""
+"""What the formats of images, such as NIfTI and DICOM, have in common: layouts, pairs, and simulated k-space."""
 
 import abc
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mrjax.io.files import stem
 from mrjax.io.storage import NATIVE, Storage, parallel_file
 from mrjax.io.volume import DATA_NAMES, TARGET_NAMES, Volume, describe_arrays
+from mrjax.mri import simulate
+
+KSPACE, MAGNITUDE = DATA_NAMES["kspace"], TARGET_NAMES["kspace"][0]
 
 
 class ImageHeader(NamedTuple):
@@ -14,12 +19,15 @@ class ImageHeader(NamedTuple):
 
     shape: tuple[int, ...]  # (slices, height, width)
     dtype: np.dtype  # as the images are read
-    contrast: str
+    contrast: str  # '' if only the file's name may tell
     affine: np.ndarray | None  # see `Volume`
 
 
 class ImageReader(abc.ABC):
-    """Reads files of images: layout `image`, or `paired` with a target of the same name in a parallel folder."""
+    """Reads files of images: layout `image`, or `paired` with the target that `parallel_file` finds.
+
+    Where `kspace` is asked for, it is simulated from the images by `mri.simulate`, and they are its target.
+    """
 
     @abc.abstractmethod
     def read_header(self, path: str) -> ImageHeader:
@@ -37,16 +45,24 @@ class ImageReader(abc.ABC):
         """Describe a volume by its header (see `volume.Reader`)."""
         header = self.read_header(path)
         arrays = {DATA_NAMES["image"]: header}
-        if twin := parallel_file(path):
+        if layout == "kspace":
+            slices, *size = header.shape
+            kspace = header._replace(shape=(slices, simulate.COILS, *size), dtype=np.dtype(np.complex64))
+            arrays = {KSPACE: kspace, MAGNITUDE: header._replace(dtype=np.dtype(np.float32))}
+        elif twin := parallel_file(path):
             arrays = {DATA_NAMES["paired"]: header, TARGET_NAMES["paired"][0]: self.read_header(twin)}
         elif layout == "paired":
             arrays = {DATA_NAMES["paired"]: header}
-        attributes: dict[str, Any] = {"acquisition": header.contrast}
+        attributes: dict[str, Any] = {"acquisition": header.contrast} if header.contrast else {}
         if header.affine is not None:
             attributes["affine"] = header.affine
-        return describe_arrays(path, arrays, attributes, layout)
+        volume = describe_arrays(path, arrays, attributes, layout)
+        return dataclasses.replace(volume, simulated=layout == "kspace")
 
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Read a slice of `reconstruction`, `input` or `target` (see `volume.Reader`)."""
+        """Read a slice of `reconstruction`, `input` or `target`, or of `kspace` or its image (see `volume.Reader`)."""
         twin = parallel_file(path) if name == TARGET_NAMES["paired"][0] else None
-        return self.read_image(twin or path, index)
+        image = self.read_image(twin or path, index)
+        if name == KSPACE:
+            return simulate.simulate_kspace(image, stem(path), index, self.read_header(path).shape[0])
+        return simulate.magnitude(image) if name == MAGNITUDE else image

@@ -10,10 +10,11 @@ import numpy as np
 from mrjax.errors import expect
 from mrjax.io.hdf5 import Hdf5Reader
 from mrjax.io.ismrmrd import IsmrmrdReader
+from mrjax.io.nifti import NiftiReader
 from mrjax.io.storage import NATIVE, Storage, parallel_file
 from mrjax.io.volume import Reader, Volume
 
-READERS: dict[str, Reader] = {"ismrmrd": IsmrmrdReader(), "hdf5": Hdf5Reader()}
+READERS: dict[str, Reader] = {"ismrmrd": IsmrmrdReader(), "nifti": NiftiReader(), "hdf5": Hdf5Reader()}
 
 
 def reader_for(path: str) -> Reader:
@@ -54,8 +55,7 @@ def find(paths: str | Iterable[str]) -> list[str]:
 
 def _is_volume(path: str) -> bool:
     """Tell whether a file holds a volume or a part of one, or a folder is one, by suffix or else by contents."""
-    suffix = Path(path).suffix.lower()
-    known = any(suffix in reader.suffixes for reader in READERS.values())
+    known = any(path.lower().endswith(reader.suffixes) for reader in READERS.values())
     if known or os.path.isdir(path):
         return known
     start = _read_start(path)
@@ -103,5 +103,10 @@ def describe(path: str, layout: str | None = None, storage: Storage = NATIVE) ->
 
 def read_slices(path: str, name: str, slices: int) -> np.ndarray:
     """Read all slices of an array."""
+    return np.stack(list(iterate_slices(path, name, slices)))
+
+
+def iterate_slices(path: str, name: str, slices: int) -> Iterator[np.ndarray]:
+    """Read the slices of an array one by one."""
     reader = reader_for(path)
-    return np.stack([reader.read_slice(path, name, index) for index in range(slices)])
+    return (reader.read_slice(path, name, index) for index in range(slices))

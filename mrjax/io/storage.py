@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mrjax.io.files import stem
+
 AXES = "slices,coils,height,width"
 # Folders side by side whose files of one name belong together: of what a reconstruction starts from, of targets.
 PARALLEL_FOLDERS = (("kspace", "image"), ("input", "target"))
+PAIRED_NAMES = ("_input", "_target")  # or, in one folder, files whose names differ by how they end before the suffix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +90,16 @@ def complex_dtype(real: np.dtype) -> np.dtype:
 
 
 def parallel_file(path: str, *, of_target: bool = False) -> str | None:
-    """Return the file with the target of this one in a parallel folder, or the reverse; None if there is none."""
-    parts = Path(path).parts
+    """Return the file with the target of this one, or the reverse; None if there is none.
+
+    It has the same name in a parallel folder, or is `<name>_target` beside `<name>_input`, of the same suffix.
+    """
+    name, parts = stem(path), Path(path).parts
+    old, new = PAIRED_NAMES[::-1] if of_target else PAIRED_NAMES
+    if name.endswith(old):
+        other = Path(path).with_name(name.removesuffix(old) + new + parts[-1].removeprefix(name))
+        if other.is_file():
+            return str(other)
     for pair in PARALLEL_FOLDERS:
         old, new = pair[::-1] if of_target else pair
         if old in parts[:-1]:

@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from mrjax.errors import UserError, expect, printable
+from mrjax.io.files import stem
 from mrjax.io.storage import NATIVE, Storage
 
 # What a reconstruction starts from, by layout. A file that has several is of the first layout.
 DATA_NAMES = {"kspace": "kspace", "paired": "input", "image": "reconstruction"}
 TARGET_NAMES = {"kspace": ("reconstruction_rss", "reconstruction_esc", "target"), "paired": ("target",), "image": ()}
-_M4RAW_NAME = re.compile(r"_(T1|T2|FLAIR|GRE)\d\d$")
+_NAMED_CONTRAST = re.compile(r"_(T1|T2|PD|FLAIR|GRE)(\d\d|w)?$")  # M4Raw's `_T101` and BIDS's `_T1w`
 
 
 def _expect_array(label: str, array: Any, kinds: str, fits: bool, shape: str) -> None:
@@ -31,7 +32,7 @@ class Volume:
     data: str  # name of the array that a reconstruction starts from
     shape: tuple[int, ...]  # (slices, coils, height, width) of k-space, (slices, height, width) of images
     dtype: str
-    contrast: str  # the attribute `acquisition`, else from an M4Raw file name, else 'unknown'
+    contrast: str  # the attribute `acquisition`, else from the file's name, else 'unknown'
     target: str | None  # name of the array with the target image
     target_shape: tuple[int, ...] | None  # (slices, height, width)
     maximum: float | None  # the attribute `max` in the file's units, else, after a check, that of the target image
@@ -47,7 +48,7 @@ class Volume:
     @property
     def name(self) -> str:
         """The file's name without folder and suffix."""
-        return Path(self.path).stem
+        return stem(self.path)
 
     @property
     def slices(self) -> int:
@@ -162,8 +163,8 @@ def describe_arrays(
         stored_mask = _shape_mask(f"{path}: `{storage.mask}`", np.nan_to_num(mask) != 0, shape)  # NaN keeps nothing
         stored_mask = np.fft.fftshift(stored_mask, (1, 2)) if storage.shifted else stored_mask
     maximum = attributes.get("max")
-    m4raw = _M4RAW_NAME.search(Path(path).stem)
-    contrast = attributes.get("acquisition", m4raw.group(1) if m4raw else "unknown")
+    named = _NAMED_CONTRAST.search(stem(path))
+    contrast = attributes.get("acquisition", named.group(1) if named else "unknown")
     return Volume(
         path=path,
         layout=layout,

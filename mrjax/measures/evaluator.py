@@ -90,8 +90,9 @@ def combine_slices(values: dict[str, dict[str, np.ndarray]], peak: float) -> dic
 
 
 def describe(volume: Volume) -> Row:
-    """Return what a row says of its volume: name, contrast, and how many slices count."""
-    return {"volume": volume.name, "contrast": volume.contrast, "slices": len(volume.full_slices)}
+    """Return what a row says of its volume: name, contrast, how many slices count, whether k-space is simulated."""
+    slices = len(volume.full_slices)
+    return {"volume": volume.name, "contrast": volume.contrast, "slices": slices, "simulated": volume.simulated}
 
 
 def summarise(rows: list[Row]) -> dict[str, Scores]:
@@ -111,15 +112,24 @@ def summarise(rows: list[Row]) -> dict[str, Scores]:
 def table(rows: list[Row], labels: tuple[str, str]) -> str:
     """Format the summary, mean +- deviation over volumes; the labels are those of input and reconstruction."""
     head = "".join(f"{metric.label:>18}" for metric in METRICS.values())
-    width = max(12, *map(len, labels))
-    lines = [f"{'contrast':<10}{'volumes':>8}  {'method':<{width}}{head}"]
-    for group, methods in summarise(rows).items():
-        count = sum(group in ("all", row["contrast"]) for row in rows)
+    width, groups = max(12, *map(len, labels)), summarise(rows)
+    counts = {group: _count([row for row in rows if group in ("all", row["contrast"])]) for group in groups}
+    space = max(7, *map(len, counts.values())) + 1
+    lines = [f"{'contrast':<10}{'volumes':>{space}}  {'method':<{width}}{head}"]
+    for group, methods in groups.items():
         for method, label in zip(METHODS, labels, strict=True):
             scores = methods[method].items()
             cells = (" \u00b1 ".join(METRICS[name].format(value) for value in score.values()) for name, score in scores)
-            lines.append(f"{group:<10}{count:>8}  {label:<{width}}" + "".join(f"{cell:>18}" for cell in cells))
+            lines.append(
+                f"{group:<10}{counts[group]:>{space}}  {label:<{width}}" + "".join(f"{cell:>18}" for cell in cells)
+            )
     return "\n".join(lines)
+
+
+def _count(rows: list[Row]) -> str:
+    simulated = sum(row["simulated"] for row in rows)
+    total = "" if simulated == len(rows) else f"{len(rows)}"
+    return ", ".join(filter(None, (total, f"{simulated} simulated" * bool(simulated))))
 
 
 def one_line(scores: Scores) -> str:

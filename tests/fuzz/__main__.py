@@ -8,6 +8,7 @@ import collections
 import contextlib
 import io
 import json
+import math
 import os
 import resource
 import signal
@@ -26,13 +27,14 @@ from mrjax.data import checks, plausibility
 from mrjax.errors import UserError
 from mrjax.interop import fastmri, weight_files
 from mrjax.io import readers
-from tests.fuzz import mutations, raw, scans, weights
+from mrjax.io.images import ImageReader
+from tests.fuzz import mutations, nifti, raw, scans, weights
 
 SECONDS = 5
 BATCH = 100  # files that a process makes, and one that treats them
 ROOM = 2**28  # bytes beside twice the file's size
 SENTENCE, READ = "a sentence", "read"
-MUTATIONS = (*scans.MUTATIONS, *weights.MUTATIONS, *raw.MUTATIONS)
+MUTATIONS = (*scans.MUTATIONS, *weights.MUTATIONS, *nifti.MUTATIONS, *raw.MUTATIONS)
 HARM = ("traceback", "crash", "hang", "memory", "leak")
 
 HEADER = """# Hostile files
@@ -93,7 +95,13 @@ def treat_scan(path: str, output: Path) -> tuple[str, str]:
                 return "traceback", f"{name} is not finite, and no fault"
             if np.any(data == mutations.SECRET):
                 return "leak", name
+    reader = readers.reader_for(path)
     readers.READERS["hdf5"].write(output, {"reconstruction": np.ones((1, 4, 4), np.float32)}, {}, volume)
+    if isinstance(reader, ImageReader):
+        reader.read_slice(path, "kspace", 0)
+        if math.prod(volume.shape) < 2**22:  # the results themselves would take the memory
+            place = output.with_suffix(reader.image_suffix)
+            reader.write(place, {"reconstruction": np.ones(volume.shape, np.float32)}, {}, volume)
     return READ, ""
 
 
