@@ -87,13 +87,13 @@ def complex_dtype(real: np.dtype) -> np.dtype:
 
 
 def parallel_file(path: str, *, of_target: bool = False) -> str | None:
-    """Return the file with the target of this one in a parallel folder, or the reverse; None if there is none."""
+    """Return the file or folder of this one's target in a parallel folder, or the reverse; None if there is none."""
     parts = Path(path).parts
     for pair in PARALLEL_FOLDERS:
         old, new = pair[::-1] if of_target else pair
         if old in parts[:-1]:
             place = len(parts) - 2 - parts[-2::-1].index(old)
             other = Path(*parts[:place], new, *parts[place + 1 :])
-            if other.is_file():
+            if other.exists():
                 return str(other)
     return None
