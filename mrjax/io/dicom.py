@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mrjax.io.dicom_files import Frame
     from mrjax.io.dicom_series import Stack
 
+_DICOMDIR = b"1.2.840.10008.1.3.10"  # the class of a list of files, which is no image
 _FILE_SUFFIXES = (".dcm", ".ima", ".dicom")  # of files and folders; their names go on to those of results without
 
 
@@ -40,8 +41,8 @@ class DicomReader(ImageReader):
         self._stacks: dict[str, Stack] = {}  # by file or folder, as described
 
     def recognises(self, path: str, start: bytes) -> bool:
-        """Tell by the signature, or the first elements of a file that lacks it; a folder by its files."""
-        return _is_dicom(start) or path in self._stacks or (os.path.isdir(path) and bool(_list_folder(path)))
+        """Tell by the signature, the first elements of a file that lacks it, or the suffix; a folder by its files."""
+        return _is_dicom(path, start) or path in self._stacks or (os.path.isdir(path) and bool(_list_folder(path)))
 
     def group(self, paths: list[str]) -> list[str]:
         """Return the folder if its files make one stack, else the first file of each; those that are faulty as well."""
@@ -105,9 +106,11 @@ def _files() -> ModuleType:
     return dicom_files
 
 
-def _is_dicom(start: bytes) -> bool:
-    """Tell by the signature; or by two elements in ascending order, of the groups that come first in every file."""
+def _is_dicom(path: str, start: bytes) -> bool:
+    """Tell by the signature; the suffix; or two elements in ascending order, of the groups that begin every file."""
     if start[128:132] == b"DICM":
+        return _DICOMDIR not in start
+    if path.lower().endswith(DicomReader.suffixes) and os.path.isfile(path):
         return True
     explicit = start[4:6].isalpha() and start[4:6].isupper()
     size = int.from_bytes(start[6:8] if explicit else start[4:8], "little")
@@ -126,7 +129,8 @@ def _list_folder(folder: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _select_dicom(folder: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for name in names if _is_dicom(read_start(os.path.join(folder, name))))
+    paths = [os.path.join(folder, name) for name in names]
+    return tuple(name for name, path in zip(names, paths, strict=True) if _is_dicom(path, read_start(path)))
 
 
 def _read_folder(folder: str) -> tuple[list[Frame], dict[str, UserError]]:

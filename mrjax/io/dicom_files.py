@@ -20,14 +20,14 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_sequence
 from pydicom.pixels import as_pixel_options, get_decoder
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from mrjax.errors import UserError, expect
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 warnings.filterwarnings("ignore", module="pydicom")
 
-_READS = 2**19  # of a header at most: each may cost 700 bytes of memory, the header of an honest file takes 200 a frame
+_READS = 2**20  # of a header at most: three may take 40 us and 700 bytes, the header of an honest file 200 for a frame
 _PIXELS = 2**24  # of a slice at most
 _FRAMES = 2**16  # of a file at most
 IDENTITY = "PatientName PatientID OtherPatientIDs OtherPatientNames PatientBirthDate AccessionNumber".split()
@@ -36,7 +36,7 @@ _STACKS = """SeriesInstanceUID ImageType FrameType ComplexImageComponent EchoNum
     TemporalPositionIdentifier TemporalPositionIndex DiffusionBValue""".split()
 _VALUES = """ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness SpacingBetweenSlices RescaleSlope
     RescaleIntercept ProtocolName SeriesDescription ScanningSequence RepetitionTime AcquisitionNumber
-    FrameAcquisitionNumber SOPInstanceUID""".split()
+    FrameAcquisitionNumber SOPInstanceUID SOPClassUID""".split()
 _VALUES += _STACKS
 _SHARED, _PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 _GROUPS = """PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence MREchoSequence FrameContentSequence
@@ -77,14 +77,25 @@ class Frame(NamedTuple):
     intercept: float
 
 
-class _Header(io.BufferedReader):
-    """A file of which a header is read: in a limited number of pieces, and none of it inflated."""
+class Header(io.BufferedReader):
+    """A file of which a header is read: in a limited number of pieces, and none of it inflated.
 
-    left = _READS
+    `left` is how many, at first by the size; sequences in the header share it.
+    """
+
+    def __init__(self, raw: io.RawIOBase | io.BytesIO, left: list[int]) -> None:
+        super().__init__(raw)
+        self.left = left
+
+    @classmethod
+    def open(cls, path: str) -> "Header":
+        """Open a file."""
+        return cls(io.FileIO(path), [min(2**16 + os.path.getsize(path) // 32, _READS)])
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self.left -= 1
-        expect(self.left > 0, "its header has too many elements", f"at most {_READS}")
+        """Read, for pydicom."""
+        self.left[0] -= 1
+        expect(self.left[0] > 0, "its header has too many elements", "an image's")
         expect(size is not None and size >= 0, "its header is deflated", "a plain one; see dcmtk's dcmconv")
         return super().read(size)
 
@@ -98,18 +109,22 @@ def read_frames(path: str) -> tuple[Frame, ...]:
 @functools.lru_cache(maxsize=2**14)
 def _read_frames(path: str, size: int, version: tuple[int, int]) -> tuple[Frame, ...]:
     try:
-        with _Header(io.FileIO(path)) as file:
+        with Header.open(path) as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_WANTED)
             if "Rows" not in header:
+                kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+                expect(
+                    kind and "Image Storage" not in UID(kind).name, "is damaged", "a whole DICOM file; copy it again"
+                )
                 return ()
-            return tuple(_frames(header, _describe_file(path, header, file, size)))
+            return tuple(_frames(header, _describe_file(path, header, file, size), file.left))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # pydicom has no exception of its own for what is damaged
         raise UserError(f"{path}: is damaged ({type(error).__name__}), expected a whole DICOM file") from None
 
 
-def _describe_file(path: str, header: pydicom.FileDataset, file: _Header, size: int) -> ImageFile:
+def _describe_file(path: str, header: pydicom.FileDataset, file: Header, size: int) -> ImageFile:
     """Describe the pixel data, at whose tag the file stands."""
     implicit, little = header.original_encoding
     plain = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -132,7 +147,7 @@ def _describe_file(path: str, header: pydicom.FileDataset, file: _Header, size: 
     return ImageFile(path, offset, str(syntax), options, (rows, columns), inverted, contrast, identity, fault)
 
 
-def _find_fault(header: Dataset, syntax: pydicom.uid.UID, options: dict[str, Any]) -> str:
+def _find_fault(header: Dataset, syntax: UID, options: dict[str, Any]) -> str:
     """Return what was found, and what is expected, where the frames of a sound file cannot be read; else ''."""
     kind = options["photometric_interpretation"]
     if "MOSAIC" in (header.get("ImageType") or ()):
@@ -150,18 +165,18 @@ def _find_fault(header: Dataset, syntax: pydicom.uid.UID, options: dict[str, Any
     return "" if decoder.is_available else _missing_packages(syntax)
 
 
-def _missing_packages(syntax: pydicom.uid.UID) -> str:
+def _missing_packages(syntax: UID) -> str:
     missing = "; ".join(get_decoder(syntax).missing_dependencies)
     return f"is compressed as {syntax.name}, expected a package that can decode it: {missing or 'dcmtk, to decompress'}"
 
 
-def _frames(header: Dataset, file: ImageFile) -> Iterator[Frame]:
-    shared, per_frame = _items(header, _SHARED), _items(header, _PER_FRAME)
+def _frames(header: Dataset, file: ImageFile, left: list[int]) -> Iterator[Frame]:
+    shared, per_frame = _items(header, _SHARED, left), _items(header, _PER_FRAME, left)
     count = file.options["number_of_frames"]
     expect(len(per_frame) in (0, count), f"describes {len(per_frame)} of its {count} frames", "all")
-    common = _values(header) | _group_values(shared[0] if shared else Dataset())
+    common = _values(header) | _group_values(shared[0] if shared else Dataset(), left)
     for index in range(count):
-        values = common | _group_values(per_frame[index]) if per_frame else common
+        values = common | _group_values(per_frame[index], left) if per_frame else common
         axes = _numbers(values, "ImageOrientationPatient", 6)
         if axes is not None:
             axes = axes.reshape(2, 3)
@@ -191,19 +206,19 @@ def _values(dataset: Dataset) -> dict[str, Any]:
     return {name: dataset.get(name) for name in _VALUES if name in dataset}
 
 
-def _group_values(item: Dataset) -> dict[str, Any]:
+def _group_values(item: Dataset, left: list[int]) -> dict[str, Any]:
     """Return the values in a frame's functional groups."""
-    groups = (group for name in _GROUPS for group in _items(item, name)[:1])
+    groups = (group for name in _GROUPS for group in _items(item, name, left)[:1])
     return {name: value for group in groups for name, value in _values(group).items()}
 
 
-def _items(dataset: Dataset, name: str) -> list[Dataset]:
+def _items(dataset: Dataset, name: str, left: list[int]) -> list[Dataset]:
     """Return the items of a sequence, read in a limited number of pieces."""
     element = dataset.get_item(name) if name in dataset else None
     if not isinstance(element, RawDataElement):
         return [] if element is None else list(element.value or ())
     value, implicit = element.value or b"", element.is_implicit_VR or element.VR == "UN"
-    file = _Header(io.BytesIO(value))
+    file = Header(io.BytesIO(value), left)
     return list(read_sequence(file, implicit, element.is_little_endian, len(value), "iso8859"))
 
 
@@ -247,14 +262,14 @@ def _contrast(values: dict[str, Any], identity: frozenset[str]) -> str:
 def read_pixels(frame: Frame) -> np.ndarray:
     """Decode a frame, (height, width) float32; `UserError` if it is damaged."""
     file = frame.file
-    decoder = get_decoder(pydicom.uid.UID(file.syntax))
+    decoder = get_decoder(UID(file.syntax))
     try:
         with open(file.path, "rb") as opened:
             opened.seek(file.offset)
             pixels, _ = decoder.as_array(opened, index=frame.number, raw=True, **file.options)
         values = pixels.reshape(file.shape).astype(np.float64)
     except Exception as error:  # decoders raise anything
-        hint = f", or it {_missing_packages(pydicom.uid.UID(file.syntax))}" if decoder.is_encapsulated else ""
+        hint = f", or it {_missing_packages(UID(file.syntax))}" if decoder.is_encapsulated else ""
         found = f"{file.path}: frame {frame.number} cannot be decoded ({type(error).__name__})"
         raise UserError(f"{found}, expected a whole file{hint}") from None
     if file.inverted is not None:

@@ -1,11 +1,12 @@
 """Write a volume as a folder of single-frame DICOM files (MR Image Storage), which every viewer opens.
 
 Values are 16 bits with one RescaleSlope, and come back within 1/65535 of their range. The series is derived: new UIDs,
-in the study and the frame of reference of a DICOM source. Of the patient only `keep_identity` keeps anything.
+in the study and the frame of reference of a DICOM source. Only with `keep_identity` does it tell of the patient.
 """
 
 # ruff: noqa: SIM905 - lists of keywords, as lists a line for each
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DS, format_number_as_ds
 
 from mrjax.errors import UserError, expect
-from mrjax.io.dicom_files import read_frames
+from mrjax.io.dicom_files import Header
 from mrjax.io.files import replacing_folder
 from mrjax.io.volume import DATA_NAMES, Volume
 
@@ -27,9 +28,11 @@ _KEPT = """StudyInstanceUID FrameOfReferenceUID PositionReferenceIndicator Patie
     ManufacturerModelName BodyPartExamined ScanningSequence SequenceVariant ScanOptions MRAcquisitionType SequenceName
     EchoTime RepetitionTime InversionTime FlipAngle EchoTrainLength NumberOfAverages ImagingFrequency ImagedNucleus
     MagneticFieldStrength PixelBandwidth SliceThickness EchoNumbers TemporalPositionIdentifier""".split()
-# What tells of the patient, beside group 0010.
-_IDENTIFYING = """StudyDate StudyTime AccessionNumber ReferringPhysicianName StudyID StudyDescription SeriesDate
-    SeriesTime AcquisitionDate AcquisitionTime InstitutionName StationName""".split()
+# What tells of the patient.
+_IDENTITY = """PatientName PatientID IssuerOfPatientID PatientBirthDate PatientSex PatientAge PatientSize PatientWeight
+    OtherPatientIDs OtherPatientNames EthnicGroup PatientComments AdditionalPatientHistory StudyDate StudyTime
+    AccessionNumber ReferringPhysicianName StudyID StudyDescription SeriesDate SeriesTime AcquisitionDate
+    AcquisitionTime InstitutionName StationName""".split()
 # What must be there, but may be empty.
 _EMPTY = """StudyDate StudyTime AccessionNumber ReferringPhysicianName StudyID PatientName PatientID PatientBirthDate
     PatientSex PositionReferenceIndicator PatientPosition Laterality Manufacturer ScanOptions EchoTime RepetitionTime
@@ -117,20 +120,14 @@ def _common(attributes: Mapping[str, Any], source: Volume, source_file: str | No
 
 def _copy(common: Dataset, source_file: str, keep_identity: bool) -> None:
     """Copy what is kept of a source's header."""
-    read_frames(source_file)  # says what is wrong
+    tags: list[Any] = [*_KEPT, *(_IDENTITY if keep_identity else ())]
     try:
-        header = pydicom.dcmread(source_file, stop_before_pixels=True, force=True, defer_size=2**16)
-        kept = [element for element in header if element.keyword in _KEPT]
-        if keep_identity:
-            # No group 0010 is private; sequences of it, such as other IDs, may be of any depth.
-            kept += [
-                element
-                for element in header
-                if (element.tag.group == 0x10 and element.VR != "SQ") or element.keyword in _IDENTIFYING
-            ]
-        for element in kept:
-            common.add(element)
-        common.to_json_dict()  # converts every value
+        with Header.open(source_file) as file:
+            header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
+        for element in header:
+            if element.keyword in tags:
+                common.add(element)
+        pydicom.dcmwrite(io.BytesIO(), common, implicit_vr=False, little_endian=True)  # is all of it fit to be written?
     except Exception as error:  # pydicom has no exception of its own for what is damaged
         raise UserError(f"{source_file}: has a header that cannot be copied ({type(error).__name__})") from None
 

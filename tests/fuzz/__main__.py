@@ -26,13 +26,13 @@ from mrjax.data import checks, plausibility
 from mrjax.errors import UserError
 from mrjax.interop import fastmri, weight_files
 from mrjax.io import readers
-from tests.fuzz import mutations, scans, weights
+from tests.fuzz import dicom, mutations, scans, weights
 
 SECONDS = 5
 BATCH = 100  # files that a process makes, and one that treats them
 ROOM = 2**28  # bytes beside twice the file's size
 SENTENCE, READ = "a sentence", "read"
-MUTATIONS = (*scans.MUTATIONS, *weights.MUTATIONS)
+MUTATIONS = (*scans.MUTATIONS, *weights.MUTATIONS, *dicom.MUTATIONS)
 HARM = ("traceback", "crash", "hang", "memory", "leak")
 
 HEADER = """# Hostile files
@@ -93,7 +93,8 @@ def treat_scan(path: str, output: Path) -> tuple[str, str]:
                 return "traceback", f"{name} is not finite, and no fault"
             if np.any(data == mutations.SECRET):
                 return "leak", name
-    readers.READERS["hdf5"].write(output, {"reconstruction": np.ones((1, 4, 4), np.float32)}, {}, volume)
+    for place, reader in readers.result_places(output, volume):
+        reader.write(place, {"reconstruction": np.ones((1, 4, 4), np.float32)}, {}, volume)
     return READ, ""
 
 

@@ -150,6 +150,14 @@ def test_what_splits_a_folder_into_stacks(tmp_path: Path, values: dict[str, Any]
         readers.describe(str(tmp_path))
 
 
+def test_what_is_no_image_is_left_out(tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", stack(), sagittal_oblique())
+    shutil.copy(get_testdata_file("test-SR.dcm"), tmp_path / "scan" / "report")
+    shutil.copy(get_testdata_file("DICOMDIR"), tmp_path)
+    assert readers.find(str(tmp_path)) == [str(tmp_path / "scan")]
+    assert np.array_equal(read(tmp_path / "scan")[1], stack())
+
+
 def test_pairs_of_series_in_parallel_folders(tmp_path: Path) -> None:
     for kind, add in (("input", 7), ("target", 0)):
         for name in ("scan1", "scan2"):
@@ -240,6 +248,10 @@ def break_series(folder: Path, fault: str) -> None:
         shutil.copy(paths[2], folder / "copy")
     elif fault == "size":
         save(paths[2], middle, np.zeros((8, 14), "u2"))
+    elif fault == "header":
+        paths[2].write_bytes(paths[2].read_bytes()[:500])
+    elif fault == "empty":
+        (folder / "IM9.dcm").touch()
     elif fault == "truncated":
         paths[2].write_bytes(paths[2].read_bytes()[:-100])
     else:
@@ -254,6 +266,8 @@ def break_series(folder: Path, fault: str) -> None:
         ("twice", "holds 2 slices at one position, expected one"),
         ("size", r"holds slices of several sizes in one series \(8 x 14, 10 x 14\)"),
         ("truncated", r"IM3: has 180 bytes of pixel data, 1 frames of 10 x 14 take 280"),
+        ("header", "IM3: is damaged, expected a whole DICOM file"),
+        ("empty", "IM9.dcm: is damaged, expected a whole DICOM file"),
         ("ImagePositionPatient", "holds 6 slices without ImagePositionPatient"),
         ("PixelData", "IM3: has no pixel data"),
     ],
@@ -341,7 +355,8 @@ def test_reading_logs_nothing_of_what_pydicom_warns_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_reconstruction_is_written_beside_its_dicom_source(tmp_path: Path, keep: bool) -> None:
-    folder = write_series(tmp_path / "Mustermann", stack(), sagittal_oblique(), PatientComments="Erika")
+    more = {"SpecificCharacterSet": "ISO_IR 100", "PatientComments": "Erika aus Köln"}
+    folder = write_series(tmp_path / "Mustermann", stack(), sagittal_oblique(), **more)
     result = np.random.default_rng(0).normal(size=(6, 10, 14)).astype(np.float32)
     config = defaults()
     config.task, config.acquisition.mask = "paired", "none"
@@ -360,6 +375,7 @@ def test_a_reconstruction_is_written_beside_its_dicom_source(tmp_path: Path, kee
     assert first.SeriesInstanceUID != "1.2.3"
     assert first.ImageType[:2] == ["DERIVED", "SECONDARY"]
     assert first.DerivationDescription == "mrjax reconstruction; step 40"
+    assert first.get("PatientComments") == ("Erika aus Köln" if keep else None)
     assert first.get("PatientIdentityRemoved") == (None if keep else "YES")
     volume, found = read(tmp_path / "out" / places[0])
     assert np.abs(found - result).max() <= np.ptp(result) / 65535
