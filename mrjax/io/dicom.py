@@ -47,6 +47,10 @@ class DicomReader(ImageReader):
     def group(self, paths: list[str]) -> list[str]:
         """Return the folder if its files make one stack, else the first file of each; those that are faulty as well."""
         folder = os.path.dirname(paths[0]) or "."
+        try:
+            _files()
+        except UserError:  # `describe` will say so, once
+            return [folder]
         by_name = {os.path.basename(path): path for path in paths}
         frames, faults = _read_folder(folder)
         found = [path for name, path in by_name.items() if os.path.join(folder, name) in faults]
@@ -102,7 +106,7 @@ def _files() -> ModuleType:
     try:
         from mrjax.io import dicom_files
     except ImportError as error:
-        raise UserError("DICOM needs the package pydicom, expected pip install 'mrjax[io]'") from error
+        raise UserError("the package pydicom, which reads DICOM, is missing: pip install 'mrjax[io]'") from error
     return dicom_files
 
 
@@ -147,8 +151,6 @@ def _read_folder(folder: str) -> tuple[list[Frame], dict[str, UserError]]:
 
 
 def _split(frames: list[Frame]) -> list[list[Frame]]:
-    if not frames:  # as without pydicom
-        return []
     from mrjax.io import dicom_series
 
     return dicom_series.split(frames)

@@ -33,7 +33,7 @@ _FRAMES = 2**16  # of a file at most
 IDENTITY = "PatientName PatientID OtherPatientIDs OtherPatientNames PatientBirthDate AccessionNumber".split()
 # What splits a series into stacks, beside the orientation: kind of image, echo, time, diffusion.
 _STACKS = """SeriesInstanceUID ImageType FrameType ComplexImageComponent EchoNumbers EchoTime EffectiveEchoTime
-    TemporalPositionIdentifier TemporalPositionIndex DiffusionBValue""".split()
+    TemporalPositionIdentifier TemporalPositionIndex DiffusionBValue DiffusionGradientOrientation""".split()
 _VALUES = """ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness SpacingBetweenSlices RescaleSlope
     RescaleIntercept ProtocolName SeriesDescription ScanningSequence RepetitionTime AcquisitionNumber
     FrameAcquisitionNumber SOPInstanceUID SOPClassUID""".split()

@@ -1,7 +1,8 @@
 """Write a volume as a folder of single-frame DICOM files (MR Image Storage), which every viewer opens.
 
-Values are 16 bits with one RescaleSlope, and come back within 1/65535 of their range. The series is derived: new UIDs,
-in the study and the frame of reference of a DICOM source. Only with `keep_identity` does it tell of the patient.
+Values are 16 bits with one RescaleSlope: whole numbers come back as they are, others within 1/65535 of their range. The
+series is derived: new UIDs, in the study and the frame of reference of a DICOM source. Only with `keep_identity` does it
+tell of the patient.
 """
 
 # ruff: noqa: SIM905 - lists of keywords, as lists a line for each
@@ -59,7 +60,8 @@ def write(
     low, high = float(images.min()), float(images.max())
     found = f"{source.path}: what is written as DICOM holds {low} to {high}"
     expect(np.isfinite(high - low), found, "finite numbers")
-    slope, intercept = _number((high - low) / 65535 or 1), _number(low)
+    exact = high - low <= 65535 and np.array_equal(images, np.rint(images))
+    slope, intercept = _number(1 if exact else (high - low) / 65535), _number(low)
     common = _common(attributes, source, source_file, keep_identity)
     common.RescaleSlope, common.RescaleIntercept, common.RescaleType = slope, intercept, "US"
     first, last = np.percentile(images, (0.1, 99.9))
