@@ -30,7 +30,7 @@ warnings.filterwarnings("ignore", module="pydicom")
 _READS = 2**20  # of a header at most: three may take 40 us and 700 bytes, the header of an honest file 200 for a frame
 _PIXELS = 2**24  # of a slice at most
 _FRAMES = 2**16  # of a file at most
-IDENTITY = "PatientName PatientID OtherPatientIDs OtherPatientNames PatientBirthDate AccessionNumber".split()
+_IDENTITY = "PatientName PatientID OtherPatientIDs OtherPatientNames PatientBirthDate AccessionNumber".split()
 # What splits a series into stacks, beside the orientation: kind of image, echo, time, diffusion.
 _STACKS = """SeriesInstanceUID ImageType FrameType ComplexImageComponent EchoNumbers EchoTime EffectiveEchoTime
     TemporalPositionIdentifier TemporalPositionIndex DiffusionBValue DiffusionGradientOrientation""".split()
@@ -44,7 +44,7 @@ _GROUPS = """PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequenc
     MRTimingAndRelatedParametersSequence""".split()
 _PIXEL_MODULE = """SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns
     BitsAllocated BitsStored PixelRepresentation ExtendedOffsetTable ExtendedOffsetTableLengths""".split()
-_WANTED: list[Any] = [*IDENTITY, *_VALUES, *_PIXEL_MODULE, _SHARED, _PER_FRAME, "ModalityLUTSequence"]
+_WANTED: list[Any] = [*_IDENTITY, *_VALUES, *_PIXEL_MODULE, _SHARED, _PER_FRAME, "ModalityLUTSequence"]
 
 
 class ImageFile(NamedTuple):
@@ -113,9 +113,8 @@ def _read_frames(path: str, size: int, version: tuple[int, int]) -> tuple[Frame,
             header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_WANTED)
             if "Rows" not in header:
                 kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
-                expect(
-                    kind and "Image Storage" not in UID(kind).name, "is damaged", "a whole DICOM file; copy it again"
-                )
+                other = kind and "Image Storage" not in UID(kind).name
+                expect(other, "is damaged", "a whole DICOM file; copy it again")
                 return ()
             return tuple(_frames(header, _describe_file(path, header, file, size), file.left))
     except UserError as error:
@@ -139,7 +138,7 @@ def _describe_file(path: str, header: pydicom.FileDataset, file: Header, size: i
     least = frames * (8 if syntax.is_encapsulated else rows * columns * bits // 8)
     found = f"has {size - offset} bytes of pixel data, {frames} frames of {rows} x {columns} take {least}"
     expect(least <= size - offset, found, "a whole file; copy it again")
-    identity = frozenset(word for name in IDENTITY for word in _words(str(header.get(name) or "")))
+    identity = frozenset(word for name in _IDENTITY for word in _words(str(header.get(name) or "")))
     fault, inverted = _find_fault(header, syntax, options), None
     if options["photometric_interpretation"] == "MONOCHROME1":
         inverted = -1 if options["pixel_representation"] else 2 ** int(options["bits_stored"]) - 1

@@ -1,8 +1,8 @@
 """Write a volume as a folder of single-frame DICOM files (MR Image Storage), which every viewer opens.
 
-Values are 16 bits with one RescaleSlope: whole numbers come back as they are, others within 1/65535 of their range. The
-series is derived: new UIDs, in the study and the frame of reference of a DICOM source. Only with `keep_identity` does it
-tell of the patient.
+Values are 16 bits with one RescaleSlope: whole numbers come back as they are, others within 1/65535 of their range.
+The series is derived: new UIDs, in the study and the frame of reference of a DICOM source. Only with `keep_identity`
+does it tell of the patient.
 """
 
 # ruff: noqa: SIM905 - lists of keywords, as lists a line for each
