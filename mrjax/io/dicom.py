@@ -165,6 +165,9 @@ def _find_stack(path: str) -> Stack:
     file = os.path.join(folder, os.path.basename(path))
     if error := faults.get(file) or (whole and next(iter(faults.values()), None)):
         raise error
+    if not whole:  # of many volumes in one folder only this one is split
+        own = {frame.stack for frame in frames if frame.file.path == file}
+        frames = [frame for frame in frames if frame.stack in own]
     stacks = [stack for stack in _split(frames) if whole or any(frame.file.path == file for frame in stack)]
     expect(stacks, f"{path}: holds no image", "DICOM images")
     expect(len(stacks) == 1, f"{path}: holds {len(stacks)} stacks of slices (by series, echo, time or plane)", "one")

@@ -161,12 +161,8 @@ def _find_fault(header: Dataset, syntax: UID, options: dict[str, Any]) -> str:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         return f"has the transfer syntax {syntax.name}, expected one of single images"
-    return "" if decoder.is_available else _missing_packages(syntax)
-
-
-def _missing_packages(syntax: UID) -> str:
-    missing = "; ".join(get_decoder(syntax).missing_dependencies)
-    return f"is compressed as {syntax.name}, expected a package that can decode it: {missing or 'dcmtk, to decompress'}"
+    packages = "; ".join(decoder.missing_dependencies)
+    return "" if decoder.is_available else f"is compressed as {syntax.name}, expected a package for it: {packages}"
 
 
 def _frames(header: Dataset, file: ImageFile, left: list[int]) -> Iterator[Frame]:
@@ -180,7 +176,7 @@ def _frames(header: Dataset, file: ImageFile, left: list[int]) -> Iterator[Frame
         if axes is not None:
             axes = axes.reshape(2, 3)
             square = np.abs(axes @ axes.T - np.eye(2)).max() < 0.01
-            expect(square, "has an ImageOrientationPatient", "two unit vectors at a right angle")
+            expect(square, "its ImageOrientationPatient is no plane's", "two unit vectors at a right angle")
             axes = axes / np.linalg.norm(axes, axis=1, keepdims=True)
         spacing = _numbers(values, "PixelSpacing", 2)
         orientation = None if axes is None else tuple(np.round(axes, 3).ravel() + 0.0)
@@ -227,7 +223,7 @@ def _numbers(values: dict[str, Any], name: str, count: int) -> np.ndarray | None
         return None
     numbers = np.asarray(value, np.float64)
     fits = numbers.shape == (count,) and np.abs(numbers).max() < 1e6  # false for NaN as well
-    expect(fits, f"has an {name} of {numbers.size} values", f"{count} finite numbers")
+    expect(fits, f"its {name} holds {numbers.size} values", f"{count} finite numbers")
     return numbers
 
 
@@ -268,9 +264,9 @@ def read_pixels(frame: Frame) -> np.ndarray:
             pixels, _ = decoder.as_array(opened, index=frame.number, raw=True, **file.options)
         values = pixels.reshape(file.shape).astype(np.float64)
     except Exception as error:  # decoders raise anything
-        hint = f", or it {_missing_packages(UID(file.syntax))}" if decoder.is_encapsulated else ""
-        found = f"{file.path}: frame {frame.number} cannot be decoded ({type(error).__name__})"
-        raise UserError(f"{found}, expected a whole file{hint}") from None
+        packages = "".join(f", or {package}" for package in decoder.missing_dependencies)
+        found = f"{file.path}: frame {frame.number} ({decoder.UID.name}) cannot be decoded ({type(error).__name__})"
+        raise UserError(f"{found}, expected a whole file{packages}") from None
     if file.inverted is not None:
         values = file.inverted - values
     return (values * frame.slope + frame.intercept).astype(np.float32)

@@ -44,7 +44,7 @@ def sagittal_oblique() -> np.ndarray:
     return nibabel.affines.from_matvec(rotation @ plane * [1.5, 1.5, 4], [40, 60, 80])
 
 
-def header(index: int, affine: np.ndarray, **values: Any) -> Dataset:
+def header(index: float, affine: np.ndarray, **values: Any) -> Dataset:
     """What the header of an MR image says, its pixels aside."""
     dataset = Dataset()
     dataset.SOPClassUID, dataset.SOPInstanceUID = MRImageStorage, generate_uid()
@@ -239,6 +239,15 @@ def test_a_file_without_preamble_is_read(tmp_path: Path) -> None:
             assert np.array_equal(read(path)[1], stack(1))
 
 
+def test_slices_a_little_off_their_places_are_a_volume(tmp_path: Path) -> None:
+    jitter = np.random.default_rng(0).uniform(-0.02, 0.02, 6)
+    for index, off in enumerate(jitter):
+        save(tmp_path / f"IM{index}", header(index + off, sagittal_oblique()), stack()[index])
+    volume, found = read(tmp_path)
+    assert np.array_equal(found, stack())
+    np.testing.assert_allclose(volume.affine, sagittal_oblique(), atol=0.3)
+
+
 def break_series(folder: Path, fault: str) -> None:
     paths = sorted(folder.iterdir())
     middle = pydicom.dcmread(paths[2])
@@ -290,10 +299,10 @@ def test_a_series_that_is_no_volume_is_refused_with_a_sentence(tmp_path: Path, f
         ({"BitsAllocated": 1}, ExplicitVRLittleEndian, "has 1 bits a pixel"),
         ({"Rows": 60000, "Columns": 60000}, ExplicitVRLittleEndian, "has slices of 60000 x 60000"),
         ({}, DeflatedExplicitVRLittleEndian, "its header is deflated, expected a plain one"),
-        ({}, JPEGLSLossless, "is compressed as JPEG-LS Lossless.*expected a package that can decode it: .*pyjpegls"),
+        ({}, JPEGLSLossless, "is compressed as JPEG-LS Lossless.*expected a package for it: .*pyjpegls"),
         ({}, "1.2.840.10008.1.2.4.100", "has the transfer syntax MPEG2"),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, ExplicitVRLittleEndian, "two unit vectors at a right angle"),
-        ({"ImagePositionPatient": [1, 0]}, ExplicitVRLittleEndian, "ImagePositionPatient of 2 values, expected 3"),
+        ({"ImagePositionPatient": [1, 0]}, ExplicitVRLittleEndian, "ImagePositionPatient holds 2 values, expected 3"),
     ],
 )
 def test_images_that_cannot_be_read_are_refused_with_a_sentence(
@@ -314,6 +323,12 @@ def test_compressed_files_of_pydicom_are_those_that_are_not(tmp_path: Path, name
     _, found = read(shutil.copy(get_testdata_file(f"{name}.dcm"), tmp_path / "IM1"))
     with pydicom.dcmread(plain) as dataset:
         assert np.array_equal(found, dataset.pixel_array.reshape(found.shape))
+
+
+def test_a_frame_that_no_plugin_decodes_is_a_sentence_that_names_packages(tmp_path: Path) -> None:
+    path = shutil.copy(get_testdata_file("JPEG-lossy.dcm"), tmp_path)  # 12 bits, of which Pillow decodes 8
+    with pytest.raises(UserError, match=r"frame 0 \(JPEG Extended .*cannot be decoded .*expected a whole.*pylibjpeg"):
+        read(path)
 
 
 def test_check_of_files_of_pydicom_ends_with_a_table_and_sentences(tmp_path: Path, capsys) -> None:
