@@ -20,7 +20,7 @@ import numpy as np
 from mrjax.errors import UserError, expect
 from mrjax.io.files import read_start
 from mrjax.io.images import ImageHeader, ImageReader
-from mrjax.io.storage import NATIVE, Storage
+from mrjax.io.storage import NATIVE, Storage, parallel_file
 from mrjax.io.volume import Volume
 
 if TYPE_CHECKING:
@@ -63,15 +63,23 @@ class DicomReader(ImageReader):
         return sorted(set(found)) or paths
 
     def read_header(self, path: str) -> ImageHeader:
-        """Read the headers of a stack of slices, and keep where they are."""
-        stack = self._stacks[path] = _find_stack(path)
+        """Read the headers of a stack of slices."""
+        stack = self._stack(path)
         file = stack.frames[0].file
         return ImageHeader((len(stack.frames), *file.shape), np.dtype(np.float32), file.contrast, stack.affine)
 
+    def _stack(self, path: str) -> Stack:
+        """Return the stack as it was described, or else find it."""
+        if (stack := self._stacks.get(path)) is None:
+            stack = self._stacks[path] = _find_stack(path)
+        return stack
+
     def describe(self, path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:
         """Describe a volume by its headers; it goes by a hash where its file's or folder's name tells the patient's."""
+        for known in (path, parallel_file(path)):
+            self._stacks.pop(str(known), None)  # they may have changed
         volume = super().describe(path, layout, storage)
-        frame = self._stacks[path].frames[0]
+        frame = self._stack(path).frames[0]
         name = os.path.basename(os.path.abspath(path))
         name = Path(name).stem if name.lower().endswith(_FILE_SUFFIXES) else name
         if _files().names_patient(name, frame.file.identity):
@@ -80,9 +88,7 @@ class DicomReader(ImageReader):
 
     def read_image(self, path: str, index: int) -> np.ndarray:
         """Read a slice (height, width) float32, as DICOM shows it."""
-        if path not in self._stacks:
-            self._stacks[path] = _find_stack(path)
-        return _files().read_pixels(self._stacks[path].frames[index])
+        return _files().read_pixels(self._stack(path).frames[index])
 
     def write(
         self,
