@@ -111,7 +111,8 @@ def _common(attributes: Mapping[str, Any], source: Volume, source_file: str | No
         name.removeprefix(f"{_MARK}_"): value for name, value in attributes.items() if name.startswith(f"{_MARK}_")
     }
     texts = (f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items())
-    common.DerivationDescription = "; ".join([f"{_MARK} {'reconstruction' if facts else 'conversion'}", *texts])[:1024]
+    what = f"{'reconstruction' if facts else 'conversion'}{' of simulated k-space' * source.simulated}"
+    common.DerivationDescription = "; ".join([f"{_MARK} {what}", *texts])[:1024]
     if not keep_identity:
         common.PatientIdentityRemoved, common.LongitudinalTemporalInformationModified = "YES", "REMOVED"
         common.DeidentificationMethod = f"{_MARK}: no patient, no dates, acquisition parameters only"

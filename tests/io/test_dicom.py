@@ -1,6 +1,7 @@
 """DICOM series are read by position and by no name, written as derived ones, and say nothing of the patient."""
 
 import concurrent.futures
+import dataclasses
 import pickle
 import shutil
 import subprocess
@@ -429,9 +430,12 @@ def test_values_and_geometry_survive_the_way_to_dicom_and_back(tmp_path: Path, s
     assert np.abs(values - images).max() <= np.ptp(images) / 65535
 
 
-def test_a_flat_volume_without_geometry_is_written(tmp_path: Path) -> None:
+def test_a_flat_volume_without_geometry_is_written_and_says_what_it_is(tmp_path: Path) -> None:
     images = np.full((3, 10, 14), 7, np.float32)
-    READER.write(tmp_path / "a.dicom", {"reconstruction": images}, {}, write_t5(tmp_path / "a.t5", images))
+    source = dataclasses.replace(write_t5(tmp_path / "a.t5", images), simulated=True)
+    READER.write(tmp_path / "a.dicom", {"reconstruction": images}, {"mrjax_method": "cs", "mrjax_psnr": 30.0}, source)
+    told = pydicom.dcmread(tmp_path / "a.dicom" / "0001.dcm").DerivationDescription
+    assert told == "mrjax reconstruction of simulated k-space; method cs; psnr 30"
     volume, found = read(tmp_path / "a.dicom")
     assert np.array_equal(found, images)
     np.testing.assert_allclose(volume.affine, TO_LPS)
