@@ -61,7 +61,7 @@ def write(
     found = f"{source.path}: what is written as DICOM holds {low} to {high}"
     expect(np.isfinite(high - low), found, "finite numbers")
     exact = high - low <= 65535 and np.array_equal(images, np.rint(images))
-    slope, intercept = _number(1 if exact else (high - low) / 65535), _number(low)
+    slope, intercept = _number(1 if exact else (high - low) / 65535 or 1), _number(low)
     common = _common(attributes, source, source_file, keep_identity)
     common.RescaleSlope, common.RescaleIntercept, common.RescaleType = slope, intercept, "US"
     first, last = np.percentile(images, (0.1, 99.9))
@@ -107,9 +107,7 @@ def _common(attributes: Mapping[str, Any], source: Volume, source_file: str | No
     common.SeriesInstanceUID, common.SeriesNumber = _uid(), 1000
     contrast = source.contrast.replace("\\", "/")
     common.ProtocolName, common.SeriesDescription = contrast, f"{contrast[:50]} ({_MARK})"
-    facts = {
-        name.removeprefix(f"{_MARK}_"): value for name, value in attributes.items() if name.startswith(f"{_MARK}_")
-    }
+    facts = {name.removeprefix("mrjax_"): value for name, value in attributes.items() if name.startswith("mrjax_")}
     texts = (f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items())
     what = f"{'reconstruction' if facts else 'conversion'}{' of simulated k-space' * source.simulated}"
     common.DerivationDescription = "; ".join([f"{_MARK} {what}", *texts])[:1024]

@@ -431,7 +431,7 @@ def test_values_and_geometry_survive_the_way_to_dicom_and_back(tmp_path: Path, s
 
 
 def test_a_flat_volume_without_geometry_is_written_and_says_what_it_is(tmp_path: Path) -> None:
-    images = np.full((3, 10, 14), 7, np.float32)
+    images = np.full((3, 10, 14), 7.5, np.float32)
     source = dataclasses.replace(write_t5(tmp_path / "a.t5", images), simulated=True)
     READER.write(tmp_path / "a.dicom", {"reconstruction": images}, {"mrjax_method": "cs", "mrjax_psnr": 30.0}, source)
     told = pydicom.dcmread(tmp_path / "a.dicom" / "0001.dcm").DerivationDescription
