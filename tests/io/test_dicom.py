@@ -332,15 +332,14 @@ def test_a_frame_that_no_plugin_decodes_is_a_sentence_that_names_packages(tmp_pa
         read(path)
 
 
-def test_check_of_files_of_pydicom_ends_with_a_table_and_sentences(tmp_path: Path, capsys) -> None:
+def test_check_of_files_of_pydicom_ends_with_volumes_and_sentences(tmp_path: Path) -> None:
     for name in ("MR_small", "MR_truncated", "emri_small", "CT_small", "SC_rgb", "test-SR", "MR2_J2KI"):
         (tmp_path / name).mkdir()
         shutil.copy(get_testdata_file(f"{name}.dcm"), tmp_path / name)
-    assert check.main(["check", str(tmp_path)]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert sum("float32" in line for line in lines) == 4
-    assert sum(line.startswith("FAULT") for line in lines) == 3
-    assert "1024 x 1024" in next(line for line in lines if "MR2_J2KI" in line)
+    volumes, faults, _ = check.check(readers.find(str(tmp_path)))
+    shapes = [(volume.slices, *volume.data_shape) for volume in volumes]
+    assert sorted(shapes) == [(1, 64, 64), (1, 128, 128), (1, 1024, 1024), (10, 64, 64)]
+    assert [Path(fault.partition(":")[0]).stem for fault in faults] == ["MR_truncated", "SC_rgb", "test-SR"]
 
 
 def test_without_pydicom_a_sentence_names_what_to_install(tmp_path: Path, monkeypatch) -> None:
