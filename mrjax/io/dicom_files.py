@@ -10,17 +10,25 @@ import io
 import logging
 import os
 import re
+import struct
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.filereader import read_sequence
 from pydicom.pixels import as_pixel_options, get_decoder
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+)
 
 from mrjax.errors import UserError, expect
 
@@ -253,6 +261,17 @@ def _contrast(values: dict[str, Any], identity: frozenset[str]) -> str:
     return " ".join(filter(None, parts)) or "unknown"
 
 
+def _require_size(opened: BinaryIO, frame: Frame) -> None:
+    """Raise an error if a JPEG 2000 stream, of 300 bytes maybe, says that it holds a larger image than the header."""
+    if frame.file.syntax in JPEG2000TransferSyntaxes:
+        stream = get_frame(opened, frame.number, number_of_frames=frame.file.options["number_of_frames"])
+        start = stream.index(b"\xff\x4f\xff\x51") + 8
+        right, bottom, left, top = struct.unpack(">4L", stream[start : start + 16])
+        if (bottom - top, right - left) != frame.file.shape:
+            raise ValueError
+        opened.seek(frame.file.offset)
+
+
 @np.errstate(over="ignore", invalid="ignore")
 def read_pixels(frame: Frame) -> np.ndarray:
     """Decode a frame, (height, width) float32; `UserError` if it is damaged."""
@@ -261,6 +280,7 @@ def read_pixels(frame: Frame) -> np.ndarray:
     try:
         with open(file.path, "rb") as opened:
             opened.seek(file.offset)
+            _require_size(opened, frame)
             pixels, _ = decoder.as_array(opened, index=frame.number, raw=True, **file.options)
         values = pixels.reshape(file.shape).astype(np.float64)
     except Exception as error:  # decoders raise anything

@@ -1,10 +1,12 @@
 """DICOM files that are damaged, or made to do harm."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
@@ -90,9 +92,13 @@ def dicom_huge_claims(rng: np.random.Generator, folder: Path) -> Path:
     if rng.random() < 0.5:
         return save(folder / "a.dcm", dataset)
     # A segment of run lengths that is as long as it may be: 64 bytes from each.
-    packed = struct.pack("<16L", 2, 64, 64 + 2**16, *[0] * 13) + b"\x81\0" * 2**16
+    packed, syntax = struct.pack("<16L", 2, 64, 64 + 2**16, *[0] * 13) + b"\x81\0" * 2**16, RLELossless
+    if rng.random() < 0.5:
+        Image.new("I;16", (16, 16)).save(stream := io.BytesIO(), "JPEG2000", no_jp2=True)
+        sizes = struct.pack(">8L", *(width := [int(rng.choice([16, 12000, 2**31]))] * 2), 0, 0, *width, 0, 0)
+        packed, syntax = stream.getvalue()[:8] + sizes + stream.getvalue()[40:], JPEG2000Lossless
     dataset.PixelData = encapsulate([packed])
-    return save(folder / "a.dcm", dataset, rng.choice([RLELossless, JPEG2000Lossless]))
+    return save(folder / "a.dcm", dataset, syntax)
 
 
 def dicom_other_values(rng: np.random.Generator, folder: Path) -> Path:

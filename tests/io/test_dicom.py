@@ -269,6 +269,26 @@ def break_series(folder: Path, fault: str) -> None:
         middle.save_as(paths[2])
 
 
+def test_an_enhanced_file_of_two_stacks_is_refused(tmp_path: Path) -> None:
+    dataset = enhanced(stack(), sagittal_oblique(), [0, 1, 2, 0, 1, 2])
+    for frame in dataset.PerFrameFunctionalGroupsSequence[3:]:
+        frame.MREchoSequence = [Dataset()]
+        frame.MREchoSequence[0].EffectiveEchoTime = 80
+    save(tmp_path / "two.dcm", dataset, dataset.PixelData)
+    with pytest.raises(UserError, match="holds 2 stacks of slices"):
+        readers.describe(readers.find(str(tmp_path))[0])
+
+
+def test_a_small_stream_that_says_it_holds_a_large_image_is_not_decoded(tmp_path: Path, recwarn) -> None:
+    path = Path(shutil.copy(get_testdata_file("MR_small_jp2klossless.dcm"), tmp_path))
+    data = path.read_bytes()
+    place = data.index(b"\xff\x4f\xff\x51") + 8
+    path.write_bytes(data[:place] + np.array([12000, 12000, 0, 0] * 2, ">u4").tobytes() + data[place + 32 :])
+    with pytest.raises(UserError, match=r"frame 0 \(JPEG 2000 .*cannot be decoded \(ValueError\)"):
+        read(path)
+    assert not recwarn, "Pillow, which warns of large images, has not seen it"
+
+
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
