@@ -47,7 +47,7 @@ def main(_: list[str]) -> int:
     status = 0
     for path in paths:
         try:
-            print(printable(reconstruct_file(inference, path, output)))
+            print(printable(reconstruct_file(inference, path, output, flags.FLAGS.keep_identity)))
         except UserError as error:
             logger.error("%s", error)
             status = 1
@@ -56,10 +56,10 @@ def main(_: list[str]) -> int:
 
 def require_free_names(paths: list[str], output: Path) -> None:
     """Raise a `UserError` if two results would have one name, or one would replace what is no result."""
-    counts = collections.Counter(map(stem, paths))
+    names = {path: _name(path) for path in paths}
+    counts = collections.Counter(names.values())
     inputs = {Path(path).resolve() for path in paths}
-    for path in paths:
-        name = stem(path)
+    for path, name in names.items():
         found = f"--input holds {counts[name]} files named {name}"
         expect(counts[name] == 1, found, "names that differ: results go by them")
         found = f"--output is {output}, where a result would replace {path}"
@@ -70,7 +70,14 @@ def require_free_names(paths: list[str], output: Path) -> None:
             expect(file.exists() and readers.describe(str(file)).layout == "image", found, "another folder")
 
 
-def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
+def _name(path: str) -> str:
+    try:
+        return readers.describe(path).name
+    except UserError:  # which the reconstruction will raise, unless it knows the names in the file
+        return stem(path)
+
+
+def reconstruct_file(inference: Inference, path: str, output: Path, keep_identity: bool = False) -> str:
     """Reconstruct a file and return a line about the results; `UserError` if the file is faulty.
 
     <name>.t5 has the attributes and the header of the file it came from. <name>.png shows the middle slice: corrupted,
@@ -97,7 +104,7 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
     attributes |= {f"mrjax_{name.lower()}": value for name, value in (inference.source | after).items()}
     places = readers.result_places(file, volume)
     for place, reader in places:
-        reader.write(place, {"reconstruction": result}, attributes, volume)
+        reader.write(place, {"reconstruction": result}, attributes, volume, keep_identity)
     middle = volume.slices // 2
     panel = {name: image[middle] for name, image in images.items()}
     note = ", simulated k-space" * volume.simulated
@@ -113,4 +120,5 @@ if __name__ == "__main__":
     define_flags()
     flags.DEFINE_string("input", None, "a scan of any known format, a folder or a glob of them", required=True)
     flags.DEFINE_string("output", None, "folder for the results", required=True)
+    flags.DEFINE_bool("keep_identity", False, "whether results in DICOM say of the patient what the source does")
     cli.run(main, functools.partial(check_flags, required=False), one_process=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 import uuid
 from collections.abc import Iterator
@@ -43,6 +44,38 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to write to, and rename it to `path` at the end, in the place of the folder there.
+
+    A failure leaves no folder, or the old one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex}") for _ in range(2))
+    try:
+        part.mkdir()
+        yield part
+        if path.exists():
+            os.replace(path, old)
+        os.replace(part, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def read_start(path: str) -> bytes:
+    """Read the first 512 bytes of a file; none of what is no file, or cannot be read."""
+    if not os.path.isfile(path):  # to open a pipe would wait for ever
+        return b""
+    try:
+        with open(path, "rb") as file:
+            return file.read(512)
+    except OSError:  # a reader will say why
+        return b""
 
 
 def to_json(values: Any, indent: int | None = None) -> str:

@@ -8,29 +8,26 @@ from pathlib import Path
 import numpy as np
 
 from mrjax.errors import expect
+from mrjax.io.dicom import DicomReader
+from mrjax.io.files import read_start
 from mrjax.io.hdf5 import Hdf5Reader
 from mrjax.io.ismrmrd import IsmrmrdReader
 from mrjax.io.nifti import NiftiReader
 from mrjax.io.storage import NATIVE, Storage, parallel_file
 from mrjax.io.volume import Reader, Volume
 
-READERS: dict[str, Reader] = {"ismrmrd": IsmrmrdReader(), "nifti": NiftiReader(), "hdf5": Hdf5Reader()}
+READERS: dict[str, Reader] = {
+    "ismrmrd": IsmrmrdReader(),
+    "nifti": NiftiReader(),
+    "dicom": DicomReader(),
+    "hdf5": Hdf5Reader(),
+}
 
 
 def reader_for(path: str) -> Reader:
     """Return the reader of a file or folder by its contents; HDF5's, which says what is wrong, if it is no reader's."""
-    start = _read_start(path)
+    start = read_start(path)
     return next((reader for reader in READERS.values() if reader.recognises(path, start)), READERS["hdf5"])
-
-
-def _read_start(path: str) -> bytes:
-    if not os.path.isfile(path):  # to open a pipe would wait for ever
-        return b""
-    try:
-        with open(path, "rb") as file:
-            return file.read(512)
-    except OSError:  # `describe` will say why
-        return b""
 
 
 def find(paths: str | Iterable[str]) -> list[str]:
@@ -40,17 +37,20 @@ def find(paths: str | Iterable[str]) -> list[str]:
     """
     if not isinstance(paths, str):
         return sorted({found for path in paths for found in find(str(path))})
-    if os.path.isdir(paths) and not _is_volume(paths):
+    walked = os.path.isdir(paths) and not _is_volume(paths)
+    if walked:
         found = [os.path.normpath(path) for path in _walk(paths) if _is_volume(path)]
-        found = [path for path in found if not parallel_file(path, of_target=True)]
     elif os.path.exists(paths):
         found = [paths]
     else:
         found = [path for path in glob.glob(paths, recursive=True) if os.path.isfile(path)]
     *most, last = [suffix for reader in READERS.values() for suffix in reader.suffixes]
     what = f"no {', '.join(most)} or {last} file in it" if os.path.isdir(paths) else "no such file or folder"
+    found = sorted(set(_group(found)))
+    if walked:
+        found = [path for path in found if not parallel_file(path, of_target=True)]
     expect(found, f"{paths}: {what}", "a file, a folder of them or a glob")
-    return sorted(_group(found))
+    return found
 
 
 def _is_volume(path: str) -> bool:
@@ -58,7 +58,7 @@ def _is_volume(path: str) -> bool:
     known = any(path.lower().endswith(reader.suffixes) for reader in READERS.values())
     if known or os.path.isdir(path):
         return known
-    start = _read_start(path)
+    start = read_start(path)
     return bool(start) and any(reader.recognises(path, start) for reader in READERS.values())
 
 

@@ -90,7 +90,7 @@ def complex_dtype(real: np.dtype) -> np.dtype:
 
 
 def parallel_file(path: str, *, of_target: bool = False) -> str | None:
-    """Return the file with the target of this one, or the reverse; None if there is none.
+    """Return the file or folder with the target of this one, or the reverse; None if there is none.
 
     It has the same name in a parallel folder, or is `<name>_target` beside `<name>_input`, of the same suffix.
     """
@@ -105,6 +105,6 @@ def parallel_file(path: str, *, of_target: bool = False) -> str | None:
         if old in parts[:-1]:
             place = len(parts) - 2 - parts[-2::-1].index(old)
             other = Path(*parts[:place], new, *parts[place + 1 :])
-            if other.is_file():
+            if other.exists():
                 return str(other)
     return None

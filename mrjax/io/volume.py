@@ -43,12 +43,13 @@ class Volume:
     repetitions: tuple[str, ...] = ()  # files of the other repetitions of this scan
     # (4, 4) float64 from (column, row, slice, 1) to millimetres towards right, front and up, as NIfTI's; None: unknown
     affine: np.ndarray | None = dataclasses.field(default=None, compare=False)
+    alias: str = ""  # what results go by instead of the file's name, which may be the patient's
     simulated: bool = False  # whether k-space is computed from images, of which the phase and the coils are invented
 
     @property
     def name(self) -> str:
-        """The file's name without folder and suffix."""
-        return stem(self.path)
+        """The alias, or else the file's name without folder and suffix."""
+        return self.alias or stem(self.path)
 
     @property
     def slices(self) -> int:
