@@ -1,6 +1,7 @@
 """A checkpoint, or a method that needs none, applied to volumes: at each file's own grid and in its units."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,13 @@ from mrjax.mri.fourier import magnitude_host
 from mrjax.mri.grid import Grid
 from mrjax.mri.tasks import as_measured
 from mrjax.parallel import sharding
+from mrjax.report.html import Report
+from mrjax.report.run_log import read_rows
 from mrjax.train_step import Recipe
+
+_INPUTS = {"kspace": "zero-filled", "paired": "input", "denoise": "one scan", "noise2noise": "one scan"}
+_LABELS = {"unet": "U-Net", "unet_dc": "U-Net + DC", "varnet": "VarNet"}
+_LABELS |= {"zero_filled": "zero-filled", "sense": "SENSE", "cs": "compressed sensing"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +82,12 @@ class Inference:
         predict_measured = train_step.jit_predict(dataclasses.replace(recipe, task=as_measured))
         return cls(config, source, recipe.mesh, params, train_step.jit_predict(recipe), predict_measured)
 
+    @property
+    def labels(self) -> tuple[str, str]:
+        """The names of input and reconstruction in tables."""
+        name = self.source.get("method") or self.config.model.name
+        return _INPUTS.get(self.config.task, "corrupted"), _LABELS.get(name, name)
+
     def reconstruct(self, volume: Volume) -> dict[str, np.ndarray]:
         """Reconstruct all slices of a volume.
 
@@ -123,6 +136,23 @@ class Inference:
         if volume.target and self.config.task not in splits.REPETITION_TASKS:
             return np.abs(readers.read_slices(volume.path, volume.target, volume.slices)).astype(np.float32)
         return None
+
+
+def write_report(report: Report, path: Path, inference: Inference, workdir: str | None, data: str) -> None:
+    """Write the report of an inference on `data`, with the learning curves of the run in `workdir` if it has any."""
+    config, step, label = inference.config, inference.source.get("step"), inference.labels[1]
+    values, known = configs.flat(config), configs.flat(configs.defaults())
+    facts = {"data": data, "method": label if step is None else f"{label}, step {step} of {workdir}"}
+    if config.task != "paired":
+        acquisition = config.acquisition
+        drawn = zip(acquisition.accelerations, acquisition.centre_fractions, strict=True)
+        rates = " or ".join(f"{rate:g}x with {100 * centre:g} % in the centre" for rate, centre in drawn)
+        stored = acquisition.mask == "stored"
+        facts["undersampling"] = "by each file's own mask" if stored else f"{acquisition.mask}, {rates}"
+        facts["undersampling"] += "; of k-space that is undersampled already, as it was measured"
+    fields = {name: (values[name], known[name]) for name in sorted(values)}
+    title = f"{label} on {data}" if step is None else f"{label} after {step:,} steps on {data}"
+    report.write(path, title, inference.labels, facts, fields, read_rows(workdir) if workdir else [])
 
 
 def define_flags() -> None:

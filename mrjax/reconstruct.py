@@ -1,4 +1,4 @@
-"""Reconstruct files with a checkpoint, or without any: for each a .t5 with the reconstruction and a picture of it.
+"""Reconstruct files with a checkpoint, or without any: for each a .t5 and a picture, and report.html on all of them.
 
     python -m mrjax.reconstruct --workdir=runs/unet --input=scan.t5 --output=out
     python -m mrjax.reconstruct --method=cs --input=scan.t5 --output=out
@@ -25,10 +25,10 @@ from mrjax import cli
 from mrjax.config import check_flags
 from mrjax.data import checks, plausibility, repetitions, splits
 from mrjax.errors import UserError, expect, printable
-from mrjax.inference import Inference, define_flags, from_flags
+from mrjax.inference import Inference, define_flags, from_flags, write_report
 from mrjax.io import readers
 from mrjax.measures import evaluator
-from mrjax.report import figures
+from mrjax.report import figures, html
 
 logger = logging.getLogger("mrjax.reconstruct")
 
@@ -41,13 +41,16 @@ def main(_: list[str]) -> int:
         size = "x".join(map(str, inference.config.data.image_size)) or "each file's own number of"
         logger.info("%s: step %d, trained at %s pixels", flags.FLAGS.workdir, step, size)
     require_free_names(paths, output)
-    status = 0
+    status, report, page = 0, html.Report(len(paths)), output / "report.html"
     for path in paths:
         try:
-            print(printable(reconstruct_file(inference, path, output)))
+            print(printable(reconstruct_file(inference, path, output, report)))
         except UserError as error:
             logger.error("%s", error)
             status = 1
+    if report.rows:
+        write_report(report, page, inference, flags.FLAGS.workdir, flags.FLAGS.input)
+        logger.info("to look at in a browser: %s", page)
     return status
 
 
@@ -55,6 +58,9 @@ def require_free_names(paths: list[str], output: Path) -> None:
     """Raise a `UserError` if two results would have one name, or one would replace what is no result."""
     counts = collections.Counter(Path(path).stem for path in paths)
     inputs = {Path(path).resolve() for path in paths}
+    page = output / "report.html"
+    found = f"--output is {output}, where {page.name} is no report of mrjax"
+    expect(not page.exists() or html.is_report(page), found, "another folder")
     for path in paths:
         name = Path(path).stem
         found = f"--input holds {counts[name]} files named {name}"
@@ -67,11 +73,11 @@ def require_free_names(paths: list[str], output: Path) -> None:
             expect(readers.describe(str(file)).layout == "image", found, "another folder")
 
 
-def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
+def reconstruct_file(inference: Inference, path: str, output: Path, report: html.Report | None = None) -> str:
     """Reconstruct a file and return a line about the results; `UserError` if the file is faulty.
 
     <name>.t5 has the attributes and the header of the file it came from. <name>.png shows the middle slice: corrupted,
-    reconstruction, target and error.
+    reconstruction, target and error. A report gets its images and metrics.
     """
     config = inference.config
     storage = splits.storage_of(config.data)
@@ -89,6 +95,8 @@ def reconstruct_file(inference: Inference, path: str, output: Path) -> str:
         volume = repetitions.add_repetitions(volume, storage)
     images = inference.reconstruct(volume)
     scores = evaluator.score_volume(images, volume)
+    if report is not None:
+        report.add(volume, images, scores)
     after, result, file = scores.get("reconstruction", {}), images["reconstruction"], output / f"{volume.name}.t5"
     attributes = {"max": result.max(), "norm": np.linalg.norm(result)}
     attributes |= {f"mrjax_{name.lower()}": value for name, value in (inference.source | after).items()}
