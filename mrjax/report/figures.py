@@ -34,7 +34,7 @@ MARGIN, GAP, HEADER, BAR = 28, 8, 144, 112  # pixels
 CURVES = {"loss": "training loss", "val/psnr": "validation PSNR, dB", "val/ssim": "validation SSIM"}
 SVG = {"text.color": TEXT, "axes.labelcolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT}
 SVG |= {"axes.edgecolor": DARK_GRID, "axes.facecolor": "none", "figure.facecolor": "none", "font.size": 9}
-SVG |= {"svg.fonttype": "none", "svg.hashsalt": "mrjax"}  # text stays text; the same file every time
+SVG |= {"svg.fonttype": "none"}  # text stays text
 
 
 def draw_panel(
@@ -100,7 +100,7 @@ def draw_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
 def curve_svgs(rows: Sequence[Mapping[str, float]]) -> Iterator[str]:
     """Draw each of the learning curves of `draw_curves` as an SVG for a dark page."""
     for key in CURVES:
-        with matplotlib.rc_context(SVG):
+        with matplotlib.rc_context(SVG | {"svg.hashsalt": key}):  # identifiers of its own, always the same
             figure = Figure(figsize=(4, 2.4), layout="constrained")
             _draw_curve(figure.add_subplot(), rows, key, METHOD_COLOURS["reconstruction"], DARK_GRID)
             yield _svg(figure)
@@ -113,7 +113,7 @@ def box_plot_svg(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     the median, its whiskers to the last volume within 1.5 times its length. Values that are not finite are left out.
     """
     groups = sorted({row["contrast"] for row in rows})
-    with matplotlib.rc_context(SVG):
+    with matplotlib.rc_context(SVG | {"svg.hashsalt": name}):
         figure = Figure(figsize=(4, 0.7 + 0.6 * len(groups)), layout="constrained")
         axes = figure.add_subplot()
         for (method, colour), marker, shift in zip(METHOD_COLOURS.items(), METHOD_MARKERS, (-0.18, 0.18), strict=True):
@@ -184,4 +184,4 @@ def _svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = text.getvalue()
-    return re.sub(r'<g id="\w+">', "<g>", svg[svg.index("<svg") :])
+    return re.sub(r'<g id="[^"]+">', "<g>", svg[svg.index("<svg") :])
