@@ -152,7 +152,9 @@ def write_report(report: Report, path: Path, inference: Inference, workdir: str 
         facts["undersampling"] += "; of k-space that is undersampled already, as it was measured"
     fields = {name: (values[name], known[name]) for name in sorted(values)}
     title = f"{label} on {data}" if step is None else f"{label} after {step:,} steps on {data}"
-    report.write(path, title, inference.labels, facts, fields, read_rows(workdir) if workdir else [])
+    report.write(
+        path, title[:1].upper() + title[1:], inference.labels, facts, fields, read_rows(workdir) if workdir else []
+    )
 
 
 def define_flags() -> None:

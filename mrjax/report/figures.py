@@ -32,7 +32,7 @@ LONG_SIDE = 2048  # pixels beyond which a narrow image is not magnified
 GAINS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)  # of the error's scale, where it fits
 MARGIN, GAP, HEADER, BAR = 28, 8, 144, 112  # pixels
 CURVES = {"loss": "training loss", "val/psnr": "validation PSNR, dB", "val/ssim": "validation SSIM"}
-SVG = {"text.color": TEXT, "axes.labelcolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT}
+SVG: dict[Any, Any] = {"text.color": TEXT, "axes.labelcolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT}
 SVG |= {"axes.edgecolor": DARK_GRID, "axes.facecolor": "none", "figure.facecolor": "none", "font.size": 9}
 SVG |= {"svg.fonttype": "none"}  # text stays text
 
@@ -121,9 +121,18 @@ def box_plot_svg(rows: Sequence[Mapping[str, Any]], name: str) -> str:
                 values = np.array([row[method][name] for row in rows if row["contrast"] == group])
                 values = values[np.isfinite(values)]
                 line = {"color": colour, "linewidth": 1.2}
-                parts = {part: line for part in ("boxprops", "whiskerprops", "capprops", "medianprops")}
-                box = {"positions": [place + shift], "widths": 0.26, "orientation": "horizontal", "manage_ticks": False}
-                axes.boxplot([values], showfliers=False, **box, **parts)
+                axes.boxplot(
+                    [values],
+                    positions=[place + shift],
+                    widths=0.26,
+                    orientation="horizontal",
+                    manage_ticks=False,
+                    showfliers=False,
+                    boxprops=line,
+                    whiskerprops=line,
+                    capprops=line,
+                    medianprops=line,
+                )
                 axes.plot(values, np.full(len(values), place + shift), marker, color=colour, markersize=3.5, alpha=0.7)
         # A contrast may hold "$", which matplotlib would parse as mathematics.
         axes.set_yticks(range(1, len(groups) + 1), [group[:16] for group in groups], parse_math=False)

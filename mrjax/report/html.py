@@ -40,7 +40,7 @@ class Report:
         notes = ["simulated"] if volume.simulated else []
         if volume.undersampled and volume.full_slices:
             notes.append(f"measured undersampled, {plausibility.acceleration(volume):.1f}x")
-        row = evaluator.describe(volume) | {"volume": printable(volume.name), "note": ", ".join(notes)} | scores
+        row = evaluator.describe(volume) | {"volume": printable(volume.name), "note": ", ".join(notes)} | dict(scores)
         self.rows.append(row)
         self._volumes.append(dataclasses.replace(volume, stored_mask=None))
         self._selection.add(row, volume, images)
@@ -73,6 +73,7 @@ class Report:
             rows=[(row, places.get(id(row))) for row in self.rows],
             notes=any(row["note"] for row in self.rows),
             scored=scored,
+            slices=sum(row["slices"] for row in self.rows),
             summary=evaluator.summarise(scored) if scored else {},
             boxes={name: figures.box_plot_svg(scored, name) for name in METRICS} if scored else {},
             curves=dict(zip(figures.CURVES.values(), figures.curve_svgs(curves), strict=True)) if curves else {},

@@ -1,4 +1,4 @@
-"""A report is one whole file: its metrics are evaluate's, its images are true to the grey level, names are only text."""
+"""A report is whole in one file: metrics are those of evaluate, images are true to a grey level, names are text."""
 
 import base64
 import dataclasses
@@ -17,7 +17,7 @@ from mrjax.io.volume import Volume
 from mrjax.measures import evaluator
 from mrjax.report import figures, html, selection
 
-HOSTILE = '<script>alert(1)<b> $x_{1}$ "&amp;\' \udcff'
+HOSTILE = "<script>alert(1)<b> $x_{1}$ \"&amp;' \udcff"
 
 
 def images_of(volume: Volume, noise: float) -> dict[str, np.ndarray]:

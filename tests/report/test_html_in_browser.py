@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from conftest import CHROMIUM
 from matplotlib import colormaps
+from test_html import add_volumes, images_of, write
 
 from mrjax.report import html
-
-from test_html import add_volumes, images_of, write
 
 pytestmark = pytest.mark.browser
 WIDTHS = {"desk": 1280, "phone": 390}

@@ -70,7 +70,7 @@ function show() {
   }
   const where = `slice ${slice.number + 1} of ${volume.total}`;
   find("image").setAttribute("aria-label", `${volume.name}, ${where}, ${data.labels[state.image]}`);
-  find("shown-volume").textContent = [volume.name, volume.contrast, volume.note].filter(Boolean).join("\n");
+  find("shown-volume").textContent = `${volume.name}\n${volume.contrast}`;
   find("shown-image").textContent = data.labels[state.image];
   find("shown-slice").textContent = where;
   find("shown-window").textContent = `W ${percent(unit * window.width)}\nL ${percent(unit * window.level)}`;
@@ -92,10 +92,11 @@ function show() {
     row.append(cell("th", data.labels[image], image), ...scores.map((score) => cell("td", score, "number")));
     return row;
   }));
+  const note = volume.note ? `Volume: ${volume.note}. ` : "";
   const white = `White is ${volume.white} in the file's units, the 99.5th percentile of the ` +
     `${volume.gain ? "ground truth" : "reconstruction"}.`;
   const error = volume.gain ? ` The error's scale is ×${volume.gain}: 0 to ${100 / volume.gain} % of white.` : "";
-  find("scale").textContent = `${white}${error} Magenta: not a finite number.`;
+  find("scale").textContent = `${note}${white}${error} Magenta: not a finite number.`;
 }
 
 function cell(tag, text, className) {
