@@ -96,7 +96,6 @@ class Report:
                 "contrast": shown.row["contrast"],
                 "note": shown.row["note"],
                 "total": shown.total,
-                "size": shown.size,
                 "white": f"{shown.white:.3g}",
                 "gain": shown.gain,
                 "slices": [

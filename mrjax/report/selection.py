@@ -41,9 +41,8 @@ class Shown:
     row: dict[str, Any]
     slices: dict[int, Slice]  # by number, from 0
     total: int  # of its slices
-    size: tuple[int, int]  # (height, width) as shown
-    white: float  # in the file's units
-    gain: int | None  # of the error's scale; None without a target
+    white: float = 1.0  # in the file's units
+    gain: int | None = None  # of the error's scale; None without a target
     whole: bool = True  # rather than single slices that are among the worst or best
 
     @property
@@ -58,19 +57,27 @@ class Selection:
 
     def __init__(self, volumes: int, budget: int) -> None:
         self.shown: list[Shown] = []
+        self._full = False
         self._budget, self._share = budget, max(budget, 0) / min(volumes, SPREAD)
 
     def add(self, row: dict[str, Any], volume: Volume, images: evaluator.Images) -> None:
         """Encode the images of a volume, as `Inference.reconstruct` returns them, with its row of the table."""
-        white, gain = figures.white_level(images), None
         images = {name: images[name] for name in figures.COLUMNS if name in images}
         scores = evaluator.score_each_slice(images, volume)
-        limits = dict.fromkeys(images, white)
+        shown = Shown(row, {}, volume.slices)
+        numbers = set(range(volume.slices))
+        if self._full and self._median([*self.shown, shown]) is shown:  # nothing else of it would stay
+            shown.whole = False
+            numbers = {number for number, of in scores.items() if self._is_extreme(of["reconstruction"]["ssim"])}
+        if not numbers:
+            return
+        limits = dict.fromkeys(images, figures.white_level(images))
+        shown.white = limits["reconstruction"]
         if "target" in images:
             with np.errstate(invalid="ignore"):
                 images["error"] = np.abs(images["reconstruction"] - images["target"])
-                gain = figures.error_gain(100 / white * images["error"])
-            limits["error"] = white / gain
+                shown.gain = figures.error_gain(100 / shown.white * images["error"])
+            limits["error"] = shown.white / shown.gain
 
         def encode_slice(number: int) -> Slice:
             metrics = scores.get(number, {})
@@ -81,14 +88,12 @@ class Selection:
             encoded = {name: encode(image[number], limits[name]) for name, image in images.items()}
             return Slice(metrics.get("reconstruction", {}).get("ssim", math.nan), texts, encoded)
 
-        every = max(1, math.ceil(_bytes([encode_slice(volume.slices // 2)]) * volume.slices / max(self._share, 1)))
-        numbers = set(range(0, volume.slices, every))
-        if every > 1:  # the worst and the best are shown in any case
+        every = math.ceil(_bytes([encode_slice(volume.slices // 2)]) * len(numbers) / max(self._share, 1))
+        if shown.whole and every > 1:  # the worst and the best are shown in any case
             ranked = sorted(scores, key=lambda number: scores[number]["reconstruction"]["ssim"])
-            numbers |= {*ranked[:EXTREMES], *ranked[-EXTREMES:]}
-        slices = {number: encode_slice(number) for number in sorted(numbers)}
-        size = _shrink(images["reconstruction"][0]).shape
-        self.shown.append(Shown(row, slices, volume.slices, (size[0], size[1]), white, gain))
+            numbers = {*range(0, volume.slices, every), *ranked[:EXTREMES], *ranked[-EXTREMES:]}
+        shown.slices = {number: encode_slice(number) for number in sorted(numbers)}
+        self.shown.append(shown)
         self._make_room()
 
     def extremes(self) -> tuple[list[tuple[Shown, int]], list[tuple[Shown, int]]]:
@@ -103,14 +108,25 @@ class Selection:
 
         What is among the extremes of all volumes was so whenever it was asked, so nothing that counts was dropped.
         """
-        extremes = {one for part in self.extremes() for one in part}
-        whole = sorted((shown for shown in self.shown if shown.whole), key=lambda shown: shown.ssim)
-        while whole and _bytes([of for shown in self.shown for of in shown.slices.values()]) > self._budget:
-            whole.pop(len(whole) // 2).whole = False
+        while True:
+            extremes = {one for part in self.extremes() for one in part}
             for shown in self.shown:
                 if not shown.whole:
                     shown.slices = {n: of for n, of in shown.slices.items() if (shown, n) in extremes}
-        self.shown = [shown for shown in self.shown if shown.slices]
+            self.shown = [shown for shown in self.shown if shown.slices]
+            median = self._median(self.shown)
+            if not median or _bytes([of for shown in self.shown for of in shown.slices.values()]) <= self._budget:
+                return
+            median.whole, self._full = False, True
+
+    def _median(self, volumes: list[Shown]) -> Shown | None:
+        whole = sorted((shown for shown in volumes if shown.whole), key=lambda shown: shown.ssim)
+        return whole[len(whole) // 2] if whole else None
+
+    def _is_extreme(self, ssim: float) -> bool:
+        """Tell whether another slice of this SSIM would be among the worst or the best."""
+        worst, best = self.extremes()
+        return not (worst and worst[-1][0].slices[worst[-1][1]].ssim <= ssim <= best[-1][0].slices[best[-1][1]].ssim)
 
 
 def encode(image: np.ndarray, limit: float) -> str:

@@ -45,6 +45,7 @@ async function paint(canvas, slice, image, window, isCurrent = () => true) {
   const pixels = new Uint32Array(shown.data.buffer);
   for (let i = 0; i < pixels.length; i++) pixels[i] = colours[codes[4 * i]];
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  if (canvas.id === "image") fit();
   canvas.getContext("2d").putImageData(shown, 0, 0);
 }
 
@@ -112,7 +113,7 @@ function drawBar() {
 
 // A pixel of the image is a square of whole pixels of the screen.
 function fit() {
-  const [height, width] = data.volumes[state.volume].size;
+  const { width, height } = find("image");
   const ratio = devicePixelRatio || 1;
   const room = Math.min(find("image").parentNode.clientWidth, 720) * ratio;
   const zoom = Math.max(1, Math.floor(Math.min(room / width, (720 * ratio) / height))) / ratio;
@@ -124,7 +125,6 @@ function select(volume, position = Math.floor(data.volumes[volume].slices.length
   Object.assign(state, { volume, position });
   const { slice } = current();
   if (!(state.image in slice.images)) state.image = "reconstruction";
-  fit();
   show();
 }
 function scroll(steps) {
