@@ -63,7 +63,7 @@ def main(_: list[str]) -> None:
     write_json(file, result | {"summary": evaluator.summarise(rows), "volumes": rows})
     stem = file.stem.removeprefix("metrics-").removeprefix("metrics")
     page = file.with_name("-".join(filter(None, ("report", stem))) + ".html")
-    write_report(report, page, inference, values.workdir, data or f"the {split} split")
+    write_report(report, page, inference, data or f"the {split} split")
     logger.info("written: %s and, to look at in a browser, %s", file, page)
 
 

@@ -138,25 +138,6 @@ class Inference:
         return None
 
 
-def write_report(report: Report, path: Path, inference: Inference, workdir: str | None, data: str) -> None:
-    """Write the report of an inference on `data`, with the learning curves of the run in `workdir` if it has any."""
-    config, step, label = inference.config, inference.source.get("step"), inference.labels[1]
-    values, known = configs.flat(config), configs.flat(configs.defaults())
-    facts = {"data": data, "method": label if step is None else f"{label}, step {step} of {workdir}"}
-    if config.task != "paired":
-        acquisition = config.acquisition
-        drawn = zip(acquisition.accelerations, acquisition.centre_fractions, strict=True)
-        rates = " or ".join(f"{rate:g}x with {100 * centre:g} % in the centre" for rate, centre in drawn)
-        stored = acquisition.mask == "stored"
-        facts["undersampling"] = "by each file's own mask" if stored else f"{acquisition.mask}, {rates}"
-        facts["undersampling"] += "; of k-space that is undersampled already, as it was measured"
-    fields = {name: (values[name], known[name]) for name in sorted(values)}
-    title = f"{label} on {data}" if step is None else f"{label} after {step:,} steps on {data}"
-    report.write(
-        path, title[:1].upper() + title[1:], inference.labels, facts, fields, read_rows(workdir) if workdir else []
-    )
-
-
 def define_flags() -> None:
     """Define the flags that `from_flags` reads."""
     flags.DEFINE_string("workdir", None, "of a run of mrjax.main")
@@ -178,3 +159,26 @@ def from_flags() -> Inference:
     if workdir:
         config = Inference.restore(workdir).config
     return Inference.from_method(method, config or configs.defaults(), values.weight)
+
+
+def write_report(report: Report, path: Path, inference: Inference, data: str) -> None:
+    """Write the report of what the flags asked for, on `data`; with the learning curves of a run of --workdir."""
+    workdir, weight, data_consistency = (flags.FLAGS[name].value for name in ("workdir", "weight", "data_consistency"))
+    config, step, label = inference.config, inference.source.get("step"), inference.labels[1]
+    facts = {"data": data, "method": label if step is None else f"{label}, step {step} of {workdir}"}
+    if weight is not None:
+        facts["method"] += f", weight {weight:g}"
+    if config.task != "paired":
+        acquisition = config.acquisition
+        drawn = zip(acquisition.accelerations, acquisition.centre_fractions, strict=True)
+        rates = " or ".join(f"{rate:g}x with {100 * centre:g} % in the centre" for rate, centre in drawn)
+        stored = acquisition.mask == "stored"
+        facts["undersampling"] = "by each file's own mask" if stored else f"{acquisition.mask}, {rates}"
+        facts["undersampling"] += "; of k-space that is undersampled already, as it was measured"
+    if config.task == "kspace" and step is not None:
+        facts["data consistency"] = "measured samples are kept" if data_consistency else "none, the network's image"
+    values, known = configs.flat(config), configs.flat(configs.defaults())
+    fields = {name: (values[name], known[name]) for name in sorted(values)}
+    title = f"{label} on {data}" if step is None else f"{label} after {step:,} steps on {data}"
+    curves = read_rows(workdir) if workdir and step is not None else []
+    report.write(path, title[:1].upper() + title[1:], inference.labels, facts, fields, curves)

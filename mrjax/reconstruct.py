@@ -49,7 +49,7 @@ def main(_: list[str]) -> int:
             logger.error("%s", error)
             status = 1
     if report.rows:
-        write_report(report, page, inference, flags.FLAGS.workdir, flags.FLAGS.input)
+        write_report(report, page, inference, flags.FLAGS.input)
         logger.info("to look at in a browser: %s", page)
     return status
 
