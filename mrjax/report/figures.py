@@ -128,12 +128,12 @@ def box_plot_svg(rows: Sequence[Mapping[str, Any]], name: str) -> str:
                     orientation="horizontal",
                     manage_ticks=False,
                     showfliers=False,
+                    showcaps=False,
                     boxprops=line,
                     whiskerprops=line,
-                    capprops=line,
                     medianprops=line,
                 )
-                axes.plot(values, np.full(len(values), place + shift), marker, color=colour, markersize=3.5, alpha=0.7)
+                axes.plot(values, np.full(len(values), place + shift), marker, color=colour, markersize=4.5)
         # A contrast may hold "$", which matplotlib would parse as mathematics.
         axes.set_yticks(range(1, len(groups) + 1), [group[:16] for group in groups], parse_math=False)
         axes.set_ylim(len(groups) + 0.6, 0.4)

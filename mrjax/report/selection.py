@@ -8,6 +8,7 @@ import base64
 import dataclasses
 import io
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ EXTREMES = 4  # of the worst slices, and of the best
 
 @dataclasses.dataclass
 class Slice:
-    """A slice that is shown: its SSIM, NaN if unknown, its metrics by method as texts, and its PNGs in base64."""
+    """A slice that is shown: its SSIM (see `_ssim`), its metrics by method as texts, and its PNGs in base64."""
 
     ssim: float
     scores: dict[str, list[str]]
@@ -48,8 +49,8 @@ class Shown:
     @property
     def ssim(self) -> float:
         """The SSIM of the volume, 0 if it is unknown."""
-        ssim = self.row.get("reconstruction", {}).get("ssim", 0.0)
-        return ssim if math.isfinite(ssim) else 0.0
+        ssim = _ssim(self.row)
+        return 0.0 if math.isnan(ssim) else ssim
 
 
 class Selection:
@@ -68,7 +69,7 @@ class Selection:
         numbers = set(range(volume.slices))
         if self._full and self._median([*self.shown, shown]) is shown:  # nothing else of it would stay
             shown.whole = False
-            numbers = {number for number, of in scores.items() if self._is_extreme(of["reconstruction"]["ssim"])}
+            numbers = {number for number, of in scores.items() if self._is_extreme(_ssim(of))}
         if not numbers:
             return
         limits = dict.fromkeys(images, figures.white_level(images))
@@ -86,11 +87,11 @@ class Selection:
                 for method, values in metrics.items()
             }
             encoded = {name: encode(image[number], limits[name]) for name, image in images.items()}
-            return Slice(metrics.get("reconstruction", {}).get("ssim", math.nan), texts, encoded)
+            return Slice(_ssim(metrics), texts, encoded)
 
         every = math.ceil(_bytes([encode_slice(volume.slices // 2)]) * len(numbers) / max(self._share, 1))
         if shown.whole and every > 1:  # the worst and the best are shown in any case
-            ranked = sorted(scores, key=lambda number: scores[number]["reconstruction"]["ssim"])
+            ranked = sorted(scores, key=lambda number: _ssim(scores[number]))
             numbers = {*range(0, volume.slices, every), *ranked[:EXTREMES], *ranked[-EXTREMES:]}
         shown.slices = {number: encode_slice(number) for number in sorted(numbers)}
         self.shown.append(shown)
@@ -98,7 +99,9 @@ class Selection:
 
     def extremes(self) -> tuple[list[tuple[Shown, int]], list[tuple[Shown, int]]]:
         """Return the slices of the lowest SSIM of all volumes, worst first, and those of the highest, best first."""
-        every = [(shown, number) for shown in self.shown for number, of in shown.slices.items() if of.ssim == of.ssim]
+        every = [
+            (shown, number) for shown in self.shown for number, of in shown.slices.items() if not math.isnan(of.ssim)
+        ]
         every.sort(key=lambda one: one[0].slices[one[1]].ssim)
         count = min(EXTREMES, len(every) // 2)
         return every[:count], every[len(every) - count :][::-1]
@@ -125,8 +128,16 @@ class Selection:
 
     def _is_extreme(self, ssim: float) -> bool:
         """Tell whether another slice of this SSIM would be among the worst or the best."""
-        worst, best = self.extremes()
-        return not (worst and worst[-1][0].slices[worst[-1][1]].ssim <= ssim <= best[-1][0].slices[best[-1][1]].ssim)
+        inner = [shown.slices[number].ssim for part in self.extremes() for shown, number in part[-1:]]
+        return not inner or not inner[0] <= ssim <= inner[1]
+
+
+def _ssim(scores: Mapping[str, Any]) -> float:
+    """Return the SSIM of a reconstruction, NaN if it is unknown; one that is no number is -inf, the worst there is."""
+    if "reconstruction" not in scores:
+        return math.nan
+    ssim = scores["reconstruction"]["ssim"]
+    return -math.inf if math.isnan(ssim) else ssim
 
 
 def encode(image: np.ndarray, limit: float) -> str:

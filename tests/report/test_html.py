@@ -193,6 +193,17 @@ def test_files_without_a_target_have_images_and_no_metrics(tmp_path) -> None:
     assert not {"metrics", "slices", "training"} & set(parsed.values("id"))
 
 
+def test_a_slice_that_is_no_number_is_the_worst(tmp_path) -> None:
+    volume = readers.describe(str(write_scan(tmp_path / "a.t5", 10)))
+    images = images_of(volume, 0.1)
+    images["reconstruction"][6, 16, 16] = np.nan
+    chosen = selection.Selection(1, 10**6)
+    chosen.add(evaluator.describe(volume) | evaluator.score_volume(images, volume), volume, images)
+    worst, best = chosen.extremes()
+    assert worst[0][1] == 6
+    assert len(worst) == len(best) == 4
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [0.0, 1.0, np.nan, np.inf])
 def test_constant_and_broken_volumes_are_reported(tmp_path, value) -> None:
