@@ -95,8 +95,6 @@ def reconstruct_file(inference: Inference, path: str, output: Path, report: html
         volume = repetitions.add_repetitions(volume, storage)
     images = inference.reconstruct(volume)
     scores = evaluator.score_volume(images, volume)
-    if report is not None:
-        report.add(volume, images, scores)
     after, result, file = scores.get("reconstruction", {}), images["reconstruction"], output / f"{volume.name}.t5"
     attributes = {"max": result.max(), "norm": np.linalg.norm(result)}
     attributes |= {f"mrjax_{name.lower()}": value for name, value in (inference.source | after).items()}
@@ -107,6 +105,8 @@ def reconstruct_file(inference: Inference, path: str, output: Path, report: html
     title = f"{volume.name}, {volume.contrast}, slice {middle + 1} of {volume.slices}"
     title += ", metrics of the volume" if scores else ""
     figures.draw_panel(file.with_suffix(".png"), panel, title=title, metrics=scores)
+    if report is not None:
+        report.add(volume, images, scores)
     values = [f"  {name.upper()} {value:.4g} ({scores['corrupted'][name]:.4g} before)" for name, value in after.items()]
     return f"{file} and .png{''.join(values)}"
 
