@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 	  $(RUN) -m mrjax.reconstruct --workdir=$(WORKDIR) --input=$$unseen --output=$(WORKDIR)/reconstructed
 	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test
 	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test --method=cs
-	@ls -d $(WORKDIR)/checkpoints/* $(WORKDIR)/metrics.* $(WORKDIR)/curves.png $(WORKDIR)/tensorboard $(WORKDIR)/reconstructed/*
+	@ls -d $(WORKDIR)/checkpoints/* $(WORKDIR)/metrics.* $(WORKDIR)/report*.html $(WORKDIR)/curves.png $(WORKDIR)/tensorboard $(WORKDIR)/reconstructed/*
 
 # The README's picture and table, from the demo's own output.
 docs: demo

@@ -10,7 +10,8 @@ run, so that the tables compare, or without a run as a config says.
 Metrics are over whole volumes, with the volume's maximum as data range (fastMRI's evaluate.py), on each file's own grid
 and in its units, whatever size the network works at. The table is printed, and written with a row for every volume to
 <workdir>/metrics.json, or metrics-<split>.json, or metrics-<name>-<hash of its path>.json for --data; for a method
-these begin with metrics-<method>. --output names another file.
+these begin with metrics-<method>. --output names another file. The same with images, as a page for the browser, is
+beside it: report.html, report-<split>.html, ...
 """
 
 import functools
@@ -25,15 +26,13 @@ from mrjax import cli
 from mrjax.config import check_flags
 from mrjax.data import splits
 from mrjax.errors import expect
-from mrjax.inference import define_flags, from_flags
+from mrjax.inference import define_flags, from_flags, write_report
 from mrjax.io import readers
 from mrjax.io.files import stem, write_json
 from mrjax.measures import evaluator
+from mrjax.report.html import Report
 
 logger = logging.getLogger("mrjax.evaluate")
-_INPUTS = {"kspace": "zero-filled", "paired": "input", "denoise": "one scan", "noise2noise": "one scan"}
-_LABELS = {"unet": "U-Net", "unet_dc": "U-Net + DC", "varnet": "VarNet"}
-_LABELS |= {"zero_filled": "zero-filled", "sense": "SENSE", "cs": "compressed sensing"}
 
 
 def main(_: list[str]) -> None:
@@ -48,11 +47,13 @@ def main(_: list[str]) -> None:
     volumes = splits.describe_split(config, paths)
     source = method or f"{values.workdir}: step {inference.source['step']}"
     logger.info("%s, %s", source, splits.fingerprint(volumes))
-    rows = []
+    rows, report = [], Report(len(volumes))
     for volume in tqdm.tqdm(volumes, unit="volume", disable=None):
-        rows.append(evaluator.describe(volume) | evaluator.score_volume(inference.reconstruct(volume), volume))
-    name = method or config.model.name
-    print(evaluator.table(rows, (_INPUTS.get(config.task, "corrupted"), _LABELS.get(name, name))))
+        images = inference.reconstruct(volume)
+        scores = evaluator.score_volume(images, volume)
+        rows.append(evaluator.describe(volume) | scores)
+        report.add(volume, images, scores)
+    print(evaluator.table(rows, inference.labels))
     suffix = "" if split == "test" else f"-{split}"
     if data:
         suffix = f"-{stem(data)}-{zlib.crc32(str(Path(data).resolve()).encode()):08x}"
@@ -60,7 +61,10 @@ def main(_: list[str]) -> None:
     file = Path(values.output or Path(values.workdir) / f"metrics{of_method}{suffix}.json")
     result = {"split": split, "data": data, **inference.source, "data_range": "maximum of the volume"}
     write_json(file, result | {"summary": evaluator.summarise(rows), "volumes": rows})
-    logger.info("written: %s", file)
+    label = file.stem.removeprefix("metrics-").removeprefix("metrics")
+    page = file.with_name("-".join(filter(None, ("report", label))) + ".html")
+    write_report(report, page, inference, data or f"the {split} split")
+    logger.info("written: %s and, to look at in a browser, %s", file, page)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A checkpoint, or a method that needs none, applied to volumes: at each file's own grid and in its units."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,13 @@ from mrjax.mri.fourier import magnitude_host
 from mrjax.mri.grid import Grid
 from mrjax.mri.tasks import as_measured
 from mrjax.parallel import sharding
+from mrjax.report.html import Report
+from mrjax.report.run_log import read_rows
 from mrjax.train_step import Recipe
+
+_INPUTS = {"kspace": "zero-filled", "paired": "input", "denoise": "one scan", "noise2noise": "one scan"}
+_LABELS = {"unet": "U-Net", "unet_dc": "U-Net + DC", "varnet": "VarNet"}
+_LABELS |= {"zero_filled": "zero-filled", "sense": "SENSE", "cs": "compressed sensing"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +82,12 @@ class Inference:
     def _compile(cls, config: ConfigDict, source: dict[str, Any], params: Any, recipe: Recipe) -> "Inference":
         predict_measured = train_step.jit_predict(dataclasses.replace(recipe, task=as_measured))
         return cls(config, source, recipe.mesh, params, train_step.jit_predict(recipe), predict_measured)
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """The names of input and reconstruction in tables."""
+        name = self.source.get("method") or self.config.model.name
+        return _INPUTS.get(self.config.task, "corrupted"), _LABELS.get(name, name)
 
     def reconstruct(self, volume: Volume) -> dict[str, np.ndarray]:
         """Reconstruct all slices of a volume.
@@ -150,3 +163,26 @@ def from_flags() -> Inference:
     if workdir:
         config = Inference.restore(workdir).config
     return Inference.from_method(method, config or configs.defaults(), values.weight)
+
+
+def write_report(report: Report, path: Path, inference: Inference, data: str) -> None:
+    """Write the report of what the flags asked for, on `data`; with the learning curves of a run of --workdir."""
+    workdir, weight, data_consistency = (flags.FLAGS[name].value for name in ("workdir", "weight", "data_consistency"))
+    config, step, label = inference.config, inference.source.get("step"), inference.labels[1]
+    facts = {"data": data, "method": label if step is None else f"{label}, step {step} of {workdir}"}
+    if weight is not None:
+        facts["method"] += f", weight {weight:g}"
+    if config.task != "paired":
+        acquisition = config.acquisition
+        drawn = zip(acquisition.accelerations, acquisition.centre_fractions, strict=True)
+        rates = " or ".join(f"{rate:g}x with {100 * centre:g} % in the centre" for rate, centre in drawn)
+        stored = acquisition.mask == "stored"
+        facts["undersampling"] = "by each file's own mask" if stored else f"{acquisition.mask}, {rates}"
+        facts["undersampling"] += "; of k-space that is undersampled already, as it was measured"
+    if config.task == "kspace" and step is not None:
+        facts["data consistency"] = "measured samples are kept" if data_consistency else "none, the network's image"
+    values, known = configs.flat(config), configs.flat(configs.defaults())
+    fields = {name: (values[name], known[name]) for name in sorted(values)}
+    title = f"{label} on {data}" if step is None else f"{label} after {step:,} steps on {data}"
+    curves = read_rows(workdir) if workdir and step is not None else []
+    report.write(path, title[:1].upper() + title[1:], inference.labels, facts, fields, curves)

@@ -1,4 +1,4 @@
-"""Reconstruct files with a checkpoint, or without any: for each a .t5 with the reconstruction and a picture of it.
+"""Reconstruct files with a checkpoint, or without any: for each a .t5 and a picture, and report.html on all of them.
 
 Beside it the reconstruction of images in NIfTI or DICOM is written in that format.
 
@@ -27,11 +27,11 @@ from mrjax import cli
 from mrjax.config import check_flags
 from mrjax.data import checks, plausibility, repetitions, splits
 from mrjax.errors import UserError, expect, printable
-from mrjax.inference import Inference, define_flags, from_flags
+from mrjax.inference import Inference, define_flags, from_flags, write_report
 from mrjax.io import readers
 from mrjax.io.files import stem
 from mrjax.measures import evaluator
-from mrjax.report import figures
+from mrjax.report import figures, html
 
 logger = logging.getLogger("mrjax.reconstruct")
 
@@ -44,13 +44,16 @@ def main(_: list[str]) -> int:
         size = "x".join(map(str, inference.config.data.image_size)) or "each file's own number of"
         logger.info("%s: step %d, trained at %s pixels", flags.FLAGS.workdir, step, size)
     require_free_names(paths, output)
-    status = 0
+    status, report, page = 0, html.Report(len(paths)), output / "report.html"
     for path in paths:
         try:
-            print(printable(reconstruct_file(inference, path, output, flags.FLAGS.keep_identity)))
+            print(printable(reconstruct_file(inference, path, output, report, flags.FLAGS.keep_identity)))
         except UserError as error:
             logger.error("%s", error)
             status = 1
+    if report.rows:
+        write_report(report, page, inference, flags.FLAGS.input)
+        logger.info("to look at in a browser: %s", page)
     return status
 
 
@@ -59,6 +62,9 @@ def require_free_names(paths: list[str], output: Path) -> None:
     names = {path: _name(path) for path in paths}
     counts = collections.Counter(names.values())
     inputs = {Path(path).resolve() for path in paths}
+    page = output / "report.html"
+    found = f"--output is {output}, where {page.name} is no report of mrjax"
+    expect(not page.exists() or html.is_report(page), found, "another folder")
     for path, name in names.items():
         found = f"--input holds {counts[name]} files named {name}"
         expect(counts[name] == 1, found, "names that differ: results go by them")
@@ -77,11 +83,17 @@ def _name(path: str) -> str:
         return stem(path)
 
 
-def reconstruct_file(inference: Inference, path: str, output: Path, keep_identity: bool = False) -> str:
+def reconstruct_file(
+    inference: Inference,
+    path: str,
+    output: Path,
+    report: html.Report | None = None,
+    keep_identity: bool = False,
+) -> str:
     """Reconstruct a file and return a line about the results; `UserError` if the file is faulty.
 
     <name>.t5 has the attributes and the header of the file it came from. <name>.png shows the middle slice: corrupted,
-    reconstruction, target and error.
+    reconstruction, target and error. A report gets its images and metrics.
     """
     config = inference.config
     storage = splits.storage_of(config.data)
@@ -111,6 +123,8 @@ def reconstruct_file(inference: Inference, path: str, output: Path, keep_identit
     title = f"{volume.name}, {volume.contrast}{note}, slice {middle + 1} of {volume.slices}"
     title += ", metrics of the volume" if scores else ""
     figures.draw_panel(file.with_suffix(".png"), panel, title=title, metrics=scores)
+    if report is not None:
+        report.add(volume, images, scores)
     values = [f"  {name.upper()} {value:.4g} ({scores['corrupted'][name]:.4g} before)" for name, value in after.items()]
     written = ", ".join([str(file), *(reader.image_suffix for _, reader in places[1:])])
     return f"{written} and .png{note}{''.join(values)}"

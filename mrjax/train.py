@@ -59,6 +59,8 @@ def train(config: ConfigDict, workdir: str) -> None:
         figures.draw_curves(Path(workdir) / "curves.png", read_rows(workdir))
     if step < config.steps:
         logger.info("stopped; step %d of %d is saved, the same command goes on from there", step, config.steps)
+    elif jax.process_index() == 0:
+        logger.info("metrics and images to look at: python -m mrjax.evaluate --workdir=%s --split=val", workdir)
 
 
 def take_steps(

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import tempfile
 from importlib import metadata
 
@@ -36,6 +37,7 @@ from mrjax.data.dataset import Dataset
 from mrjax.io import hdf5, ismrmrd_header
 
 ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PEERS = ("torch", "fastmri", "sigpy", "dipy")
 AOT_PYTHON = ROOT / os.environ.get("AOT_VENV", ".venv-aot") / "bin" / "python"
 
@@ -61,6 +63,11 @@ REQUIREMENTS = {
         "make bench-packages && make test ARGS='-m peer'",
     ),
     "aot": Requirement(AOT_PYTHON.exists, "ahead-of-time compilers", "make aot-packages && make test ARGS='-m aot'"),
+    "browser": Requirement(
+        lambda: bool(importlib.util.find_spec("playwright") and CHROMIUM),
+        "Chromium and playwright",
+        "apt-get install chromium && .venv/bin/pip install -e '.[browser]' && make test ARGS='-m browser'",
+    ),
     "gpu": Requirement(
         lambda: jax.default_backend() == "gpu",
         "a GPU",

@@ -105,7 +105,9 @@ def test_reconstruct_writes_a_file_and_a_picture_and_passes_over_bad_files(
     assert result.returncode == 1
     assert "bad.t5: is not an HDF5 file" in result.stderr
     assert "Traceback" not in result.stderr
-    assert sorted(os.listdir(output)) == ["9_FLAIR01.png", "9_FLAIR01.t5"]
+    assert sorted(os.listdir(output)) == ["9_FLAIR01.png", "9_FLAIR01.t5", "report.html"]
+    assert result.stderr.splitlines()[-1].endswith(f"{output / 'report.html'}")
+    assert "9_FLAIR01" in (output / "report.html").read_text()
     volume = readers.describe(str(output / "9_FLAIR01.t5"))
     assert (volume.layout, volume.shape, volume.dtype) == ("image", (3, 32, 32), "float32")
     assert volume.contrast == "T1"  # the attribute of the file it came from
@@ -124,6 +126,10 @@ def test_results_never_replace_an_input_nor_one_another(tmp_path: Path) -> None:
     write_scan(tmp_path / "out" / "x.t5")
     with pytest.raises(UserError, match=r"x\.t5 is no result"):
         reconstruct.require_free_names(paths, tmp_path / "out")
+    (tmp_path / "own" / "report.html").parent.mkdir()
+    (tmp_path / "own" / "report.html").write_text("<title>My own notes</title>")
+    with pytest.raises(UserError, match=r"report\.html is no report of mrjax"):
+        reconstruct.require_free_names(paths, tmp_path / "own")
 
 
 def test_volumes_of_zeros_are_reconstructed_without_metrics(inference: Inference, tmp_path: Path) -> None:
@@ -147,6 +153,10 @@ def test_evaluate_prints_a_table_and_writes_a_row_for_every_volume(trained: Path
     assert "zero-filled" in result.stdout
     assert "U-Net" in result.stdout
     found = json.loads((trained / "metrics-val.json").read_text())
+    page = (trained / "report-val.html").read_text()
+    assert result.stderr.splitlines()[-1].endswith("report-val.html")
+    assert f"{found['volumes'][0]['reconstruction']['ssim']:.4f}" in page
+    assert "training loss" in page
     assert [row["volume"] for row in found["volumes"]] == ["8_T201"]
     # The validation in the training loop gives the same numbers: here the network's size is the files'.
     best = json.loads((trained / "checkpoints" / "best.json").read_text())["step"]
@@ -191,13 +201,14 @@ def test_commands_run_a_method_with_and_without_a_run(trained: Path, scans: Path
     result = run("evaluate", f"--workdir={trained}", "--method=cs", f"--data={scans / 'test'}", "--weight=0.01")
     assert result.returncode == 0, result.stderr
     assert "compressed sensing" in result.stdout
-    (written,) = set(os.listdir(trained)) - before
+    written, page = sorted(set(os.listdir(trained)) - before)
     assert written.startswith("metrics-cs-test-")
+    assert page == written.replace("metrics", "report").replace(".json", ".html")
     found = json.loads((trained / written).read_text())
     assert (found["method"], found["volumes"][0]["volume"]) == ("cs", "9_FLAIR01")
     result = run("reconstruct", "--method=sense", f"--input={scans / 'test'}", f"--output={tmp_path / 'out'}")
     assert result.returncode == 0, result.stderr
-    assert sorted(os.listdir(tmp_path / "out")) == ["9_FLAIR01.png", "9_FLAIR01.t5"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["9_FLAIR01.png", "9_FLAIR01.t5", "report.html"]
     with h5py.File(tmp_path / "out" / "9_FLAIR01.t5") as file:
         assert file.attrs["mrjax_method"] == "sense"
         assert "mrjax_step" not in file.attrs

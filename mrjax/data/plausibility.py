@@ -27,20 +27,25 @@ def find_doubts(volume: Volume, image_size: tuple[int, ...] = ()) -> list[str]:
 
 
 def find_doubt_of_acceleration(volume: Volume, trained: Sequence[float]) -> str:
-    """Return a sentence if undersampled k-space is accelerated otherwise than a network's training data, else ''.
-
-    The middle slice counts, from the first to the last row and column that holds data.
-    """
+    """Return a sentence if undersampled k-space is accelerated otherwise than a network's training data, else ''."""
     if not volume.full_slices:
         return ""
-    i = volume.full_slices[len(volume.full_slices) // 2]
-    held, mask = np.any(_read(volume, i), 0), volume.mask_of_slice(i)
-    rows, columns = (np.ptp(np.flatnonzero(np.any(held, axis))) + 1 for axis in (1, 0))
-    found = rows * columns / max(np.sum(held if mask is None else held & mask), 1)
+    found = acceleration(volume)
     if 0.8 * min(trained) <= found <= 1.25 * max(trained):
         return ""
     known = " and ".join(f"{acceleration:g}x" for acceleration in trained)
     return f"{volume.path}: `{volume.data}` is accelerated {found:.1f}x, the network was trained at {known}"
+
+
+def acceleration(volume: Volume) -> float:
+    """Return the acceleration of undersampled k-space that is not all zeros.
+
+    The middle slice counts, from the first to the last row and column that holds data.
+    """
+    i = volume.full_slices[len(volume.full_slices) // 2]
+    held, mask = np.any(_read(volume, i), 0), volume.mask_of_slice(i)
+    rows, columns = (np.ptp(np.flatnonzero(np.any(held, axis))) + 1 for axis in (1, 0))
+    return float(rows * columns / max(np.sum(held if mask is None else held & mask), 1))
 
 
 def _doubts_of_axes(volume: Volume) -> Iterator[str]:

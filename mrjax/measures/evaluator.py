@@ -73,9 +73,25 @@ def score_volume(images: Images, volume: Volume) -> dict[str, dict[str, float]]:
     """
     if "target" not in images or not volume.full_slices:
         return {}
+    return combine_slices(*_score(images, volume))
+
+
+def score_each_slice(images: Images, volume: Volume) -> dict[int, dict[str, dict[str, float]]]:
+    """Compute the metrics of each slice by its number, as `score_volume` with the data range of the volume."""
+    if "target" not in images or not volume.full_slices:
+        return {}
+    values, peak = _score(images, volume)
+    return {
+        number: combine_slices(jax.tree.map(lambda x, i=i: x[i : i + 1], values), peak)
+        for i, number in enumerate(volume.full_slices)
+    }
+
+
+def _score(images: Images, volume: Volume) -> tuple[dict[str, dict[str, np.ndarray]], float]:
+    """Return the `score_slices` of the slices that are not empty, and the maximum of the volume."""
     images = {name: image[volume.full_slices] for name, image in images.items()}
     peak = float(images["target"].max())
-    return combine_slices(jax.device_get(score_slices(images, peak)), peak)
+    return jax.device_get(score_slices(images, peak)), peak
 
 
 @jax.jit

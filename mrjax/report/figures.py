@@ -1,11 +1,16 @@
-"""Figures: panels of a slice, and learning curves, without a display or global state."""
+"""Figures: panels of a slice, learning curves and box plots, without a display or global state."""
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,7 +20,10 @@ from mrjax.measures.metrics import METRICS
 
 # A reading room is dark: images lie on near-black, and text does not glare.
 BACKGROUND, TEXT, FAINT = "#0b0c0e", "#e3e6ea", "#9aa1ab"
-LINE = "#2f6db3"
+LINE, GRID = "#2f6db3", "#e6e8eb"  # of curves on white
+DARK_GRID = "#2a2f36"
+# Of Okabe and Ito's colours, which the colour-blind tell apart; markers differ, too.
+METHOD_COLOURS, METHOD_MARKERS = {"corrupted": "#e69f00", "reconstruction": "#56b4e9"}, "oD"
 IMAGE_COLOURS, ERROR_COLOURS = (colormaps[name].with_extremes(bad="magenta") for name in ("gray", "inferno"))
 COLUMNS = {"corrupted": "corrupted", "reconstruction": "reconstruction", "target": "ground truth"}
 DPI = 144  # 10 points are 20 pixels
@@ -24,6 +32,9 @@ LONG_SIDE = 2048  # pixels beyond which a narrow image is not magnified
 GAINS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)  # of the error's scale, where it fits
 MARGIN, GAP, HEADER, BAR = 28, 8, 144, 112  # pixels
 CURVES = {"loss": "training loss", "val/psnr": "validation PSNR, dB", "val/ssim": "validation SSIM"}
+SVG: dict[Any, Any] = {"text.color": TEXT, "axes.labelcolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT}
+SVG |= {"axes.edgecolor": DARK_GRID, "axes.facecolor": "none", "figure.facecolor": "none", "font.size": 9}
+SVG |= {"svg.fonttype": "none"}  # text stays text
 
 
 def draw_panel(
@@ -39,8 +50,7 @@ def draw_panel(
     Images are 'corrupted', 'reconstruction' and, where known, 'target': real (height, width), in one unit. Metrics are
     shown under the name of their image, such as {"reconstruction": {"psnr": 32.1, "ssim": 0.95}}.
     """
-    target, reconstruction = images.get("target"), images["reconstruction"]
-    white = _percentile(reconstruction if target is None else target) or 1.0
+    target, reconstruction, white = images.get("target"), images["reconstruction"], white_level(images)
     panels = []
     for name in (name for name in COLUMNS if name in images):
         values = metrics.get(name, {}).items()
@@ -49,7 +59,7 @@ def draw_panel(
     if target is not None:
         with np.errstate(invalid="ignore"):
             error = 100 / white * np.abs(reconstruction - target)
-        gain = max((gain for gain in GAINS if gain * _percentile(error) <= 100), default=1)
+        gain = error_gain(error)
         scale = f"\u00d7{gain}: 0 to {100 / gain:g} % of white"
         panels.append((error, ERROR_COLOURS, 100 / gain, "absolute error", scale))
     zoom = max(1, min(math.ceil(SHORT_SIDE / min(reconstruction.shape)), LONG_SIDE // max(reconstruction.shape)))
@@ -82,28 +92,89 @@ def draw_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
     Rows are those of metrics.jsonl: 'step' with any of `CURVES`; values that are not finite are left out.
     """
     figure = Figure(figsize=(11, 3.2), dpi=110, layout="constrained")
-    for axes, (key, name) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
-        finite = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
-        points, title = np.array(finite, np.float64).reshape(-1, 2), name
-        if key == "loss":
-            axes.set_yscale("log")
-            points = points[points[:, 1] > 0]
-        elif len(points):
-            step, value = points[points[:, 1].argmax()]
-            axes.plot(step, value, "o", color=LINE, markersize=6, clip_on=False)
-            title = f"{name}: best {value:.4g} at step {step:,.0f}"
-        if len(points):
-            axes.plot(*points.T, color=LINE, linewidth=1.4, marker="." if len(points) < 30 else "", clip_on=False)
-        else:
-            axes.set_yticks([])
-            axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center")
-        axes.set_title(title, loc="left", fontsize=9.5)
-        axes.set(xlabel="step", xlim=(0, max((row["step"] for row in rows), default=0) or 1))
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.grid(axis="y", color="#e6e8eb")
-        axes.spines[["top", "right"]].set_visible(False)
+    for axes, key in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        _draw_curve(axes, rows, key, LINE, GRID)
     _save(figure, path)
+
+
+def curve_svgs(rows: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    """Draw each of the learning curves of `draw_curves` as an SVG for a dark page."""
+    for key in CURVES:
+        with matplotlib.rc_context(SVG | {"svg.hashsalt": key}):  # identifiers of its own, always the same
+            figure = Figure(figsize=(4, 2.4), layout="constrained")
+            _draw_curve(figure.add_subplot(), rows, key, METHOD_COLOURS["reconstruction"], DARK_GRID)
+            yield _svg(figure)
+
+
+def box_plot_svg(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Draw the distribution of a metric over volumes, by contrast and method, as an SVG for a dark page.
+
+    Rows are those of `measures.evaluator`. A volume is a point; a box goes from the first quartile to the third, with
+    the median, its whiskers to the last volume within 1.5 times its length. Values that are not finite are left out.
+    """
+    groups = sorted({row["contrast"] for row in rows})
+    with matplotlib.rc_context(SVG | {"svg.hashsalt": name}):
+        figure = Figure(figsize=(4, 0.7 + 0.6 * len(groups)), layout="constrained")
+        axes = figure.add_subplot()
+        for (method, colour), marker, shift in zip(METHOD_COLOURS.items(), METHOD_MARKERS, (-0.18, 0.18), strict=True):
+            for place, group in enumerate(groups, 1):
+                values = np.array([row[method][name] for row in rows if row["contrast"] == group])
+                values = values[np.isfinite(values)]
+                line = {"color": colour, "linewidth": 1.2}
+                axes.boxplot(
+                    [values],
+                    positions=[place + shift],
+                    widths=0.26,
+                    orientation="horizontal",
+                    manage_ticks=False,
+                    showfliers=False,
+                    showcaps=False,
+                    boxprops=line,
+                    whiskerprops=line,
+                    medianprops=line,
+                )
+                axes.plot(values, np.full(len(values), place + shift), marker, color=colour, markersize=4.5)
+        # A contrast may hold "$", which matplotlib would parse as mathematics.
+        axes.set_yticks(range(1, len(groups) + 1), [group[:16] for group in groups], parse_math=False)
+        axes.set_ylim(len(groups) + 0.6, 0.4)
+        axes.set_title(METRICS[name].label, loc="left", fontsize=9.5)
+        axes.grid(axis="x", color=DARK_GRID)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        return _svg(figure)
+
+
+def white_level(images: Mapping[str, np.ndarray]) -> float:
+    """Return the value that is shown as white: the 99.5th percentile of the target, else of the reconstruction."""
+    return _percentile(images.get("target", images["reconstruction"])) or 1.0
+
+
+def error_gain(error: np.ndarray) -> int:
+    """Return how many times as steep as the images' the scale of an error is, which is in % of white."""
+    return max((gain for gain in GAINS if gain * _percentile(error) <= 100), default=1)
+
+
+def _draw_curve(axes: Axes, rows: Sequence[Mapping[str, float]], key: str, line: str, grid: str) -> None:
+    finite = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
+    points, title = np.array(finite, np.float64).reshape(-1, 2), CURVES[key]
+    if key == "loss":
+        axes.set_yscale("log")
+        points = points[points[:, 1] > 0]
+    elif len(points):
+        step, value = points[points[:, 1].argmax()]
+        axes.plot(step, value, "o", color=line, markersize=6, clip_on=False)
+        title = f"{title}: best {value:.4g} at step {step:,.0f}"
+    if len(points):
+        axes.plot(*points.T, color=line, linewidth=1.4, marker="." if len(points) < 30 else "", clip_on=False)
+    else:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center")
+    axes.set_title(title, loc="left", fontsize=9.5)
+    axes.set(xlabel="step", xlim=(0, max((row["step"] for row in rows), default=0) or 1))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(axis="y", color=grid)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _percentile(image: np.ndarray) -> float:
@@ -115,3 +186,11 @@ def _percentile(image: np.ndarray) -> float:
 def _save(figure: Figure, path: str | Path) -> None:
     with replacing(path) as part:
         figure.savefig(part, format="png")
+
+
+def _svg(figure: Figure) -> str:
+    """Return a figure as an SVG element without identifiers of groups, which would be those of other figures, too."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = text.getvalue()
+    return re.sub(r'<g id="[^"]+">', "<g>", svg[svg.index("<svg") :])

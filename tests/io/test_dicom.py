@@ -408,7 +408,7 @@ def test_a_reconstruction_is_written_beside_its_dicom_source(tmp_path: Path, kee
     inference: Any = SimpleNamespace(
         config=config, source={"step": 40}, reconstruct=lambda _: {"reconstruction": result}
     )
-    line = reconstruct.reconstruct_file(inference, str(folder), tmp_path / "out", keep)
+    line = reconstruct.reconstruct_file(inference, str(folder), tmp_path / "out", keep_identity=keep)
     places = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert [Path(name).suffix for name in places] == [".dicom", ".png", ".t5"]
     assert "mustermann" not in " ".join([*places, line]).lower()
