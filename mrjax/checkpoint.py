@@ -50,7 +50,7 @@ class Run(contextlib.AbstractContextManager["Run"]):
     def __init__(self, workdir: str, config: ConfigDict, train_files: str, val_files: str):
         self.workdir, self._config, self._train_files, self._val_files = workdir, config, train_files, val_files
         self._manager = open_checkpoints(workdir, kept=self._kept)
-        self._best = _read_best(workdir)
+        self._best = read_best(workdir)
         if self._best["files"] != val_files:
             self._best |= {BEST_METRIC: -1.0, "validated": -1}
         self._unsaved = ""  # why the last save failed
@@ -277,7 +277,7 @@ def restore_best(workdir: str, abstract: Callable[[ConfigDict], TrainState]) -> 
     """
     folder = CHECKPOINTS if _steps(workdir) else INITIAL
     expect(_steps(workdir, folder), f"{workdir}: holds no checkpoint", "the workdir of a run of mrjax.main")
-    step = find_whole(workdir, folder, _read_best(workdir)["step"])
+    step = find_whole(workdir, folder, read_best(workdir)["step"])
     with open_checkpoints(workdir, folder, read_only=True) as manager:
         restored = _restore(manager, step, config=ocp.args.JsonRestore(), progress=ocp.args.JsonRestore())
         config = configs.load(restored.config)
@@ -310,7 +310,7 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _read_best(workdir: str) -> dict[str, Any]:
+def read_best(workdir: str) -> dict[str, Any]:
     """Read best.json; `_NO_BEST` where it is missing or damaged."""
     found = None
     with contextlib.suppress(OSError, ValueError, RecursionError):

@@ -13,7 +13,7 @@ FLOORS = (
     {"mri", "io"},
     {"models", "data", "measures", "baselines", "interop", "report", "demo"},
     {"config", "optimizers", "train_step", "checkpoint"},
-    {"experiment"},
+    {"experiment", "export"},
     {"inference", "train"},
     {"cli", "main", "evaluate", "reconstruct", "check", "import_fastmri", "export_fastmri"},
 )

@@ -6,13 +6,14 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mrjax.errors import UserError
+from mrjax.errors import UserError, expect
 
 logger = logging.getLogger(__name__)
 CHECKSUMS = "checksums.json"  # in a folder, the SHA-256 of the files in its subfolders by their names
@@ -34,6 +35,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a folder to fill, and rename it to `path` at the end; a failure leaves none.
+
+    Raises `UserError` unless `path` is new, or an empty folder.
+    """
+    path = Path(os.path.abspath(path))
+    empty = path.is_dir() and not any(path.iterdir())
+    expect(empty or not os.path.lexists(path), f"{path} is there already", "an empty or new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    part.mkdir()
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def to_json(values: Any, indent: int | None = None) -> str:
     """Format values as JSON, which has no infinity and no NaN: these become null."""
     return json.dumps(json.loads(json.dumps(values), parse_constant=lambda name: None), indent=indent) + "\n"
@@ -48,21 +68,22 @@ def write_json(path: Path, values: Any) -> None:
 def write_checksums(folder: Path) -> None:
     """Write the SHA-256 of all files in the subfolders of a folder."""
     files = [path for path in sorted(folder.glob("*/**/*")) if path.is_file()]
-    write_json(folder / CHECKSUMS, {str(file.relative_to(folder)): _sha256(file) for file in files})
+    write_json(folder / CHECKSUMS, {str(file.relative_to(folder)): sha256(file) for file in files})
 
 
 def find_damage(folder: Path) -> str:
     """Compare the files in a folder with their checksums; return what is wrong with the first, '' if nothing is."""
     try:
         checksums = json.loads((folder / CHECKSUMS).read_text())
-        return next((f"{name} has changed" for name, sha in checksums.items() if _sha256(folder / name) != sha), "")
+        return next((f"{name} has changed" for name, sha in checksums.items() if sha256(folder / name) != sha), "")
     except FileNotFoundError as error:
         return f"{os.path.relpath(error.filename, folder)} is missing"
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         return f"its checksums cannot be compared: {error}"
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal digits."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

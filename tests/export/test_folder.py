@@ -1,0 +1,225 @@
+"""A model handed on: the folder, its programs in processes without mrjax, and the way back."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import coil_images, one_device_flags, rss, to_kspace
+
+from mrjax import load
+from mrjax.errors import UserError
+from mrjax.export import folder, stablehlo
+from mrjax.inference import Inference
+
+SIZE, COILS = (32, 40), 2
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a U-Net for k-space."""
+    path = tmp_path_factory.mktemp("exported") / "model"
+    load(trained).export(path, SIZE, COILS)
+    return path
+
+
+def change(inference: Inference, **fields: object) -> folder.Model:
+    """The model with other fields in its config."""
+    config = inference.config.copy_and_resolve_references()
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    recipe = dataclasses.replace(inference.recipe, grid=None) if config.task == "paired" else inference.recipe
+    return folder.Model(config, 6, {}, recipe, inference.params)
+
+
+@pytest.fixture(scope="module")
+def for_images(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same U-Net for the task 'paired'."""
+    pytest.importorskip("onnx")
+    path = tmp_path_factory.mktemp("exported") / "images"
+    folder.write(str(path), change(load(trained), task="paired"), SIZE, COILS)
+    return path
+
+
+def run_alone(program: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Run a StableHLO program in a process that can import neither mrjax nor its other dependencies."""
+    np.savez(program.with_name("inputs.npz"), **arrays)
+    code = f"""
+        import sys
+        for name in ("mrjax", "flax", "orbax", "optax", "ml_collections", "grain", "h5py", "absl", "safetensors"):
+            sys.modules[name] = None
+        import numpy as np
+        from jax import export
+        program = export.deserialize(open({str(program)!r}, "rb").read())
+        image = program.call(*np.load({str(program.with_name("inputs.npz"))!r}).values())
+        np.save({str(program.with_name("image.npy"))!r}, image)
+    """
+    environment = os.environ | {"XLA_FLAGS": one_device_flags(), "PYTHONPATH": ""}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment, cwd=program.parent)
+    return np.load(program.with_name("image.npy"))
+
+
+@pytest.fixture
+def alone(exported: Path, tmp_path: Path) -> Path:
+    """The program of `exported`, with nothing beside it."""
+    return Path(os.link(exported / "model.stablehlo", tmp_path / "p") or tmp_path / "p")
+
+
+def test_a_program_runs_without_mrjax_and_equals_the_network(exported: Path, trained: Path, alone: Path) -> None:
+    kspace, mask = to_kspace(coil_images(3, COILS, *SIZE)), np.zeros((3, *SIZE), bool)
+    mask[..., ::2] = mask[..., 14:26] = True
+    image, expected = run_alone(alone, {"kspace": kspace, "mask": mask}), load(trained)(kspace, mask)
+    assert (image.shape, image.dtype) == ((3, *SIZE), np.float32)
+    np.testing.assert_allclose(image, expected, rtol=0, atol=1e-6 * expected.max())
+    described = json.loads((exported / "model.json").read_text())
+    program = described["stablehlo"]
+    assert [given["shape"] for given in program["inputs"]] == [["batch", COILS, *SIZE], ["batch", *SIZE]]
+    assert [given["dtype"] for given in program["inputs"]] == ["complex64", "bool"]
+    assert (program["platforms"], program["outputs"][0]["shape"]) == (["cpu", "cuda", "tpu"], ["batch", *SIZE])
+
+
+def test_weights_are_read_back_and_damage_is_one_sentence(exported: Path, trained: Path, tmp_path: Path) -> None:
+    kspace, before, after = to_kspace(coil_images(2, COILS, *SIZE)), load(trained), load(exported)
+    np.testing.assert_array_equal(after(kspace), before(kspace))
+    assert (after.source, after.metrics) == (before.source, before.metrics)
+    assert after.config.model == before.config.model
+
+    def damaged(**weights: np.ndarray) -> str:
+        path = tmp_path / str(len(os.listdir(tmp_path)))
+        path.mkdir()
+        arrays = safetensors.numpy.load_file(exported / "model.safetensors") | weights
+        arrays = {name: array for name, array in arrays.items() if array.size}
+        safetensors.numpy.save_file(arrays, path / "model.safetensors")
+        (path / "config.json").write_bytes((exported / "config.json").read_bytes())
+        return str(path)
+
+    name, shape = "head.bias", (1,)
+    assert np.array_equal(load(damaged())(kspace), before(kspace))  # model.json is not needed
+    for path, message in (
+        (damaged(**{name: np.zeros(0, np.float32)}), rf"safetensors lacks {name}, expected the parameters of"),
+        (damaged(extra=np.zeros(2)), "safetensors also holds extra, expected the parameters of"),
+        (damaged(**{name: np.zeros(2, np.float32)}), rf"{name} is float32 of shape \(2,\), expected float32 of shape"),
+        (damaged(**{name: np.full(shape, np.nan, np.float32)}), f"{name} holds NaN or Inf, expected finite numbers"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(path)
+    (Path(path) / "model.json").write_bytes((exported / "model.json").read_bytes())
+    with pytest.raises(UserError, match=r"model\.safetensors has changed, expected the file that was exported"):
+        load(path)
+    (Path(path) / "model.json").unlink()
+    (Path(path) / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json is list, expected the JSON of a config"):
+        load(path)
+
+
+def test_the_card_is_the_hubs_and_no_path_is_in_the_folder(exported: Path, trained: Path) -> None:
+    card = (exported / "README.md").read_text()
+    front = card.split("---\n")[1]
+    for field in ("license: ", "library_name: mrjax", "tags: [", "metrics: [nmse, psnr, ssim]"):
+        assert field in front
+    for section in ("Intended use and limits", "Training data", "Metrics", "How to load it"):
+        assert f"\n## {section}\n" in card
+    assert "Not for diagnosis" in card
+    data = load(trained).config.data.dir
+    assert data
+    assert not any(data.encode() in (exported / name).read_bytes() for name in os.listdir(exported))
+    summary = {method: dict.fromkeys(("nmse", "psnr", "ssim"), {"mean": 0.5, "std": 0.25}) for method in ("corrupted", "reconstruction")}
+    from mrjax.export.card import text
+
+    described = json.loads((exported / "model.json").read_text()) | {"metrics": {"test": {"T1": summary}}}
+    assert "| T1 | zero-filled | 0.5" in text(described)
+
+
+@pytest.mark.parametrize("size", [(33, 50), (48, 32)])
+def test_onnx_of_a_unet_equals_the_network_at_any_size(for_images: Path, size: tuple[int, int]) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(for_images / "model.onnx")
+    images = rss(coil_images(3, 1, *size))
+    (found,) = session.run(None, {"input": images})
+    expected = load(for_images)(images)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * expected.max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"task": "paired", "normalise": "volume"},
+        {"normalise": "standard", "data__image_size": (24, 32)},
+        {"task": "denoise", "model__residual": True, "model__pool": "avg"},
+    ],
+)
+def test_programs_of_other_configs_equal_their_networks(trained: Path, tmp_path: Path, fields: dict[str, object]) -> None:
+    model = change(load(trained), **fields)
+    folder.write(str(tmp_path / "model"), model, SIZE, COILS)
+    network, maximum = load(tmp_path / "model"), {}
+    if model.config.normalise == "volume":
+        maximum = {"maximum": np.full(3, 2, np.float32)}
+    if model.config.task == "paired":
+        data = {"input": rss(coil_images(3, COILS, *SIZE))}
+    else:
+        data = {"kspace": to_kspace(coil_images(3, COILS, *SIZE)), "mask": np.ones((3, *SIZE), bool)}
+    expected = network(*data.values(), **({"maximum": 2} if maximum else {}))
+    image = run_alone(tmp_path / "model" / "model.stablehlo", data | maximum)
+    np.testing.assert_allclose(image, expected, rtol=0, atol=1e-6 * expected.max())
+
+
+def test_a_name_on_the_hub_is_fetched_and_failure_is_one_sentence(exported: Path, monkeypatch) -> None:
+    asked = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        if name == "user/nothing":
+            raise OSError("404\nno such model")
+        return str(exported)
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = snapshot_download
+    hub.__spec__ = types.SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert load("user/model").config.model.channels == 4
+    assert asked == [("user/model", ["model.safetensors", "config.json", "model.json"])]
+    with pytest.raises(UserError, match=r"user/nothing: no such folder, nor can it be had from the hub \(404\)"):
+        load("user/nothing")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="needs huggingface_hub, which is not installed"):
+        load("user/model")
+    with pytest.raises(UserError, match="/no/such/folder: no such folder, expected the workdir of a run"):
+        load("/no/such/folder")
+
+
+def test_an_export_is_written_complete_or_not_at_all(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    network = load(trained)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(UserError, match="full is there already, expected an empty or new folder"):
+        network.export(tmp_path / "full", SIZE)
+    with pytest.raises(UserError, match=r"config\.data\.image_size is empty: .*, expected .* --size=H,W"):
+        network.export(tmp_path / "new")
+    with pytest.raises(UserError, match="slices of 4x4, expected at least"):
+        network.export(tmp_path / "new", (4, 4))
+    with pytest.raises(UserError, match=r"--size is \(32, 40\), expected \(32, 32\), config\.data\.image_size"):
+        folder.write(str(tmp_path / "new"), change(network, task="paired", data__image_size=(32, 32)), SIZE, 1)
+    monkeypatch.setattr(stablehlo, "write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        network.export(tmp_path / "new", SIZE)
+    assert os.listdir(tmp_path) == ["full"]
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_folder_that_commands_take_for_a_workdir(trained, scans, tmp_path: Path) -> None:
+    def run(module: str, *flags: str) -> str:
+        done = subprocess.run([sys.executable, "-m", f"mrjax.{module}", *flags], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    model = tmp_path / "model"
+    said = run("export", f"--workdir={trained}", f"--output={model}", "--size=32,32", "--coils=2")
+    assert "model.stablehlo" in said
+    assert "SSIM" in run("reconstruct", f"--workdir={model}", f"--input={scans / 'test'}", f"--output={tmp_path / 'out'}")
