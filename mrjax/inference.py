@@ -1,6 +1,7 @@
 """A checkpoint, or a method that needs none, applied to files and arrays: at their own grid and in their units."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,9 +83,7 @@ class Inference:
         predict_measured = train_step.jit_predict(dataclasses.replace(recipe, task=as_measured))
         return cls(config, source, metrics, recipe, params, train_step.jit_predict(recipe), predict_measured)
 
-    def __call__(
-        self, data: ArrayLike, mask: ArrayLike | None = None, *, maximum: float | None = None
-    ) -> np.ndarray:
+    def __call__(self, data: ArrayLike, mask: ArrayLike | None = None, *, maximum: float | None = None) -> np.ndarray:
         """Reconstruct k-space as it was measured, or, with a network for the task 'paired', improve images.
 
         `data`, of NumPy or JAX, is k-space (coils, height, width) or (slices, coils, height, width) complex, its zero
@@ -113,11 +112,13 @@ class Inference:
         image = resize.undo_resize_image(image, size) if paired else image
         return image[0] if alone else image
 
-    def export(self, path: str, size: tuple[int, int] | None = None, coils: int = folder.COILS) -> None:
-        """Write the network to a new folder to hand it on: what `python -m mrjax.export` writes, see there."""
-        step = self.source.get("step")
-        expect(step is not None, f"{self.source} has no parameters", "a network to export")
-        folder.write(path, folder.Model(self.config, step, self.metrics, self.recipe, self.params), size, coils)
+    def export(
+        self, path: str | os.PathLike[str], size: tuple[int, int] | None = None, coils: int = folder.COILS
+    ) -> None:
+        """Write the network to a new folder, to hand it on: what `python -m mrjax.export` writes, see there."""
+        expect("step" in self.source, f"{self.source} has no parameters", "a network to export")
+        model = folder.Model(self.config, self.source["step"], self.metrics, self.recipe, self.params)
+        folder.write(path, model, size, coils)
 
     def _batch_size(self, slices: int) -> int:
         """Return how many of so many slices are reconstructed at once: a multiple of the devices."""

@@ -91,7 +91,12 @@ def test_metrics_are_those_of_the_step_that_is_loaded(reconstruct: Inference, tr
 @pytest.mark.parametrize(
     ("shape", "dtype", "mask", "message"),
     [
-        ((32, 32), "c8", None, r"the k-space has shape \(32, 32\), expected \(coils, height, width\) or .*kspace\[None\]"),
+        (
+            (32, 32),
+            "c8",
+            None,
+            r"the k-space has shape \(32, 32\), expected \(coils, height, width\) or .*kspace\[None\]",
+        ),
         ((2, 32, 32), "f4", None, "the k-space is float32, expected complex numbers"),
         ((2, 32, 32), "c8", np.ones(32), "the mask is float64, expected bool"),
         ((2, 32, 32), "c8", np.ones(31, bool), r"the mask has shape \(31,\), expected \(32,\)"),

@@ -31,7 +31,9 @@ def main(_: list[str]) -> None:
     inference = Inference.restore(flags.FLAGS.workdir)
     inference.export(output, (int(size[0]), int(size[1])) if size else None, flags.FLAGS.coils)
     for name in sorted(os.listdir(output)):
-        logger.info("written: %s, %.1f MB", os.path.join(output, name), os.path.getsize(os.path.join(output, name)) / 1e6)
+        logger.info(
+            "written: %s, %.1f MB", os.path.join(output, name), os.path.getsize(os.path.join(output, name)) / 1e6
+        )
 
 
 if __name__ == "__main__":

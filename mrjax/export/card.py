@@ -17,6 +17,7 @@ _METHODS = {"kspace": "zero-filled", "paired": "input", "denoise": "one scan", "
 def text(model: dict[str, Any]) -> str:
     """Write the card of a model that model.json describes."""
     config, task = model["config"], model["task"]
+    purpose = _TASKS.get(task, f"was trained for the task {task!r}")
     network = _NETWORKS.get(model["network"], model["network"])
     return f"""---
 license: other
@@ -28,8 +29,7 @@ metrics: [{", ".join(METRICS)}]
 
 # {network} for brain MRI
 
-A {network} of {model["parameters"]:,} parameters, trained with mrjax for {model["step"]:,} steps. It
-{_TASKS.get(task, f"was trained for the task {task!r}")}.
+A {network} of {model["parameters"]:,} parameters, trained with mrjax for {model["step"]:,} steps. It {purpose}.
 
 ## Intended use and limits
 
@@ -40,8 +40,10 @@ or noise. Compare with the zero-filled image before anything is concluded.
 
 ## Training data
 
-{_training(config, task)} Whoever hands this model on: say here which data, how many subjects, which scanners and under
-which licence, and set `license` above.
+{_training(config, task)}
+
+To whoever hands this model on: say here which data, how many subjects, which scanners, under which licence; and set
+`license` above.
 
 ## Metrics
 
@@ -91,9 +93,9 @@ def _metrics(metrics: dict[str, Any], before: str) -> str:
 def _programs(model: dict[str, Any]) -> str:
     """Show how the programs run without mrjax."""
     inputs = model["stablehlo"]["inputs"]
-    zeros = ", ".join(f"np.ones({[1, *given['shape'][1:]]}, np.{given['dtype']})" for given in inputs)
-    names = ", ".join(f"{given['name']} {tuple(given['shape'])} {given['dtype']}" for given in inputs)
-    found = f"""Without mrjax, with `jax`, `numpy` and `flatbuffers` alone, on a CPU, GPU or TPU. Inputs: {names}.
+    zeros = ", ".join(f"np.ones({[1, *given['shape'][1:]]}, '{given['dtype']}')" for given in inputs)
+    names = ", ".join(f"`{given['name']}` {given['shape']} {given['dtype']}" for given in inputs).replace("'", "")
+    found = f"""Without mrjax, with `jax`, `numpy` and `flatbuffers` alone, on a CPU, GPU or TPU; it takes {names}:
 
     from pathlib import Path
     import numpy as np

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -50,10 +51,10 @@ class Model:
     params: Any
 
 
-def write(path: str, model: Model, size: tuple[int, int] | None, coils: int) -> None:
+def write(path: str | os.PathLike[str], model: Model, size: tuple[int, int] | None, coils: int) -> None:
     """Write a model to a new folder; `size` and `coils` are those of the k-space or images of the StableHLO program.
 
-    Raises `UserError` if `path` holds files, for a size that the network cannot take, and for a package that is missing.
+    Raises `UserError` if `path` holds files, for a size that the network cannot take, and for a missing package.
     """
     size = size or tuple(model.config.data.image_size)
     expect(size, "config.data.image_size is empty: the network works at any size", "that of the program: --size=H,W")
@@ -66,6 +67,7 @@ def write(path: str, model: Model, size: tuple[int, int] | None, coils: int) -> 
     with new_folder(path) as part:
         weight_files.write(str(part / WEIGHTS), weights)
         write_json(part / CONFIG, config)
+        shutil.copymode(part / CONFIG, part / WEIGHTS)  # safetensors lets nobody else read its files
         program = stablehlo.write(part / "model.stablehlo", model.recipe, params, model.config, size, coils)
         description = {
             "task": model.config.task,
@@ -116,7 +118,9 @@ def find(source: str) -> str:
         return huggingface_hub.snapshot_download(source, allow_patterns=[WEIGHTS, CONFIG, DESCRIPTION])
     except Exception as error:  # whatever its HTTP client raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{source}: no such folder, nor can it be had from the hub ({reason}), expected {wanted}") from error
+        raise UserError(
+            f"{source}: no such folder, nor can it be had from the hub ({reason}), expected {wanted}"
+        ) from error
 
 
 def is_model(folder: str) -> bool:
@@ -132,7 +136,9 @@ def read(folder: str, abstract: Callable[[ConfigDict], TrainState]) -> tuple[Con
     file, description = Path(folder, WEIGHTS), _read_description(folder)
     for name in (WEIGHTS, CONFIG):
         known = description["sha256"].get(name)
-        expect(known in (None, sha256(Path(folder, name))), f"{folder}/{name} has changed", "the file that was exported")
+        expect(
+            known in (None, sha256(Path(folder, name))), f"{folder}/{name} has changed", "the file that was exported"
+        )
     try:
         values = json.loads(Path(folder, CONFIG).read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -143,7 +149,9 @@ def read(folder: str, abstract: Callable[[ConfigDict], TrainState]) -> tuple[Con
     shapes = flatten_dict(abstract(config).params, sep=".")
     arrays = weight_files.read(str(file))
     for verb, names in (("lacks", shapes.keys() - arrays.keys()), ("also holds", arrays.keys() - shapes.keys())):
-        expect(not names, f"{file} {verb} {min(names, default='')}", f"the parameters of {CONFIG}'s {config.model.name}")
+        expect(
+            not names, f"{file} {verb} {min(names, default='')}", f"the parameters of {CONFIG}'s {config.model.name}"
+        )
     for name, leaf in shapes.items():
         array = arrays[name]
         found = f"{file}: {name} is {array.dtype} of shape {array.shape}"

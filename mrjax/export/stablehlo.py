@@ -37,7 +37,7 @@ def write(
     found = "flatbuffers, by which JAX writes programs, is not installed"
     expect(importlib.util.find_spec("flatbuffers"), found, "pip install 'mrjax[export]'")
     inputs = describe_inputs(config, size, coils)
-    recipe = dataclasses.replace(recipe, mesh=_ANY_DEVICE, task=as_measured)
+    recipe = dataclasses.replace(recipe, mesh=_ANY_DEVICE, task=as_measured)  # type: ignore[arg-type]
 
     def reconstruct(*arrays: jax.Array) -> jax.Array:
         batch = {given["name"]: array for given, array in zip(inputs, arrays, strict=True)}
