@@ -7,7 +7,7 @@ take for a workdir; the computation as a StableHLO program, which needs JAX alon
 image to image; what they take and give, in model.json; and a model card. None holds a path or the name of a file.
 
 The StableHLO program takes any number of slices of one size, --size=height,width, by default config.data.image_size;
-and of one number of coils, --coils: scans of fewer are filled up with coils of zeros, which change nothing.
+and of one number of coils, --coils: scans of fewer are filled up with coils of zeros, which change next to nothing.
 """
 
 import logging

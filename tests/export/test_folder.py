@@ -21,9 +21,7 @@ from mrjax.export import card, stablehlo
 from mrjax.inference import Inference
 from mrjax.measures.metrics import METRICS
 
-SIZE, COILS = (32, 40), 3
-# Of single pixels: data consistency weighs them by sensitivities, which outside the object are eigenvectors of noise.
-SENSITIVE = 1e-5
+SIZE, COILS = (32, 40), 2
 
 
 @pytest.fixture(scope="module")
@@ -72,30 +70,32 @@ def run_alone(folder: Path, arrays: dict[Path, dict[str, np.ndarray]]) -> list[n
     return [np.load(folder / f"image_{number}.npy") for number in range(len(arrays))]
 
 
-def scan(coils: int) -> tuple[np.ndarray, np.ndarray]:
+def scan() -> tuple[np.ndarray, np.ndarray]:
     """Noisy k-space of three slices, and a mask of every other column and a centre."""
-    rng, shape = np.random.default_rng(0), (3, coils, *SIZE)
+    rng, shape = np.random.default_rng(0), (3, COILS, *SIZE)
     noise = 0.02 * (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
     mask = np.zeros((3, *SIZE), bool)
     mask[..., ::2] = mask[..., 14:26] = True
-    return to_kspace(coil_images(3, coils, *SIZE)) + noise, mask
+    return to_kspace(coil_images(3, COILS, *SIZE)) + noise, mask
 
 
-def assert_equal(found: np.ndarray, expected: np.ndarray, largest: float = 1e-6) -> None:
-    """Equal to 1e-6 of the maximum, in root-mean-square, and `largest` in each pixel."""
+def assert_equal(found: np.ndarray, expected: np.ndarray) -> None:
+    """Equal to 1e-6 of the maximum in root-mean-square, and to 1e-5 in each pixel.
+
+    Data consistency weighs pixels by sensitivities, which outside the object are eigenvectors of noise: how it is
+    rounded shows there, as it does when the network's own code is compiled for another batch.
+    """
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
     error = np.abs(found - expected) / expected.max()
-    print(error.max(), np.sqrt(np.mean(error**2)))
     assert np.sqrt(np.mean(error**2)) < 1e-6
-    assert error.max() < largest
+    assert error.max() < 1e-5
 
 
 def test_programs_run_without_mrjax_and_equal_the_network(exported, for_images, trained, tmp_path: Path) -> None:
-    (kspace, mask), images = scan(2), rss(coil_images(2, 1, *SIZE))
-    filled_up = np.pad(kspace, [(0, 0), (0, COILS - 2), (0, 0), (0, 0)])
-    inputs = {exported: {"kspace": filled_up, "mask": mask}, for_images: {"input": images}}
+    (kspace, mask), images = scan(), rss(coil_images(2, 1, *SIZE))
+    inputs = {exported: {"kspace": kspace, "mask": mask}, for_images: {"input": images}}
     reconstructed, improved = run_alone(tmp_path, inputs)
-    assert_equal(reconstructed, load(trained)(kspace, mask), SENSITIVE)
+    assert_equal(reconstructed, load(trained)(kspace, mask))
     assert_equal(improved, load(for_images)(images))
     program = json.loads((exported / "model.json").read_text())["stablehlo"]
     assert [given["shape"] for given in program["inputs"]] == [["batch", COILS, *SIZE], ["batch", *SIZE]]
@@ -154,22 +154,20 @@ def test_the_card_is_the_hubs_and_no_path_is_in_the_folder(exported: Path, train
     assert "| T1 | zero-filled | 0.5000 ± 0.2500 | 0.50 ± 0.25 | 0.5000 ± 0.2500 |" in card.text(described)
 
 
-@pytest.mark.parametrize("size", [(33, 50), (48, 32)])
-def test_onnx_of_a_unet_equals_the_network_at_any_size(for_images: Path, size: tuple[int, int]) -> None:
+def test_onnx_of_a_unet_equals_the_network_at_any_size(for_images: Path) -> None:
     pytest.importorskip("onnx")
-    runtime = pytest.importorskip("onnxruntime")
-    session = runtime.InferenceSession(for_images / "model.onnx")
-    images = rss(coil_images(3, 1, *size))
-    (found,) = session.run(None, {"input": images})
-    expected = load(for_images)(images)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * expected.max())
+    session, network = pytest.importorskip("onnxruntime").InferenceSession(for_images / "model.onnx"), load(for_images)
+    for slices, *size in ((3, 33, 50), (1, 48, 32)):
+        images = rss(coil_images(slices, 1, *size))
+        (found,), expected = session.run(None, {"input": images}), network(images)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * expected.max())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
-        {"task": "paired", "normalise": "volume"},
+        {"task": "paired", "normalise": "volume", "model__residual": True},
         {"normalise": "standard", "data__image_size": (24, 32)},
         {"task": "denoise", "model__residual": True, "model__pool": "avg"},
     ],
@@ -181,10 +179,10 @@ def test_programs_of_other_configs_equal_their_networks(exported, tmp_path: Path
     if network.config.task == "paired":
         data = {"input": rss(coil_images(3, COILS, *SIZE))}
     else:
-        data = dict(zip(("kspace", "mask"), scan(COILS), strict=True))
+        data = dict(zip(("kspace", "mask"), scan(), strict=True))
     (image,) = run_alone(tmp_path, {tmp_path / "model": data | maximum})
     expected = network(*data.values(), **({"maximum": 2} if maximum else {}))
-    assert_equal(image, expected, SENSITIVE)
+    assert_equal(image, expected)
 
 
 def test_a_name_on_the_hub_is_fetched_and_failure_is_one_sentence(exported: Path, monkeypatch) -> None:
