@@ -35,6 +35,7 @@ from mrjax.train_step import TrainState
 logger = logging.getLogger(__name__)
 BEST_METRIC = "ssim"  # on the validation split, by which the best checkpoint is chosen
 CHECKPOINTS, INITIAL = "checkpoints", "initial"  # folders of a workdir
+EXPORTED = "model.safetensors"  # a file in folders of `mrjax.export`, which are no workdirs to train in
 _NO_BEST = {"step": -1, BEST_METRIC: -1.0, "files": "", "validated": -1}
 _ITEMS = ("params", "ema", "optimizer", "progress", "config")
 _MARGIN = 1 << 20  # bytes of a checkpoint beside its arrays, at most
@@ -178,7 +179,7 @@ def claim(workdir: str, config: ConfigDict) -> contextlib.AbstractContextManager
     trained = bool(_steps(workdir))
     if started:
         before = _read_config(workdir)
-        if before is None:
+        if before is None or os.path.exists(os.path.join(workdir, EXPORTED)):
             raise UserError(f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir")
         changed = configs.differences(before, config, parameters_only=not trained)
         if changed and (trained or _steps(workdir, INITIAL)):

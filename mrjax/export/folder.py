@@ -27,7 +27,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from mrjax import config as configs
-from mrjax.checkpoint import read_best
+from mrjax.checkpoint import EXPORTED, read_best
 from mrjax.errors import UserError, expect
 from mrjax.experiment import check_sizes
 from mrjax.export import card, stablehlo
@@ -36,7 +36,7 @@ from mrjax.io.files import new_folder, sha256, write_json
 from mrjax.train_step import Recipe, TrainState
 
 logger = logging.getLogger("mrjax.export")
-WEIGHTS, CONFIG, DESCRIPTION = "model.safetensors", "config.json", "model.json"
+WEIGHTS, CONFIG, DESCRIPTION = EXPORTED, "config.json", "model.json"
 COILS = 4  # of an exported program by default: those of M4Raw's and of the demo's data
 
 
@@ -80,7 +80,7 @@ def write(path: str | os.PathLike[str], model: Model, size: tuple[int, int] | No
             "config": config,
             "versions": {name: metadata.version(name) for name in ("mrjax", "jax", "flax", "numpy")},
         }
-        (part / "README.md").write_text(card.text(description))
+        (part / "README.md").write_text(card.text(description), "utf-8")
         description["sha256"] = {file.name: sha256(file) for file in sorted(part.iterdir())}
         write_json(part / DESCRIPTION, description)
 
@@ -134,11 +134,10 @@ def read(folder: str, abstract: Callable[[ConfigDict], TrainState]) -> tuple[Con
     `abstract` makes the ShapeDtypeStructs of a config's state. Raises `UserError` for what is missing or damaged.
     """
     file, description = Path(folder, WEIGHTS), _read_description(folder)
-    for name in (WEIGHTS, CONFIG):
-        known = description["sha256"].get(name)
-        expect(
-            known in (None, sha256(Path(folder, name))), f"{folder}/{name} has changed", "the file that was exported"
-        )
+    for path in (file, Path(folder, CONFIG)):
+        expect(path.is_file(), f"{folder} holds no {path.name}", "the files that mrjax.export has written")
+        known = description["sha256"].get(path.name)
+        expect(known in (None, sha256(path)), f"{path} has changed", "the file that was exported")
     try:
         values = json.loads(Path(folder, CONFIG).read_text())
     except (OSError, ValueError, RecursionError) as error:

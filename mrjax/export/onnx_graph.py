@@ -1,7 +1,7 @@
 """A U-Net as an ONNX graph, from magnitude image to magnitude image: any number of slices of any height and width.
 
-Written with `onnx.helper`, operation by operation: converters from JAX (jax2onnx 0.17) need an Orbax older than ours,
-and a fixed height and width. Data consistency, which needs the k-space, is not part of it.
+Written with `onnx.helper`, operation by operation, as the one converter from JAX (jax2onnx 0.17) needs an older Orbax
+than ours. Data consistency, which needs the k-space, is not part of it, and all arithmetic is float32.
 """
 
 import itertools
