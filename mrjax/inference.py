@@ -1,23 +1,27 @@
-"""A checkpoint, or a method that needs none, applied to volumes: at each file's own grid and in its units."""
+"""A checkpoint, or a method that needs none, applied to files and arrays: at their own grid and in their units."""
 
 import dataclasses
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
-from jax.sharding import Mesh
 from jax.stages import Wrapped
 from ml_collections import ConfigDict, config_flags
+from numpy.typing import ArrayLike
 
 from mrjax import config as configs
 from mrjax import train_step
 from mrjax.baselines import METHODS as BASELINES
 from mrjax.checkpoint import store
-from mrjax.data import loader, resize, splits
+from mrjax.data import arrays, loader, resize, splits
+from mrjax.data.buffers import Batch
 from mrjax.data.dataset import SliceDataset
 from mrjax.errors import expect
-from mrjax.experiment import abstract_state, make_recipe
+from mrjax.experiment import abstract_state, check_sizes, make_recipe
+from mrjax.export import folder
 from mrjax.io import readers
 from mrjax.io.volume import Volume
 from mrjax.measures.evaluator import METHODS
@@ -36,11 +40,12 @@ _LABELS |= {"zero_filled": "zero-filled", "sense": "SENSE", "cs": "compressed se
 
 @dataclasses.dataclass(frozen=True)
 class Inference:
-    """A checkpoint, or a method of `baselines.METHODS`, ready for use."""
+    """A network, or a method of `baselines.METHODS`, ready for use: called with arrays, or applied to files."""
 
     config: ConfigDict  # of the run that made the checkpoint; or how files are undersampled
     source: dict[str, Any]  # {"step": of the checkpoint} or {"method": name}
-    mesh: Mesh
+    metrics: dict[str, Any]  # of this step where they were measured, see `export.folder.read_metrics`
+    recipe: Recipe
     params: Any  # the network's, or their average where the run kept one; a method has none
     predict: Wrapped  # `train_step.predict` of (params, batch), which simulates the task's corruption
     predict_measured: Wrapped  # the same for files that are corrupted already
@@ -49,18 +54,19 @@ class Inference:
     def restore(cls, workdir: str, data_consistency: bool = True) -> "Inference":
         """Restore the best checkpoint of a run on all devices; `UserError` if there is none, or it is damaged.
 
-        Files are reconstructed on their own grid (`mri.grid`); with `data_consistency`, reconstructions of undersampled
-        k-space keep the samples that were measured.
+        `workdir` may be a folder that `mrjax.export` has written. Files are reconstructed on their own grid
+        (`mri.grid`); with `data_consistency`, reconstructions of undersampled k-space keep the samples that were
+        measured.
         """
         mesh = sharding.make_mesh()
-        config, progress, params = store.restore_best(
-            workdir, lambda config: abstract_state(config, make_recipe(config, mesh))
-        )
+        restore = folder.read if folder.is_model(workdir) else store.restore_best
+        config, progress, params = restore(workdir, lambda config: abstract_state(config, make_recipe(config, mesh)))
         recipe = make_recipe(config, mesh)
         if config.task != "paired":
             keep = data_consistency and config.task not in splits.REPETITION_TASKS
             recipe = dataclasses.replace(recipe, grid=Grid(tuple(config.data.image_size), config.data.resize, keep))
-        return cls._compile(config, {"step": progress["step"]}, params, recipe)
+        step = progress["step"]
+        return cls._compile(config, {"step": step}, folder.read_metrics(workdir, step), params, recipe)
 
     @classmethod
     def from_method(cls, name: str, config: ConfigDict, weight: float | None = None) -> "Inference":
@@ -76,12 +82,56 @@ class Inference:
         config.batch_size, config.normalise, config.data.adjacent_slices = 1, "slice", 0
         model = BASELINES[name]() if weight is None else BASELINES[name](weight=weight)
         recipe = dataclasses.replace(make_recipe(config, sharding.make_mesh()), model=model)
-        return cls._compile(config, {"method": name}, {}, recipe)
+        return cls._compile(config, {"method": name}, {}, {}, recipe)
 
     @classmethod
-    def _compile(cls, config: ConfigDict, source: dict[str, Any], params: Any, recipe: Recipe) -> "Inference":
+    def _compile(
+        cls, config: ConfigDict, source: dict[str, Any], metrics: dict[str, Any], params: Any, recipe: Recipe
+    ) -> "Inference":
         predict_measured = train_step.jit_predict(dataclasses.replace(recipe, task=as_measured))
-        return cls(config, source, recipe.mesh, params, train_step.jit_predict(recipe), predict_measured)
+        return cls(config, source, metrics, recipe, params, train_step.jit_predict(recipe), predict_measured)
+
+    def __call__(self, data: ArrayLike, mask: ArrayLike | None = None, *, maximum: float | None = None) -> np.ndarray:
+        """Reconstruct k-space as it was measured, or, with a network for the task 'paired', improve images.
+
+        `data`, of NumPy or JAX, is k-space (coils, height, width) or (slices, coils, height, width) complex, its zero
+        frequency at index n // 2 of each axis; that of one coil is `kspace[None]`. `mask` is bool, (width,), (height,
+        width) or either with an axis of slices before it, and says what was measured; without it, what is not zero was:
+        fully sampled k-space is taken as it is. For 'paired', `data` is (height, width) or (slices, height, width).
+
+        Returns magnitude images, (height, width) or (slices, height, width) float32, in the units of `data` on its own
+        grid: what `mrjax.reconstruct` makes of a file with the same data. Compiled once for each shape; slices are
+        worked through in batches. `maximum`, of the volume's image, is for config.normalise = 'volume', and needed
+        there. Raises a `UserError` for arrays of another shape or dtype, NaN or Inf.
+        """
+        config, paired = self.config, self.config.task == "paired"
+        expect(mask is None or not paired, "a mask is given to a network for images", "none")
+        stack = arrays.stack_images(data) if paired else arrays.stack_kspace(data, mask)
+        size, alone = stack.shape[-2:], np.ndim(data) == (2 if paired else 3)
+        check_sizes(config, [size])
+        if config.normalise == "volume":
+            found = f"maximum is {maximum}"
+            expect(maximum and 0 < maximum < np.inf, found, "that of the volume, for config.normalise = 'volume'")
+        if paired:
+            stack = resize.resize_image(stack, tuple(config.data.image_size) or size)
+        name, adjacent = "input" if paired else "kspace", config.data.adjacent_slices
+        batches = arrays.batches(name, stack, self._batch_size(len(stack)), adjacent, maximum or 0)
+        image = self._predict_batches(self.predict_measured, batches, (len(stack), *stack.shape[-2:]))["reconstruction"]
+        image = resize.undo_resize_image(image, size) if paired else image
+        return image[0] if alone else image
+
+    def export(
+        self, path: str | os.PathLike[str], size: tuple[int, int] | None = None, coils: int = folder.COILS
+    ) -> None:
+        """Write the network to a new folder, to hand it on: what `python -m mrjax.export` writes, see there."""
+        expect("step" in self.source, f"{self.source} has no parameters", "a network to export")
+        model = folder.Model(self.config, self.source["step"], self.metrics, self.recipe, self.params)
+        folder.write(path, model, size, coils)
+
+    def _batch_size(self, slices: int) -> int:
+        """Return how many of so many slices are reconstructed at once: a multiple of the devices."""
+        devices = self.recipe.mesh.size
+        return -(-min(self.config.batch_size, 8, slices) // devices) * devices
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -107,22 +157,27 @@ class Inference:
 
     def _predict_slices(self, volume: Volume, simulated: bool) -> dict[str, np.ndarray]:
         """Return the corrupted images and the reconstructions: of k-space on the file's grid, else at the network's."""
-        data, mesh = self.config.data, self.mesh
-        size = volume.data_shape
+        data, size = self.config.data, volume.data_shape
         if volume.layout == "paired":
             size = tuple(data.image_size) or size
         predict = self.predict if simulated else self.predict_measured
         # One batch size for files of any length: the network is compiled once.
-        batch_size = -(-min(self.config.batch_size, 8) // mesh.size) * mesh.size
+        batch_size = self._batch_size(8)
         volume = dataclasses.replace(volume, empty=())
         slices = SliceDataset([volume], size, data.resize, adjacent_slices=data.adjacent_slices)
-        images = {name: np.zeros((volume.slices, *size), np.float32) for name in METHODS}
         with loader.evaluation_batches([slices], loader.LoaderOptions(batch_size)) as batches:
-            for batch in sharding.to_devices(batches, mesh):
-                predicted, _ = predict(self.params, batch)
-                number = sharding.on_host(batch["slice"], mesh)
-                for name, image in images.items():
-                    image[number] = sharding.on_host(predicted[name], mesh)
+            return self._predict_batches(predict, batches, (volume.slices, *size))
+
+    def _predict_batches(
+        self, predict: Wrapped, batches: Iterator[Batch], shape: tuple[int, ...]
+    ) -> dict[str, np.ndarray]:
+        """Return the corrupted images and the reconstructions of all slices, (slices, height, width) float32."""
+        images = {name: np.zeros(shape, np.float32) for name in METHODS}
+        for batch in sharding.to_devices(batches, self.recipe.mesh):
+            predicted, _ = predict(self.params, batch)
+            number = sharding.on_host(batch["slice"], self.recipe.mesh)
+            for name, image in images.items():
+                image[number] = sharding.on_host(predicted[name], self.recipe.mesh)
         return images
 
     def _read_target(self, volume: Volume, simulated: bool) -> np.ndarray | None:

@@ -13,7 +13,7 @@ FLOORS = (
     {"mri", "io"},
     {"models", "data", "measures", "baselines", "interop", "report", "demo"},
     {"config", "optimizers", "train_step", "checkpoint"},
-    {"experiment", "configs"},
+    {"experiment", "export", "configs"},
     {"inference", "train"},
     {"cli", "main", "evaluate", "reconstruct", "check", "convert", "import_fastmri", "export_fastmri"},
 )

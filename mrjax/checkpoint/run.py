@@ -165,7 +165,7 @@ def claim(workdir: str, config: ConfigDict) -> contextlib.AbstractContextManager
     trained = bool(store.find_steps(workdir))
     if started:
         before = _read_config(workdir)
-        if before is None:
+        if before is None or os.path.exists(os.path.join(workdir, store.EXPORTED)):
             raise UserError(f"{workdir} holds files but no run of mrjax, expected an empty or new folder as --workdir")
         changed = configs.differences(before, config, parameters_only=not trained)
         if changed and (trained or store.find_steps(workdir, INITIAL)):

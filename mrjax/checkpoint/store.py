@@ -33,6 +33,7 @@ from mrjax.train_step import TrainState
 logger = logging.getLogger(__name__)
 BEST_METRIC = "ssim"  # on the validation split, by which the best checkpoint is chosen
 CHECKPOINTS, INITIAL = "checkpoints", "initial"  # folders of a workdir
+EXPORTED = "model.safetensors"  # a file in folders of `mrjax.export`, which are no workdirs to train in
 NO_BEST = {"step": -1, BEST_METRIC: -1.0, "files": "", "validated": -1}
 _ITEMS = ("params", "ema", "optimizer", "progress", "config")
 

@@ -92,21 +92,22 @@ def write_json(path: Path, values: Any) -> None:
 def write_checksums(folder: Path) -> None:
     """Write the SHA-256 of all files in the subfolders of a folder."""
     files = [path for path in sorted(folder.glob("*/**/*")) if path.is_file()]
-    write_json(folder / CHECKSUMS, {str(file.relative_to(folder)): _sha256(file) for file in files})
+    write_json(folder / CHECKSUMS, {str(file.relative_to(folder)): sha256(file) for file in files})
 
 
 def find_damage(folder: Path) -> str:
     """Compare the files in a folder with their checksums; return what is wrong with the first, '' if nothing is."""
     try:
         checksums = json.loads((folder / CHECKSUMS).read_text())
-        return next((f"{name} has changed" for name, sha in checksums.items() if _sha256(folder / name) != sha), "")
+        return next((f"{name} has changed" for name, sha in checksums.items() if sha256(folder / name) != sha), "")
     except FileNotFoundError as error:
         return f"{os.path.relpath(error.filename, folder)} is missing"
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         return f"its checksums cannot be compared: {error}"
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal digits."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

@@ -161,7 +161,7 @@ def describe_arrays(
         _expect_array(f"{path}: `{target}`", arrays[target], "fciu", fits, expected)
     stored_mask = None
     if kspace and (mask := arrays.get(storage.mask)) is not None:
-        stored_mask = _shape_mask(f"{path}: `{storage.mask}`", np.nan_to_num(mask) != 0, shape)  # NaN keeps nothing
+        stored_mask = shape_mask(f"{path}: `{storage.mask}`", np.nan_to_num(mask) != 0, shape)  # NaN keeps nothing
         stored_mask = np.fft.fftshift(stored_mask, (1, 2)) if storage.shifted else stored_mask
     maximum = attributes.get("max")
     named = _NAMED_CONTRAST.search(stem(path))
@@ -191,7 +191,7 @@ def _read_affine(path: str, attributes: Mapping[str, Any]) -> np.ndarray | None:
     return affine.astype(np.float64)
 
 
-def _shape_mask(label: str, mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def shape_mask(label: str, mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Bring a mask to (1 or slices, 1 or height, width), for k-space of this shape."""
     slices, _, height, width = shape
     forms: dict[tuple[int, ...], tuple[int, int, int]] = {(width,): (1, 1, width), (slices, width): (slices, 1, width)}
