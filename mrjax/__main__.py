@@ -12,6 +12,8 @@ COMMANDS = {
     "evaluate": "evaluate",
     "reconstruct": "reconstruct",
     "check": "check",
+    "convert": "convert",
+    "export": "export.__main__",
     "import-fastmri": "import_fastmri",
     "export-fastmri": "export_fastmri",
     "demo": "demo.__main__",

@@ -18,6 +18,7 @@ from mrjax import cli
 from mrjax import config as configs
 from mrjax.checkpoint import store
 from mrjax.checkpoint.run import claim
+from mrjax.config.fields import PARAMETER_FIELDS
 from mrjax.errors import UserError, expect
 from mrjax.experiment import check_sizes
 from mrjax.interop import weight_files
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
     expect(whole, f"--image_size is {','.join(size)!r}", "height,width as in 320,320")
     config = import_weights(argv[1], workdir, (int(size[0]), int(size[1])))
     values = configs.flat(config).items()
-    fields = [f"--config.{name}={value}" for name, value in values if name.startswith(configs.PARAMETER_FIELDS)]
+    fields = [f"--config.{name}={value}" for name, value in values if name.startswith(PARAMETER_FIELDS)]
     logger.info("written: %s, %s", workdir, ", ".join(f"{name} {value}" for name, value in config.model.items()))
     logger.info("reconstruct: python -m mrjax.reconstruct --workdir=%s --input=scan.h5 --output=out", workdir)
     logger.info("train on: python -m mrjax.main --config=configs/unet.py --workdir=%s %s", workdir, " ".join(fields))

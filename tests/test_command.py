@@ -29,6 +29,7 @@ def test_version_and_unknown_commands(monkeypatch, capsys) -> None:
 
 def test_a_command_runs_with_the_flags_after_its_name(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["mrjax", "check"])
+    monkeypatch.delitem(sys.modules, "mrjax.check", raising=False)
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2

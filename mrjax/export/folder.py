@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from mrjax import config as configs
 from mrjax.checkpoint.store import EXPORTED, read_best
+from mrjax.config.fields import fields
 from mrjax.errors import UserError, expect
 from mrjax.experiment import check_sizes
 from mrjax.export import card, stablehlo
@@ -106,7 +107,7 @@ def _write_onnx(path: Path, config: ConfigDict, params: Any) -> dict[str, Any] |
 def _without_paths(config: ConfigDict) -> dict[str, Any]:
     """Return the config without the places of the run's data, which are nobody else's business."""
     config = config.copy_and_resolve_references()
-    config.data.update({name: configs.fields()[f"data.{name}"].default for name in ("dir", "train", "val", "test")})
+    config.data.update({name: fields()[f"data.{name}"].default for name in ("dir", "train", "val", "test")})
     return config.to_dict()
 
 

@@ -15,7 +15,8 @@ import pytest
 import safetensors.numpy
 from conftest import coil_images, one_device_flags, rss, to_kspace
 
-from mrjax import checkpoint, load
+from mrjax import load
+from mrjax.checkpoint.run import claim
 from mrjax.config import defaults
 from mrjax.errors import UserError
 from mrjax.export import card, stablehlo
@@ -143,7 +144,7 @@ def test_weights_are_read_back_and_damage_is_one_sentence(exported: Path, traine
 
 def test_nothing_is_trained_into_an_exported_folder(exported: Path) -> None:
     with pytest.raises(UserError, match="holds files but no run of mrjax"):
-        checkpoint.claim(str(exported), defaults())
+        claim(str(exported), defaults())
 
 
 def test_the_card_is_the_hubs_and_no_path_is_in_the_folder(exported: Path, trained: Path) -> None:
