@@ -1,10 +1,10 @@
-"""Run the commands of README.md on the demo data, so that README and package cannot drift apart.
+"""Run the commands of README.md and docs/files.md on the demo data, so that pages and package cannot drift apart.
 
     python .ci/readme.py DEMO_DATA
 
 Runs in the root of a copy of the tree, with the environment's bin/ on PATH. Commands are the indented blocks, one by
-one in their order; a block that starts with `import` is Python. The copy gets the files that README speaks of: FOLDER,
-scan.t5 and scan.nii.gz. A command in running text must be one of a block, or be listed in CHECKED_ELSEWHERE.
+one in their order; a block that starts with `import` is Python. The copy gets the files that they speak of: FOLDER
+and scan.t5. A command in running text must be one of a block, or be listed in CHECKED_ELSEWHERE.
 """
 
 import os
@@ -14,9 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nibabel
-import numpy as np
-
+PAGES = ("README.md", "docs/files.md")
 # Commands that .ci/run runs itself, or that take too long: what checks them instead.
 CHECKED_ELSEWHERE = {
     "make demo": ".ci/run",
@@ -31,7 +29,7 @@ CHECKED_ELSEWHERE = {
     "python -m mrjax.main --config=configs/unet.py [--workdir=runs/unet] [--config.FIELD=VALUE ...]": "a form",
     "python -m mrjax.main": "what the scripts in launch/ start",
 }
-# Changes to README's commands, as regular expressions on a command.
+# Changes to the commands, as regular expressions on a command.
 SUBSTITUTIONS = {
     r"unet\.pt\b": "unet.npz",  # writing .pt takes PyTorch
     # A few steps, of a network that fastMRI has, so that it can be exported.
@@ -61,20 +59,18 @@ def run(command: list[str]) -> None:
     print(f"\n$ {shlex.join(command)}", flush=True)
     status = subprocess.run(command).returncode
     if status:
-        sys.exit(f"README.md: exit status {status} of: {shlex.join(command)}")
+        sys.exit(f"exit status {status} of: {shlex.join(command)}")
 
 
 def add_files(data: Path) -> None:
-    """Add the files that README speaks of."""
+    """Add the files that they speak of."""
     Path("FOLDER").symlink_to(data.resolve())
     Path("scan.t5").symlink_to(next(data.glob("test/*.t5")).resolve())
-    volume = np.random.default_rng(0).random((32, 40, 24))
-    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), "scan.nii.gz")
 
 
 def main() -> None:
     """Run every command that is not checked elsewhere."""
-    text = Path("README.md").read_text()
+    text = "\n".join(Path(page).read_text() for page in PAGES)
     add_files(Path(sys.argv[1]))
     done = set(CHECKED_ELSEWHERE)
     for block in find_blocks(text):
@@ -90,8 +86,8 @@ def main() -> None:
             done.add(line)
     unknown = sorted(set(find_inline(text)) - done)
     if unknown:
-        sys.exit(f"README.md: CI does not run {unknown}: make them a block, or add them to CHECKED_ELSEWHERE")
-    print(f"\nREADME.md: {len(done)} commands are run or checked by {os.path.relpath(__file__)} and .ci/run")
+        sys.exit(f"CI does not run {unknown}: make them a block, or add them to CHECKED_ELSEWHERE")
+    print(f"\n{len(done)} commands are run or checked by {os.path.relpath(__file__)} and .ci/run")
 
 
 if __name__ == "__main__":
