@@ -65,19 +65,18 @@ def test_identity_and_flips_are_exact(dtype):
         (Augment(flip_p=1.0), images[:, :, ::-1]),
         (Augment(flip_vertical_p=1.0), images[:, ::-1]),
     ):
-        warped = jax.jit(lambda images, augment=augment: warp(images, draw_affine(jax.random.key(0), augment, 18, 25)))(
-            images
-        )
+        flip = lambda images, augment=augment: warp(images, draw_affine(jax.random.key(0), augment, 18, 25))  # noqa: E731
+        warped = jax.jit(flip)(images)
         assert warped.dtype == dtype
         np.testing.assert_array_equal(warped, expected)
 
 
 def test_input_and_target_move_alike_stacked_or_not():
     stack, affine = noise(2, 20, 20).real, draw_many(EVERYTHING, 20, 20, number=1)[0]
-    warp_jitted = jax.jit(warp)
-    together = warp_jitted(stack, affine)
+    warp_images = jax.jit(warp)
+    together = warp_images(stack, affine)
     for channel in range(2):
-        np.testing.assert_allclose(together[channel], warp_jitted(stack[channel, None], affine)[0], atol=1e-6)
+        np.testing.assert_allclose(together[channel], warp_images(stack[channel, None], affine)[0], atol=1e-6)
 
 
 def test_no_augmentation_is_exactly_the_identity():
