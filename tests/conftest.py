@@ -1,10 +1,19 @@
 """What all tests share: which of them can run here, and small files of smooth objects seen through coils."""
 
+import contextlib
+import functools
+import gc
 import importlib.util
+import io
+import logging
 import os
 import re
+import runpy
 import shutil
+import subprocess
+import sys
 import tempfile
+import warnings
 from importlib import metadata
 
 # Eight devices on one CPU: every test of the suite runs sharded, as on a node with eight accelerators. And compiled
@@ -13,7 +22,9 @@ from importlib import metadata
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    + " --xla_cpu_use_fusion_emitters=false" * metadata.version("jaxlib").startswith("0.10."),
+    " --xla_cpu_parallel_codegen_split_count=1"
+    + " --xla_cpu_use_fusion_emitters=false"
+    * metadata.version("jaxlib").startswith("0.10."),
 )
 # The tests, on all workers, and the commands they start share what they compile, the operations of eager JAX included,
 # and leave the user's own cache alone.
@@ -21,7 +32,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mrja
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,8 +40,13 @@ import h5py
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl import logging as absl_logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mrjax import config as configs
+from mrjax import experiment, train_step
 from mrjax.config import defaults
 from mrjax.data.buffers import Batch
 from mrjax.data.dataset import Dataset
@@ -76,6 +92,12 @@ REQUIREMENTS = {
 }
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Collect garbage seldom, and none of what was imported: else it takes a fifteenth of the suite's time."""
+    gc.freeze()
+    gc.set_threshold(50_000)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests whose requirement is not met."""
     for marker, requirement in REQUIREMENTS.items():
@@ -97,6 +119,33 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def one_device_flags() -> str:
     """XLA_FLAGS of a process with one device."""
     return re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
+
+
+def run_command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m mrjax.MODULE ARGUMENTS` in this process, which saves the seconds of its imports.
+
+    An exception that the command does not answer by a sentence and an exit status is the test's.
+    """
+    known, verbosity, logger = set(flags.FLAGS), absl_logging.get_verbosity(), logging.getLogger("mrjax")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    out, err, status = io.StringIO(), io.StringIO(), None
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(action="ignore"),  # runpy's: the module is imported already
+    ):
+        patched.setattr(sys, "argv", [module, *arguments])
+        try:
+            runpy.run_module(f"mrjax.{module}", run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        finally:
+            for name in set(flags.FLAGS) - known:
+                delattr(flags.FLAGS, name)
+            absl_logging.set_verbosity(verbosity)
+            logger.handlers, logger.level, logger.propagate = handlers, level, propagate
+    return subprocess.CompletedProcess(arguments, status or 0, out.getvalue(), err.getvalue())
 
 
 def coil_images(slices: int, coils: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -202,6 +251,52 @@ def make_tiny_config(data: Path, **fields: object) -> ConfigDict:
     config.model.channels, config.model.levels = 4, 2
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
     return config
+
+
+# Fields that no compiled program of a run depends on but by what is said of them in `computed`.
+OF_THE_LOOP = (
+    "data.",
+    "batch_size",
+    "mesh",
+    "steps",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "max_skipped_steps",
+)
+
+
+def computed(config: ConfigDict) -> str:
+    """What the programs of a run compute, but for shapes and mesh: two configs for which it is equal share them."""
+    fields = {name: value for name, value in configs.flat(config).items() if not name.startswith(OF_THE_LOOP)}
+    schedule = config.schedule if config.schedule == "constant" else (config.schedule, config.steps)
+    return repr((fields, schedule, round(config.warmup * config.steps), config.data.adjacent_slices))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_programs() -> Iterator[None]:
+    """Trace and load programs once for all training runs of a worker that compute the same: half of a tiny run."""
+    make_recipe, init_state = experiment.make_recipe, experiment.Experiment.init_state
+    recipes: dict[tuple[str, Mesh], train_step.Recipe] = {}
+    states: dict[train_step.Recipe, train_step.TrainState] = {}
+
+    def shared_recipe(config: ConfigDict, mesh: Mesh) -> train_step.Recipe:
+        key = computed(config), mesh
+        if key not in recipes:
+            recipes[key] = make_recipe(config, mesh)
+        return recipes[key]
+
+    def shared_init_state(self: experiment.Experiment) -> train_step.TrainState:
+        if self.recipe not in states:
+            states[self.recipe] = jax.device_get(init_state(self))
+        return jax.device_put(states[self.recipe], jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(experiment, "make_recipe", shared_recipe)
+        patched.setattr(experiment.Experiment, "init_state", shared_init_state)
+        patched.setattr(experiment, "jit_train_step", functools.cache(train_step.jit_train_step))
+        patched.setattr(experiment, "jit_predict", functools.cache(train_step.jit_predict))
+        yield
 
 
 @pytest.fixture

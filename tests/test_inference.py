@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import coil_images, rss, to_kspace, write_pair, write_scan, write_volume
+from conftest import coil_images, rss, run_command, to_kspace, write_pair, write_scan, write_volume
 
 from configs import paired
 from mrjax import reconstruct, train
@@ -29,13 +29,9 @@ def inference(trained: Path) -> Inference:
     return Inference.restore(str(trained))
 
 
-def run(module: str, *args: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", f"mrjax.{module}", *args], capture_output=True, text=True)
-
-
 @pytest.mark.slow
 def test_scans_of_any_size_and_coils_are_reconstructed_on_their_own_grid(inference: Inference, tmp_path: Path) -> None:
-    for slices, coils, size in ((1, 16, (31, 45)), (9, 1, (64, 40))):  # a batch has 8
+    for slices, coils, size in ((1, 5, (31, 45)), (9, 1, (40, 28))):  # a batch has 8
         path = str(write_scan(tmp_path / "in" / f"{slices}.t5", slices, coils, size))
         volume, faults = checks.check(readers.describe(path))
         images = inference.reconstruct(volume)
@@ -101,7 +97,8 @@ def test_reconstruct_writes_a_file_and_a_picture_and_passes_over_bad_files(
 ) -> None:
     (scans / "test" / "bad.t5").write_text("nothing")
     output = tmp_path / "out"
-    result = run("reconstruct", f"--workdir={trained}", f"--input={scans / 'test'}", f"--output={output}")
+    flags = f"--workdir={trained}", f"--input={scans / 'test'}", f"--output={output}"
+    result = subprocess.run([sys.executable, "-m", "mrjax.reconstruct", *flags], capture_output=True, text=True)
     assert result.returncode == 1
     assert "bad.t5: is not an HDF5 file" in result.stderr
     assert "Traceback" not in result.stderr
@@ -148,7 +145,7 @@ def test_a_scan_without_the_mask_that_the_run_undersamples_by_is_refused(inferen
 
 
 def test_evaluate_prints_a_table_and_writes_a_row_for_every_volume(trained: Path) -> None:
-    result = run("evaluate", f"--workdir={trained}", "--split=val", "--data_consistency=false")
+    result = run_command("evaluate", f"--workdir={trained}", "--split=val", "--data_consistency=false")
     assert result.returncode == 0, result.stderr
     assert "zero-filled" in result.stdout
     assert "U-Net" in result.stdout
@@ -198,7 +195,7 @@ def test_another_acceleration_than_in_training_is_said_of_networks_alone(inferen
 
 def test_commands_run_a_method_with_and_without_a_run(trained: Path, scans: Path, tmp_path: Path) -> None:
     before = set(os.listdir(trained))
-    result = run("evaluate", f"--workdir={trained}", "--method=cs", f"--data={scans / 'test'}", "--weight=0.01")
+    result = run_command("evaluate", f"--workdir={trained}", "--method=cs", f"--data={scans / 'test'}", "--weight=0.01")
     assert result.returncode == 0, result.stderr
     assert "compressed sensing" in result.stdout
     written, page = sorted(set(os.listdir(trained)) - before)
@@ -206,7 +203,10 @@ def test_commands_run_a_method_with_and_without_a_run(trained: Path, scans: Path
     assert page == written.replace("metrics", "report").replace(".json", ".html")
     found = json.loads((trained / written).read_text())
     assert (found["method"], found["volumes"][0]["volume"]) == ("cs", "9_FLAIR01")
-    result = run("reconstruct", "--method=sense", f"--input={scans / 'test'}", f"--output={tmp_path / 'out'}")
+    # Of the same shape as above, whose compiled program serves here too.
+    kspace = to_kspace(coil_images(2, 1, 40, 31)) * (np.arange(31) % 2 == 0)
+    scan = write_volume(tmp_path / "9_FLAIR01.t5", {"kspace": kspace})
+    result = run_command("reconstruct", "--method=sense", f"--input={scan}", f"--output={tmp_path / 'out'}")
     assert result.returncode == 0, result.stderr
     assert sorted(os.listdir(tmp_path / "out")) == ["9_FLAIR01.png", "9_FLAIR01.t5", "report.html"]
     with h5py.File(tmp_path / "out" / "9_FLAIR01.t5") as file:

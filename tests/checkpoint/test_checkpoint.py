@@ -30,6 +30,12 @@ from mrjax.parallel import processes
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw none: it takes a third of so short a run, and `test_train.py` looks at them."""
+    monkeypatch.setattr("mrjax.report.figures.draw_curves", lambda *_: None)
+
+
 @pytest.fixture
 def copied(trained: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained, tmp_path / "run")

@@ -1,14 +1,12 @@
 """fastMRI's weights in and out: the same function at any width and depth, and no code in a file is ever run."""
 
 import collections
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import coil_images, rss, to_kspace
+from conftest import coil_images, rss, run_command, to_kspace
 
 from mrjax import export_fastmri
 from mrjax.checkpoint.run import claim
@@ -180,7 +178,7 @@ def test_what_fastmri_lacks_is_not_exported() -> None:
 @pytest.mark.slow
 def test_commands_from_a_file_to_a_trained_run_and_back(scans: Path, tmp_path: Path) -> None:
     def run(module: str, *flags: str) -> str:
-        done = subprocess.run([sys.executable, "-m", f"mrjax.{module}", *flags], capture_output=True, text=True)
+        done = run_command(module, *flags)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 

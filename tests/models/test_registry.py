@@ -55,7 +55,7 @@ def test_a_network_of_kspace_is_refused_without_it() -> None:
 SMALL = {
     "unet": {"channels": 2, "levels": 1},
     "unet_dc": {"channels": 2, "levels": 1},
-    "varnet": {"channels": 2, "levels": 1, "cascades": 3, "sens_channels": 2, "sens_levels": 1},
+    "varnet": {"channels": 2, "levels": 1, "cascades": 2, "sens_channels": 2, "sens_levels": 1},
 }
 
 

@@ -1,5 +1,7 @@
 """VarNet: fastMRI's function and size, whatever the coils, masks, mesh and precision."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from mrjax.mri.noise import estimate_sigma
 from mrjax.mri.sense import estimate_maps, find_centre
 
 TINY = VarNet(channels=4, levels=1, cascades=2, sens_channels=2, sens_levels=1)
+RESIDUAL = TINY.clone(residual=True, cascades=1)
 
 
 def _inputs(
@@ -32,21 +35,39 @@ def _inputs(
     return np.where(mask[:, None], full, 0), mask, np.zeros((examples, 1, 1), np.float32)
 
 
-def _init(model: VarNet, inputs: tuple[np.ndarray, ...]) -> dict:
+@functools.cache
+def _apply(model: VarNet):
+    """Jit the network, once for all tests."""
+    return jax.jit(model.apply)
+
+
+@functools.cache
+def _untrained(model: VarNet) -> dict:
+    """Initial parameters: they do not depend on the size of the inputs."""
+    return jax.device_get(jax.jit(model.init)(jax.random.key(0), *_inputs(1, 1, 32, 30)))
+
+
+def _trained(model: VarNet) -> dict:
     """Parameters as after some training: the last layers of the cascades start at zero, and would hide the rest."""
     rng = np.random.default_rng(1)
-    params = jax.jit(model.init)(jax.random.key(0), *inputs)
-    return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
+    return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), _untrained(model))
 
 
 def test_size_published_for_fastmri() -> None:
-    shapes = jax.eval_shape(VarNet().init, jax.random.key(0), *_inputs(1, 1, 32, 32))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 29_936_966
+    """Counted for one and two cascades: tracing all twelve takes seconds."""
+
+    def count(cascades: int) -> int:
+        init = VarNet(cascades=cascades).init
+        shapes = jax.eval_shape(init, jax.random.key(0), *_inputs(1, 1, 32, 32))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    assert count(1) + (VarNet().cascades - 1) * (count(2) - count(1)) == 29_936_966
 
 
 @pytest.mark.peer
 @pytest.mark.parametrize(
-    ("coils", "height", "width", "levels"), [(1, 40, 33, (2, 2)), (3, 37, 46, (2, 3)), (2, 64, 48, (4, 4))]
+    ("coils", "height", "width", "levels"),
+    [(1, 40, 33, (2, 2)), (3, 37, 46, (2, 3)), pytest.param(2, 64, 48, (4, 4), marks=pytest.mark.slow)],
 )
 def test_equals_fastmri(coils: int, height: int, width: int, levels: tuple[int, int]) -> None:
     """Same weights, same k-space, same mask: same image, and the same gradients through all cascades."""
@@ -108,31 +129,30 @@ def test_centre_of_two_dimensions_is_all_sampled_and_as_large_as_can_be() -> Non
 
 
 def test_empty_slice_has_a_finite_gradient() -> None:
-    inputs = kspace, mask, offset = _inputs(2, 2, 24, 20)
+    kspace, mask, offset = _inputs(2, 2, 24, 20)
     kspace[1] = 0
     loss = lambda params: jnp.sum(TINY.apply(params, kspace, mask, offset))  # noqa: E731
-    value, gradient = jax.jit(jax.value_and_grad(loss))(_init(TINY, inputs))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(_trained(TINY))
     assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_offset_is_subtracted_and_scale_goes_through() -> None:
     """So that the normalisation of the images does not matter: the network is as it is in the file's own units."""
-    kspace, mask, offset = _inputs(1, 2, 24, 20)
-    params = _init(TINY, (kspace, mask, offset))
-    apply = jax.jit(TINY.apply)
-    output = apply(params, kspace, mask, offset)
-    scaled = apply(params, 1e4 * kspace, mask, offset + 0.5)
+    kspace, mask, offset = _inputs(2, 2, 24, 20)
+    output = _apply(TINY)(_trained(TINY), kspace, mask, offset)
+    scaled = _apply(TINY)(_trained(TINY), 1e4 * kspace, mask, offset + 0.5)
     np.testing.assert_allclose(scaled + 0.5, 1e4 * output, rtol=1e-4, atol=1e-4 * np.abs(output).max() * 1e4)
 
 
 @pytest.mark.slow
 def test_rematerialised_cascades_compute_the_same() -> None:
     inputs = _inputs(1, 2, 24, 20)
-    params = _init(TINY, inputs)
+    model = TINY.clone(cascades=1)
+    params = _trained(model)
 
     def gradient(remat: bool):
-        loss = lambda params: 1e8 * jnp.mean(TINY.clone(remat=remat).apply(params, *inputs) ** 2)  # noqa: E731
+        loss = lambda params: 1e8 * jnp.mean(model.clone(remat=remat).apply(params, *inputs) ** 2)  # noqa: E731
         traced = jax.jit(jax.grad(loss)).trace(params)
         return traced.lower().compile()(params), str(traced.jaxpr).count("fft[")
 
@@ -144,9 +164,8 @@ def test_rematerialised_cascades_compute_the_same() -> None:
 
 def test_bfloat16_computes_the_same_network() -> None:
     inputs = _inputs(2, 2, 24, 20)
-    params = _init(TINY, inputs)
-    output = jax.jit(TINY.clone(dtype=jnp.bfloat16).apply)(params, *inputs)
-    expected = jax.jit(TINY.apply)(params, *inputs)
+    output = _apply(TINY.clone(dtype=jnp.bfloat16))(_trained(TINY), *inputs)
+    expected = _apply(TINY)(_trained(TINY), *inputs)
     assert output.dtype == jnp.float32
     assert 0 < np.linalg.norm(output - expected) < 0.05 * np.linalg.norm(expected)
 
@@ -164,8 +183,8 @@ def test_meshes_compute_the_same() -> None:
         pytest.skip("XLA_FLAGS=--xla_force_host_platform_device_count=8 gives eight devices")
     mesh = Mesh(np.asarray(jax.devices()[:4]).reshape(2, 1, 2), ("data", "model", "spatial"))
     model = TINY.clone(cascades=1)
-    inputs = kspace, mask, offset = _inputs(2, 2, 24, 20)
-    params = _init(model, inputs)
+    kspace, mask, offset = _inputs(2, 2, 24, 20)
+    params = _trained(model)
 
     place = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))  # noqa: E731
     examples = ("data", "model")
@@ -187,17 +206,16 @@ def test_meshes_compute_the_same() -> None:
 
 @pytest.mark.slow
 def test_smallest_side_is_computed() -> None:
-    model = TINY.clone(levels=4, sens_levels=4, cascades=1)
+    model = TINY.clone(levels=4, cascades=1)
     side = VarNet.smallest_side(4)
-    inputs = _inputs(1, 1, side, side)
-    output = jax.jit(model.apply)(_init(model, inputs), *inputs)
+    output = _apply(model)(_trained(model), *_inputs(1, 1, side, side))
     assert np.ptp(output) > 0
 
 
 def test_an_untrained_network_gives_the_zero_filled_image() -> None:
     """What a cascade takes away starts at nothing but a constant: the first steps need not undo a random network."""
-    given = kspace, *_ = _inputs(1, 2, 32, 32)
-    image = jax.jit(lambda: TINY.apply(TINY.init(jax.random.key(0), *given), *given))()[..., 0]
+    given = kspace, *_ = _inputs(2, 2, 24, 20)
+    image = _apply(TINY)(_untrained(TINY), *given)[..., 0]
     zero_filled = np.asarray(magnitude(kspace))
     assert np.linalg.norm(image - zero_filled) < 0.1 * np.linalg.norm(zero_filled)
 
@@ -206,8 +224,7 @@ def test_an_untrained_network_gives_the_zero_filled_image() -> None:
 def test_an_untrained_residual_network_is_compressed_sensing_with_the_measured_samples_kept(coils: int) -> None:
     """Its corrections start at nothing; against the functions of `mri`, which are tested for themselves."""
     kspace, mask, _ = given = _inputs(1, coils, 32, 30)
-    model = TINY.clone(residual=True, cascades=1)
-    image = jax.jit(lambda: model.apply(model.init(jax.random.key(0), *given), *given))()[0, ..., 0]
+    image = _apply(RESIDUAL)(_untrained(RESIDUAL), *given)[0, ..., 0]
 
     @jax.jit
     def expect(kspace: jax.Array, mask: jax.Array) -> jax.Array:
@@ -223,9 +240,7 @@ def test_an_untrained_residual_network_is_compressed_sensing_with_the_measured_s
 
 def test_an_empty_coil_changes_nothing_in_a_residual_network() -> None:
     kspace, mask, offset = _inputs(1, 3, 32, 30)
-    model = TINY.clone(residual=True)
-    params = jax.jit(model.init)(jax.random.key(0), kspace, mask, offset)
-    params = jax.tree.map(lambda x: x + 0.1, params)
+    params = jax.tree.map(lambda x: x + 0.1, _untrained(RESIDUAL))
     padded = np.concatenate([kspace, np.zeros_like(kspace[:, :1])], 1)
-    images = [jax.jit(model.apply)(params, x, mask, offset) for x in (kspace, padded)]
+    images = [_apply(RESIDUAL)(params, x, mask, offset) for x in (kspace, padded)]
     np.testing.assert_allclose(*images, atol=1e-3 * float(images[0].max()))

@@ -9,6 +9,7 @@ from conftest import coil_images, rss
 from mrjax.mri import coils
 
 COUNTS = (1, 4, 16)
+adaptive_maps = jax.jit(coils.adaptive_maps)
 
 
 def with_noise(count: int, height: int = 20, width: int = 17, level: float = 0.02) -> np.ndarray:
@@ -33,7 +34,7 @@ def test_combination_with_the_true_maps_recovers_the_object(count) -> None:
 @pytest.mark.parametrize("count", COUNTS)
 def test_adaptive_maps_are_the_dominant_eigenvectors_of_the_local_covariances(count) -> None:
     images = with_noise(count)
-    maps = np.asarray(jax.jit(coils.adaptive_maps)(images))
+    maps = np.asarray(adaptive_maps(images))
     padded = np.pad(images.astype(np.complex128), ((0, 0), (2, 2), (2, 2)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), (1, 2)).reshape(*images.shape, 25)
     values, vectors = np.linalg.eigh(np.einsum("ihwn,jhwn->hwij", windows, windows.conj()))
@@ -46,7 +47,7 @@ def test_adaptive_maps_are_the_dominant_eigenvectors_of_the_local_covariances(co
 
 def test_coils_of_opposite_sign_have_adaptive_maps() -> None:
     image = coil_images(1, 1, 24, 24)[0, 0]
-    maps = np.asarray(coils.adaptive_maps(jnp.asarray(np.stack([image, -image]))))
+    maps = np.asarray(adaptive_maps(jnp.asarray(np.stack([image, -image]))))
     inside = np.abs(image) > 0.1
     np.testing.assert_allclose(np.abs(maps[:, inside]), np.sqrt(0.5), atol=1e-4)
     np.testing.assert_allclose(maps[0, inside], -maps[1, inside], atol=1e-4)
@@ -55,22 +56,22 @@ def test_coils_of_opposite_sign_have_adaptive_maps() -> None:
 def test_adaptive_combination_has_less_noise_in_the_background_than_the_root_sum_of_squares() -> None:
     images = with_noise(16, 40, 40)
     air = rss(coil_images(1, 16, 40, 40)[0]) == 0
-    combined = np.abs(coils.combine(jnp.asarray(images), coils.adaptive_maps(jnp.asarray(images))))
+    combined = np.abs(coils.combine(jnp.asarray(images), adaptive_maps(jnp.asarray(images))))
     assert combined[air].mean() < 0.8 * rss(images)[air].mean()
     assert np.allclose(combined[~air], rss(images)[~air], rtol=0.1)
 
 
 def test_the_phase_of_maps_is_smooth_whatever_coil_comes_first() -> None:
     images = coil_images(1, 4, 32, 32)[0]
-    maps = np.asarray(coils.adaptive_maps(jnp.asarray(images)))
-    turned = np.asarray(coils.adaptive_maps(jnp.asarray(np.roll(images, 1, 0))))
+    maps = np.asarray(adaptive_maps(jnp.asarray(images)))
+    turned = np.asarray(adaptive_maps(jnp.asarray(np.roll(images, 1, 0))))
     ratio = (np.roll(turned, -1, 0) * maps.conj()).sum(0)[rss(images) > 0]
     assert np.ptp(np.angle(ratio / ratio[0])) < 1e-3
 
 
 def test_empty_coils_change_nothing() -> None:
     images = with_noise(4)
-    maps, more = coils.adaptive_maps(jnp.asarray(images)), coils.adaptive_maps(jnp.asarray(and_empty(images)))
+    maps, more = adaptive_maps(jnp.asarray(images)), adaptive_maps(jnp.asarray(and_empty(images)))
     assert np.allclose(more[:4], maps, atol=1e-4)
     assert not np.any(more[4:])
 

@@ -27,7 +27,7 @@ def example(mask: np.ndarray) -> Example:
 @pytest.mark.parametrize("rule", ["kspace", "image"])
 def test_the_network_is_given_what_the_loader_would_give_it(rule: str, size: tuple[int, int]) -> None:
     """Held to the host's resizing of fully sampled k-space, in NumPy."""
-    given = Grid(size, rule, False).to_network(example(np.ones((1, 37), bool)))
+    given = jax.jit(Grid(size, rule, False).to_network)(example(np.ones((1, 37), bool)))
     expected = resize.resize_kspace(KSPACE, size, rule)
     np.testing.assert_allclose(given.kspace, expected, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_allclose(given.corrupted, magnitude(expected), atol=1e-4)
@@ -35,10 +35,10 @@ def test_the_network_is_given_what_the_loader_would_give_it(rule: str, size: tup
 
 
 def test_masks_follow_k_space_to_the_networks_grid() -> None:
-    cropped = Grid((24, 20), "kspace", True).to_network(example(SAMPLES))
+    cropped = jax.jit(Grid((24, 20), "kspace", True).to_network)(example(SAMPLES))
     assert np.array_equal(cropped.mask[0], SAMPLES[8:32, 8:28])
     assert not np.asarray(cropped.kspace)[0][:, ~SAMPLES[8:32, 8:28]].any()
-    columns = np.asarray(Grid((20, 20), "image", True).to_network(example(COLUMNS)).mask[0, 0])
+    columns = np.asarray(jax.jit(Grid((20, 20), "image", True).to_network)(example(COLUMNS)).mask)[0, 0]
     assert columns[9:13].all()  # the 8 of 37 central columns, as 20 columns see them
     assert 0.2 < columns.mean() < 0.7
 
@@ -59,7 +59,7 @@ def test_reconstructions_of_low_resolution_gain_what_was_measured_beyond_it() ->
     known = magnitude(resize.resize_kspace(KSPACE, size, "kspace"))  # a perfect network
     errors = []
     for keep in (False, True):
-        image = Grid(size, "kspace", keep).from_network(known, given)
+        image = jax.jit(Grid(size, "kspace", keep).from_network)(known, given)
         errors.append(float(jnp.linalg.norm(image - TARGET)))
     assert errors[1] < 0.8 * errors[0]
     assert errors[1] < float(jnp.linalg.norm(given.corrupted - TARGET))
@@ -69,15 +69,16 @@ def test_growing_an_image_by_k_space_and_going_back_is_the_identity() -> None:
     small, large = coil_images(2, 1, 33, 41), coil_images(2, 1, 64, 63)
     image, columns = jnp.asarray(rss(small)), jnp.ones((2, 1, 1), bool)
     on_small, on_large = (Example(rss(x), rss(x), jnp.asarray(to_kspace(x)), columns) for x in (small, large))
-    grown = Grid((33, 41), "kspace", False).from_network(image, on_large)
+    grown = jax.jit(Grid((33, 41), "kspace", False).from_network)(image, on_large)
     assert grown.shape == (2, 64, 63)
-    back = Grid((64, 63), "kspace", False).from_network(grown, on_small)
+    back = jax.jit(Grid((64, 63), "kspace", False).from_network)(grown, on_small)
     np.testing.assert_allclose(back, image, atol=1e-5)
 
 
 def test_beyond_a_networks_field_of_view_lies_the_corrupted_image() -> None:
     given = example(COLUMNS)
-    image = np.asarray(Grid((24, 20), "image", False).from_network(jnp.full((2, 24, 20), 7.0), given))
+    from_network = jax.jit(Grid((24, 20), "image", False).from_network)
+    image = np.asarray(from_network(jnp.full((2, 24, 20), 7.0), given))
     inside = np.asarray(crop_or_pad(jnp.ones((24, 20), bool), OWN))
     assert (image[:, inside] == 7).all()
     assert np.array_equal(image[:, ~inside], np.asarray(given.corrupted)[:, ~inside])

@@ -9,6 +9,8 @@ from scipy import ndimage
 
 from mrjax.mri import fourier, motion
 
+rotate, move, ifft2c = map(jax.jit, (motion.rotate, motion.move, fourier.ifft2c))
+
 
 def blobs(height: int, width: int) -> np.ndarray:
     """(2, height, width) complex64, smooth (band-limited to 1e-6) and far from the borders."""
@@ -51,7 +53,7 @@ def test_moved_kspace_equals_the_sum_over_pixels_at_each_samples_own_time(size) 
         jnp.asarray([-9.0, 4.0, 17.0]),
         jnp.asarray([[0, 1.5], [-0.7, 0.2], [0.4, 0], [2.2, -1]]),
     )
-    moved = jax.jit(motion.move)(jnp.asarray(to_kspace(images)), poses)
+    moved = move(jnp.asarray(to_kspace(images)), poses)
     expected = np.stack([sample_by_sample(image, poses) for image in images])
     assert np.abs(expected - to_kspace(images)).max() > 0.1 * np.abs(expected).max()
     np.testing.assert_allclose(moved, expected, atol=2e-5 * np.abs(expected).max())
@@ -59,7 +61,7 @@ def test_moved_kspace_equals_the_sum_over_pixels_at_each_samples_own_time(size) 
 
 def test_rotation_turns_as_scipy_does() -> None:
     image = blobs(41, 41)[0]
-    turned = fourier.ifft2c(motion.rotate(jnp.asarray(to_kspace(image)), jnp.float32(20)))
+    turned = ifft2c(rotate(jnp.asarray(to_kspace(image)), jnp.float32(20)))
     expected = [
         ndimage.rotate(part.astype(np.float64), 20, reshape=False, order=5) for part in (image.real, image.imag)
     ]
@@ -69,7 +71,7 @@ def test_rotation_turns_as_scipy_does() -> None:
 def test_a_whole_number_of_pixels_rolls_the_image() -> None:
     images = blobs(32, 30)
     still = motion.Motion(jnp.asarray([0.0, 1.0]), jnp.zeros(1), jnp.asarray([[3.0, -2.0], [3.0, -2.0]]))
-    moved = fourier.ifft2c(motion.move(jnp.asarray(to_kspace(images)), still))
+    moved = ifft2c(move(jnp.asarray(to_kspace(images)), still))
     np.testing.assert_allclose(moved, np.roll(images, (3, -2), (1, 2)), atol=1e-5)
 
 

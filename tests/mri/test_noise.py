@@ -36,10 +36,10 @@ def test_covariance_from_the_corners_of_kspace_is_that_of_the_noise() -> None:
 def test_covariance_ignores_unmeasured_samples_and_empty_coils() -> None:
     kspace, truth = noisy((96, 160), 0.05)
     kspace[:, :, :20], kspace[:, :, 130:], kspace[:, :6] = 0, 0, 0
-    found = noise.covariance(jnp.asarray(np.pad(kspace, ((0, 2), (0, 0), (0, 0)))))
+    found = np.asarray(jax.jit(noise.covariance)(np.pad(kspace, ((0, 2), (0, 0), (0, 0)))))
     np.testing.assert_allclose(found[:3, :3], truth, atol=0.08 * abs(truth).max())
-    assert not np.asarray(found[3:]).any()
-    assert not np.asarray(noise.covariance(jnp.zeros((2, 16, 16), jnp.complex64))).any()
+    assert not found[3:].any()
+    assert not np.asarray(jax.jit(noise.covariance)(np.zeros((2, 16, 16), np.complex64))).any()
 
 
 def test_white_noise_is_normal_and_a_coils_own() -> None:
