@@ -168,6 +168,9 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     """
     with recipe.arithmetic():
         loss, gradients = gradient(recipe, state.params, batch)
+    # Else XLA shares the squares of the norm with Adam's, transposed as the convolutions return them, and copies the
+    # optimizer's state to follow: 0.654 GB an image instead of 0.650 on an H100 (benchmarks.fit).
+    gradients = jax.lax.optimization_barrier(gradients)
     grad_norm = optax.tree.norm(gradients)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     # Fused into the update, which reads the old values and writes the new ones anyway.

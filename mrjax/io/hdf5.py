@@ -12,7 +12,6 @@ Other names, axes and complex numbers: see `storage`.
 """
 
 import functools
-import math
 import os
 import threading
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ import numpy as np
 from mrjax.errors import UserError, expect
 from mrjax.io import ismrmrd_header
 from mrjax.io.files import identity, replacing
+from mrjax.io.hdf5_chunks import Chunks, find_chunks, read_slice
 from mrjax.io.hdf5_contents import Link, find_data_set, find_data_sets, require_honest, resolve
 from mrjax.io.storage import (
     AXES,
@@ -39,14 +39,6 @@ from mrjax.io.storage import (
 from mrjax.io.volume import DATA_NAMES, TARGET_NAMES, Volume, describe_arrays
 
 
-class SliceOffsets(NamedTuple):
-    """Position in the file of each slice's first byte, and the shape and dtype of a slice."""
-
-    offsets: tuple[int, ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
 class StoredArray(NamedTuple):
     """An array as it is read, (slices, [coils,] height, width), and where and how a file stores it."""
 
@@ -56,7 +48,7 @@ class StoredArray(NamedTuple):
     name: str
     file: tuple[int, ...]  # see `files.identity`
     axis: int | None = None  # the stored axis of slices; None: the one slice has none
-    offsets: SliceOffsets | None = None  # None: HDF5 reads it
+    chunks: Chunks | None = None  # None: HDF5 reads it
     arrangement: Arrangement | None = None  # None: slices are stored as they are read
 
 
@@ -68,9 +60,9 @@ _open = functools.lru_cache(maxsize=64)(lambda path: open_file(path))
 
 
 class Hdf5Reader:
-    """Reads slices from any number of threads: uncompressed ones in one piece by their offset in the file.
+    """Reads slices from any number of threads: raw and gzip-compressed ones from the file itself (`hdf5_chunks`).
 
-    HDF5 reads what is compressed or in pieces (not the files of fastMRI, M4Raw and mrjax), 64 open files at most.
+    HDF5 reads what else there is, one slice at a time, through 64 open files at most.
     """
 
     suffixes: tuple[str, ...] = (".t5", ".h5", ".hdf5", ".mat")
@@ -111,8 +103,8 @@ class Hdf5Reader:
                 with _lock:
                     found = find_data_sets(_open(path), path)
                     stored = self._stored[path, name] = find_array(found[name], path, name, NATIVE)
-            if stored.offsets is not None:
-                data = _read_by_offset(stored, stored.offsets, index, out)
+            if stored.chunks is not None:
+                data = _read_chunks(stored, stored.chunks, index, out)
             else:
                 place = () if stored.axis is None else (slice(None),) * stored.axis + (index,)
                 _require_unchanged(os.stat(stored.path), stored)
@@ -213,18 +205,18 @@ def find_array(data: h5py.Dataset | Link, path: str, name: str, storage: Storage
     of_slice = [axis for axis in axes if axis != "slices"]
     sizes = dict(zip(axes, shape, strict=True))
     shape = (sizes.get("slices", 1), *(sizes[axis] for axis in wanted if axis != "parts"))
-    offsets = find_offsets(data, path) if axis == 0 else None
+    chunks = find_chunks(data, path, axis)
     columns = _measured_columns(data.file.attrs, shape[-1], path) if kspace else slice(None)
     order = tuple(map(of_slice.index, wanted))
     arrangement = Arrangement(order, parts, dtype, kspace and storage.shifted, columns)
     real, plain = dtype.type().real.dtype, of_slice == wanted and not arrangement.shifted and columns == slice(None)
     if plain and dtype == data.dtype:
-        return StoredArray(shape, dtype, path, stored_name, file, axis, offsets)
+        return StoredArray(shape, dtype, path, stored_name, file, axis, chunks)
     # Pairs of real and imaginary part have the bytes of complex numbers.
     packed = [real, np.dtype([(part, real) for part in parts])]
-    if plain and offsets is not None and data.dtype in packed:
-        return StoredArray(shape, dtype, path, stored_name, file, axis, offsets._replace(shape=shape[1:], dtype=dtype))
-    return StoredArray(shape, dtype, path, stored_name, file, axis, offsets, arrangement)
+    if plain and chunks is not None and data.dtype in packed:
+        return StoredArray(shape, dtype, path, stored_name, file, axis, chunks)
+    return StoredArray(shape, dtype, path, stored_name, file, axis, chunks, arrangement)
 
 
 def _measured_columns(attributes: Mapping[str, Any], width: int, path: str) -> slice:
@@ -241,39 +233,19 @@ def _read_mask(data: h5py.Dataset, storage: Storage) -> np.ndarray:
     return np.asarray(data[()]).transpose([axes.index(axis) for axis in AXES.split(",") if axis in axes] or None)
 
 
-def _read_by_offset(stored: StoredArray, found: SliceOffsets, index: int, out: np.ndarray | None) -> np.ndarray:
-    """Read a slice in one piece, into `out` if it fits."""
-    shapes = (found.shape, (1, *found.shape))  # a single coil may be stored without its axis
-    if out is None or out.dtype != found.dtype or out.shape not in shapes:
-        out = np.empty(found.shape, found.dtype)
+def _read_chunks(stored: StoredArray, chunks: Chunks, index: int, out: np.ndarray | None) -> np.ndarray:
+    """Read a slice without HDF5, into `out` if it fits: as it is read or, if it is yet to be arranged, as stored."""
+    shape, dtype = chunks.slice_shape, chunks.fill.dtype
+    if stored.arrangement is None:
+        shape, dtype = stored.shape[1:], stored.dtype
+    shapes = (shape, (1, *shape))  # a single coil may be stored without its axis
+    if out is None or out.dtype != dtype or out.shape not in shapes:
+        out = np.empty(shape, dtype)
     # Opened for each slice: 6 us, so that any number of files can be in use.
     with open(stored.path, "rb") as file:
         _require_unchanged(os.fstat(file.fileno()), stored)
-        file.seek(found.offsets[index])
-        if file.readinto(out.reshape(-1).view(np.uint8).data) < out.nbytes:
-            raise OSError("the file ends before the slice does")
+        read_slice(file, chunks, index, out.reshape(-1).view(chunks.fill.dtype).reshape(chunks.slice_shape))
     return out
-
-
-def find_offsets(data: h5py.Dataset, path: str) -> SliceOffsets | None:
-    """Find where the slices of a data set are in the file `path`; None if only HDF5 can find or decode them."""
-    count, *shape = data.shape
-    size, file = data.dtype.itemsize * math.prod(shape), os.stat(path)
-    # Chunks may be missing, and then the sizes differ; a link may lead into another file.
-    complete = data.id.get_storage_size() == size * count and data.id.get_create_plist().get_nfilters() == 0
-    in_file = os.path.samestat(file, os.stat(data.file.filename)) and not data.file.userblock_size
-    # Numbers may be stored with another precision, padding or order of real and imaginary part.
-    if not complete or not in_file or data.id.get_type() != h5py.h5t.py_create(data.dtype):
-        return None
-    start = data.id.get_offset()  # None unless the data set is contiguous, and in this file
-    if data.chunks == (1, *shape):
-        corners = [(i, *[0] * len(shape)) for i in range(count)]
-        offsets = [data.id.get_chunk_info_by_coord(corner).byte_offset for corner in corners]
-    elif start is not None:
-        offsets = [start + i * size for i in range(count)]
-    else:
-        return None
-    return SliceOffsets(tuple(offsets), tuple(shape), data.dtype)
 
 
 def _require_unchanged(file: os.stat_result, stored: StoredArray) -> None:

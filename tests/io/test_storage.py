@@ -62,7 +62,7 @@ def test_kspace_is_the_same_in_every_form(tmp_path: Path, form: str) -> None:
         np.testing.assert_allclose(read, KSPACE[i], atol=1e-5)
     assert np.allclose(read_example(SliceDataset([volume], (16, 12)), 1)["kspace"], KSPACE[1], atol=1e-5)
     stored = readers.READERS["hdf5"]._stored[path, volume.data]
-    assert (stored.offsets is not None and stored.arrangement is None) == by_offset  # as fast as the native form
+    assert (stored.chunks is not None and stored.arrangement is None) == by_offset  # as fast as the native form
 
 
 def write_matlab(path: Path, arrays: dict[str, np.ndarray]) -> None:
