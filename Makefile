@@ -8,7 +8,7 @@ WORKDIR := runs/unet
 # Large pages for large arrays: without them a step on a CPU spends a tenth of its time on page faults. glibc reads this.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo docs test check bench bench-fit bench-quality bench-packages aot-packages clean
+.PHONY: demo docs test check bench bench-fit bench-quality bench-packages aot-packages browser-packages clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m mrjax.main --config=configs/unet.py --workdir=$(WORKDIR)
@@ -54,6 +54,14 @@ $(VENV)/.bench: $(VENV)/.test
 	$(RUN) -m pip install --quiet torch==2.13.0
 	$(RUN) -m pip install --quiet -e '.[bench]'
 	$(RUN) -m pip install --quiet --no-deps fastmri==0.3.0
+	@touch $@
+
+# A browser that looks at reports in the tests: the system's Chromium, installed if it is not there (as root on Debian).
+browser-packages: $(VENV)/.browser
+
+$(VENV)/.browser: $(VENV)/.test
+	command -v chromium > /dev/null || apt-get install --yes --quiet chromium > /dev/null
+	$(RUN) -m pip install --quiet -e '.[browser]'
 	@touch $@
 
 # The ahead-of-time compilers have an environment of their own: their plugins warn of missing drivers at every import.

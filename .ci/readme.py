@@ -22,6 +22,7 @@ CHECKED_ELSEWHERE = {
     "make check": ".ci/run",
     "make bench-packages": ".ci/run",
     "make aot-packages": ".ci/run",
+    "make browser-packages": ".ci/run",
     "make bench": "20 minutes; make test runs its scripts at a small size after make bench-packages",
     "python -m benchmarks.transfer --train=250": "16 minutes; make test runs its parts at a small size",
     "make bench-quality": "75 minutes; make test runs its scripts at a small size after make bench-packages",

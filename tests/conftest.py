@@ -82,7 +82,7 @@ REQUIREMENTS = {
     "browser": Requirement(
         lambda: bool(importlib.util.find_spec("playwright") and CHROMIUM),
         "Chromium and playwright",
-        "apt-get install chromium && .venv/bin/pip install -e '.[browser]' && make test ARGS='-m browser'",
+        "make browser-packages && make test ARGS='-m browser'",
     ),
     "gpu": Requirement(
         lambda: jax.default_backend() == "gpu",
