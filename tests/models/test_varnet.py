@@ -220,7 +220,7 @@ def test_an_untrained_network_gives_the_zero_filled_image() -> None:
     assert np.linalg.norm(image - zero_filled) < 0.1 * np.linalg.norm(zero_filled)
 
 
-@pytest.mark.parametrize("coils", [1, 3])
+@pytest.mark.parametrize("coils", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_an_untrained_residual_network_is_compressed_sensing_with_the_measured_samples_kept(coils: int) -> None:
     """Its corrections start at nothing; against the functions of `mri`, which are tested for themselves."""
     kspace, mask, _ = given = _inputs(1, coils, 32, 30)

@@ -44,9 +44,23 @@ def test_masks_follow_k_space_to_the_networks_grid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "size"), [("kspace", ()), ("kspace", (24, 20)), ("kspace", (48, 41)), ("image", (48, 41))]
+    ("rule", "size", "mask"),
+    [
+        ("kspace", (), COLUMNS),
+        ("kspace", (24, 20), SAMPLES),
+        ("image", (48, 41), COLUMNS),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)  # ten seconds of compilation in all
+            for case in (
+                ("kspace", (), SAMPLES),
+                ("kspace", (24, 20), COLUMNS),
+                ("kspace", (48, 41), COLUMNS),
+                ("kspace", (48, 41), SAMPLES),
+                ("image", (48, 41), SAMPLES),
+            )
+        ),
+    ],
 )
-@pytest.mark.parametrize("mask", [COLUMNS, SAMPLES])
 def test_a_network_that_finds_nothing_gives_the_measured_samples_back(rule: str, size, mask: np.ndarray) -> None:
     grid, given = Grid(size, rule, True), example(mask)
     nothing = jnp.zeros((2, *(size or OWN)))
