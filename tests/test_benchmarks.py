@@ -158,7 +158,7 @@ def test_soak_compares_the_last_tenth_of_long_runs_with_the_second_on_its_page(t
         assert all(float(number.replace(",", "")) > 0 for number in numbers), name
     assert [0.5 < float(row[4]) < 2 for row in table["rows"]] == [True] * 3
     plain, workers = (max(files for _, _, files in samples) for samples in list(result["raw"].values())[:2])
-    assert 64 < plain < workers  # more gzip-compressed files than the reader keeps open; each worker has its own
+    assert 64 < plain < workers  # more files for HDF5 itself than the reader keeps open; each worker has its own
 
 
 SUBJECTS = {"train": 1, "val": 1, "test": 1}
