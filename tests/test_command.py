@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_command
 
 from mrjax import __main__ as command
 from mrjax.config import EXPERIMENTS, expand_flags
@@ -27,13 +28,10 @@ def test_version_and_unknown_commands(monkeypatch, capsys) -> None:
         command.main()
 
 
-def test_a_command_runs_with_the_flags_after_its_name(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["mrjax", "check"])
-    monkeypatch.delitem(sys.modules, "mrjax.check", raising=False)
-    with pytest.raises(SystemExit) as ended:
-        command.main()
-    assert ended.value.code == 2
-    assert "nothing to check" in capsys.readouterr().err
+def test_a_command_runs_with_the_flags_after_its_name() -> None:
+    result = run_command("__main__", "check")
+    assert result.returncode == 2
+    assert "nothing to check" in result.stderr
 
 
 def test_an_experiment_goes_by_its_name(tmp_path: Path, monkeypatch) -> None:
