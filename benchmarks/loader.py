@@ -3,11 +3,11 @@
     python -m benchmarks.loader [--files=16] [--batch=4] [--rounds=3] [--json=FILE]
 
 Makes M4Raw-shaped files (18 slices, 4 coils, 256x256) in a temporary folder, plain, gzipped, and gzipped after HDF5's
-shuffle filter, and small ones (18 slices, 1 coil, 128x128). The samples are noise, of which gzip saves 7 %, with the
-filter 14 %. Every loader shuffles, makes batches of the same size and keeps its workers and its position from one round
-to the next; a round first draws untimed batches that were read ahead during the others' turns. fastMRI's loader is its
-`SliceDataset` under a PyTorch `DataLoader`, with its random mask and `UnetDataTransform` as in its own training (mrjax
-does that work on the accelerator), and without both.
+shuffle filter, and small ones (18 slices, 1 coil, 128x128). The samples are noise, of which gzip saves little. Every
+loader shuffles, makes batches of the same size and keeps its workers and its position from one round to the next; a
+round first draws untimed batches that were read ahead during the others' turns. fastMRI's loader is its `SliceDataset`
+under a PyTorch `DataLoader`, with its random mask and `UnetDataTransform` as in its own training (mrjax does that work
+on the accelerator), and without both.
 
 A first epoch is timed from its first batch on, with the files in the page cache. For the rows "read from disk" the
 kernel was asked to drop them from it (posix_fadvise); caches of the disk itself and of a virtual machine's host remain.

@@ -7,7 +7,7 @@ Formats are those of `io.readers.READERS` that can be written.
 
 A .t5 holds what the source does: k-space with its mask, pairs, or images. In a format of images, k-space becomes its
 root-sum-of-squares image, and pairs become two files of one name, in input/ and target/. Geometry is kept. What
-identifies the patient is left out unless --keep_identity.
+identifies the patient is left out unless --keep_identity, but for the header and attributes of a .t5, which are copied.
 
 What was not converted is listed, and makes the exit status 1. In the output this command replaces what it wrote itself
 (listed in FOLDER/.converted), unless that was changed since, and nothing else.

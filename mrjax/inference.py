@@ -24,7 +24,7 @@ from mrjax.experiment import abstract_state, check_sizes, make_recipe
 from mrjax.export import folder
 from mrjax.io import readers
 from mrjax.io.volume import Volume
-from mrjax.measures.evaluator import METHODS
+from mrjax.measures.evaluator import INPUT_LABELS, METHODS
 from mrjax.mri.fourier import magnitude_host
 from mrjax.mri.grid import Grid
 from mrjax.mri.tasks import as_measured
@@ -33,7 +33,6 @@ from mrjax.report.html import Report
 from mrjax.report.run_log import read_rows
 from mrjax.train_step import Recipe
 
-_INPUTS = {"kspace": "zero-filled", "paired": "input", "denoise": "one scan", "noise2noise": "one scan"}
 _LABELS = {"unet": "U-Net", "unet_dc": "U-Net + DC", "varnet": "VarNet"}
 _LABELS |= {"zero_filled": "zero-filled", "sense": "SENSE", "cs": "compressed sensing"}
 
@@ -137,7 +136,7 @@ class Inference:
     def labels(self) -> tuple[str, str]:
         """The names of input and reconstruction in tables."""
         name = self.source.get("method") or self.config.model.name
-        return _INPUTS.get(self.config.task, "corrupted"), _LABELS.get(name, name)
+        return INPUT_LABELS.get(self.config.task, "corrupted"), _LABELS.get(name, name)
 
     def reconstruct(self, volume: Volume) -> dict[str, np.ndarray]:
         """Reconstruct all slices of a volume.

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mrjax.measures.evaluator import INPUT_LABELS
 from mrjax.measures.metrics import METRICS
 
 _NETWORKS = {"unet": "U-Net", "unet_dc": "U-Net with data consistency", "varnet": "end-to-end variational network"}
@@ -11,7 +12,6 @@ _TASKS = {
     "denoise": "removes noise from single repetitions of a scan",
     "noise2noise": "removes noise from single repetitions of a scan",
 }
-_METHODS = {"kspace": "zero-filled", "paired": "input", "denoise": "one scan", "noise2noise": "one scan"}
 
 
 def text(model: dict[str, Any]) -> str:
@@ -47,7 +47,7 @@ To whoever hands this model on: say here which data, how many subjects, which sc
 
 ## Metrics
 
-{_metrics(model["metrics"], _METHODS.get(task, "corrupted"))}
+{_metrics(model["metrics"], INPUT_LABELS.get(task, "corrupted"))}
 
 ## How to load it
 

@@ -1,7 +1,7 @@
 """Chunks of HDF5 data sets, read from the file itself: HDF5 would read and inflate under one lock of the process.
 
 Handles raw and gzip-compressed chunks, with and without HDF5's shuffle filter, of any shape; and contiguous data sets,
-whose slices count as chunks. libdeflate takes half the time of zlib, and never writes more than a chunk holds.
+whose slices count as chunks. libdeflate is faster than zlib, and never writes more than a chunk holds.
 """
 
 import itertools

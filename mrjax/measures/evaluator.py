@@ -17,6 +17,8 @@ from mrjax.measures.metrics import METRICS
 from mrjax.parallel import sharding
 
 METHODS = ("corrupted", "reconstruction")
+# What the corrupted image is, by task.
+INPUT_LABELS = {"kspace": "zero-filled", "paired": "input", "denoise": "one scan", "noise2noise": "one scan"}
 PREVIEWS = 3  # volumes of which images are kept
 Row = dict[str, Any]
 Images = dict[str, np.ndarray]
