@@ -15,6 +15,7 @@ import functools
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,13 @@ def open_checkpoints(
     A reader must be `read_only`: a writer clears away what is half written, which may be the save of a live run.
     """
     path = os.path.abspath(os.path.join(workdir, folder))
+    if not read_only and jax.process_index() == 0:
+        # Orbax does this in a thread, which may outlive its manager and meet that of the next one.
+        for part in Path(path).glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(part, ignore_errors=True)
     options = ocp.CheckpointManagerOptions(
         read_only=read_only,
         preservation_policy=_Preservation(kept) if kept else None,
-        cleanup_tmp_directories=not read_only,
         # Orbax calls this before it renames a checkpoint into its place, so none is without.
         async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(_seal, Path(path))),
     )
