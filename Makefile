@@ -8,7 +8,7 @@ WORKDIR := runs/unet
 # Large pages for large arrays: without them a step on a CPU spends a tenth of its time on page faults. glibc reads this.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo docs test check bench bench-fit bench-quality bench-packages aot-packages browser-packages clean
+.PHONY: demo docs docs-site test check bench bench-fit bench-quality bench-packages aot-packages browser-packages clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m mrjax.main --config=configs/unet.py --workdir=$(WORKDIR)
@@ -24,6 +24,10 @@ docs: demo
 	cp $(WORKDIR)/reconstructed/*.png docs/demo.png
 	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test > docs/demo.txt
 	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test --method=cs >> docs/demo.txt
+
+# The site, in build/site: warnings are errors, and a link that leads nowhere is a warning.
+docs-site: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 test: $(VENV)/.test
 	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
@@ -79,7 +83,7 @@ $(VENV)/.venv:
 	$(RUN) -m pip install --quiet --upgrade pip
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: $(VENV)/.venv pyproject.toml
+$(VENV)/.demo $(VENV)/.docs $(VENV)/.test: $(VENV)/.%: $(VENV)/.venv pyproject.toml
 	@echo "installing mrjax[$*] into $(VENV): a few minutes the first time"
 	$(RUN) -m pip install --quiet -e '.[$*]'
 	@touch $@
