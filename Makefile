@@ -27,7 +27,7 @@ docs: demo
 
 # The site, in build/site: warnings are errors, and a link that leads nowhere is a warning.
 docs-site: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 test: $(VENV)/.test
 	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)

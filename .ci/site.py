@@ -1,20 +1,24 @@
 """The hooks of mkdocs.yml: pages keep their paths of the repository, so that one link works on the code host and here.
 
 Pages are README.md, those in docs/ and those that they link to; what else they link to is copied. Reference pages are made
-of the docstrings, one for every room of the package. Formulas become MathML, which a browser draws by itself.
+of docstrings, one for every room of the package. Formulas become MathML, which a browser draws by itself.
 """
 
 import html
+import itertools
 import logging
 import posixpath
 import re
 from pathlib import Path
 
+import griffe
+import ziamath
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
+FONT = Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf"  # not every system has one for formulas
 SHOWN = (".css", ".html", ".ico", ".md", ".png", ".svg", ".txt")  # what a browser shows under its own name
 logger = logging.getLogger("mkdocs.hooks.site")
 
@@ -28,6 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File(path, str(ROOT), config.site_dir, False, dest_uri=destination(path)))
         if path.endswith(".md"):
             paths += [linked for linked in find_links(path) if linked not in paths]
+    files.append(File(FONT.name, str(FONT.parent), config.site_dir, False))
     for name, modules in rooms().items():
         text = "\n\n".join([f"# {name}", *(f"::: {module}" for module in modules)])
         files.append(File.generated(config, f"api/{name}.md", content=text))
@@ -53,17 +58,38 @@ def find_links(page: str) -> list[str]:
 
 
 def rooms() -> dict[str, list[str]]:
-    """Return the modules to document, by the page: the top floor on one, and each room."""
-    package = ROOT / "mrjax"
-    top = [f"mrjax.{file.stem}" for file in sorted(package.glob("[!_]*.py"))]
-    inner = {
-        folder.name: [
-            f"mrjax.{folder.name}",
-            *(f"mrjax.{folder.name}.{file.stem}" for file in sorted(folder.glob("[!_]*.py"))),
-        ]
-        for folder in (file.parent for file in sorted(package.glob("*/__init__.py")))
-    }
-    return {"mrjax": ["mrjax", *top], **inner}
+    """Return the modules of each room, and those at the top of the package as the room `mrjax`."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(ROOT.glob("mrjax/**/*.py")):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        room = parts[1] if len(parts) > 2 else "mrjax"
+        if file.stat().st_size and file.stem != "__main__" and room != "configs":  # which docs/methods.md lists
+            found.setdefault(room, []).append(".".join(parts).removesuffix(".__init__"))
+    return found
+
+
+class CommentedFields(griffe.Extension):
+    """Show the fields of dataclasses and networks, which are explained by comments, in a table below the docstring."""
+
+    def on_class(self, *, cls: griffe.Class, **_: object) -> None:
+        """Add the table to the docstring of a class."""
+        lines = cls.lines_collection[cls.filepath]
+        fields = [member for member in cls.members.values() if member.is_attribute and member.annotation]
+        comments = {field.name: _comment(lines, field) for field in fields}
+        if cls.docstring and any(comments.values()):
+            rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
+            for field in fields:
+                default = f"`{field.value}`" if field.value else ""
+                rows.append(f"| `{field.name}` | `{field.annotation}` | {default} | {comments[field.name]} |")
+            cls.docstring.value += "\n\n" + "\n".join(rows)
+
+
+def _comment(lines: list[str], field: griffe.Attribute) -> str:
+    """Return the comment behind a field, or the one above it."""
+    if behind := lines[field.endlineno - 1].partition("  # ")[2]:
+        return behind.replace("|", r"\|")
+    above = itertools.takewhile(lambda line: line.startswith("#"), map(str.strip, lines[field.lineno - 2 :: -1]))
+    return " ".join(line.removeprefix("# ") for line in reversed([*above])).replace("|", r"\|")
 
 
 def on_page_content(content: str, **_: object) -> str:
