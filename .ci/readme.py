@@ -1,4 +1,4 @@
-"""Run the commands of README.md and docs/files.md on the demo data, so that pages and package cannot drift apart.
+"""Run the commands of README.md and the pages in docs/ on the demo data, so that pages and package cannot drift apart.
 
     python .ci/readme.py DEMO_DATA
 
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PAGES = ("README.md", "docs/files.md")
+PAGES = (Path("README.md"), *sorted(Path("docs").glob("*.md")))
 # Commands that .ci/run runs itself, or that take too long: what checks them instead.
 CHECKED_ELSEWHERE = {
     "make demo": ".ci/run",
@@ -25,9 +25,15 @@ CHECKED_ELSEWHERE = {
     "make browser-packages": ".ci/run",
     "make bench": "20 minutes; make test runs its scripts at a small size after make bench-packages",
     "python -m benchmarks.transfer --train=250": "16 minutes; make test runs its parts at a small size",
+    "make docs-site": ".ci/run",
     "make bench-quality": "75 minutes; make test runs its scripts at a small size after make bench-packages",
     "python -m benchmarks.fit --config=configs/unet.py --target=h100": ".ci/run, in the environment of aot-packages",
     "python -m mrjax.main --config=configs/unet.py [--workdir=runs/unet] [--config.FIELD=VALUE ...]": "a form",
+    "python -m mrjax.config": "tests/test_config.py",
+    "python -m tests.fuzz": "tests/fuzz/test_fuzz.py",
+    "python -m tests.fuzz --count=3000 --output=docs/fuzz.md": "long; tests/fuzz/test_fuzz.py runs 200 of them",
+    "python -m benchmarks.soak --steps=50000 --evaluations=20": "long; make test runs it at a small size",
+    "python -m benchmarks.faults --kills=50": "1161 s; tests/checkpoint tries its faults one by one",
     "python -m mrjax.main": "what the scripts in launch/ start",
 }
 # Changes to the commands, as regular expressions on a command.
@@ -71,7 +77,7 @@ def add_files(data: Path) -> None:
 
 def main() -> None:
     """Run every command that is not checked elsewhere."""
-    text = "\n".join(Path(page).read_text() for page in PAGES)
+    text = "\n".join(page.read_text() for page in PAGES)
     add_files(Path(sys.argv[1]))
     done = set(CHECKED_ELSEWHERE)
     for block in find_blocks(text):

@@ -1,10 +1,10 @@
 """The .t5 file: HDF5 of one volume, in one of three layouts, with fastMRI's attributes (`max`, `acquisition`, ...).
 
-kspace: `kspace` complex (slices, [coils,] height, width); optionally its image `reconstruction_rss`,
-        `reconstruction_esc` or `target` (slices, height, width), and a `mask` of what was measured: (width,), or
-        (height, width), or either for each slice; for acquisition.mask = 'stored', of what to keep
-paired: `input` and `target`, real or complex (slices, height, width), or (height, width) of one slice
-image:  `reconstruction` (slices, height, width), as mrjax.reconstruct writes it
+- kspace: `kspace` complex (slices, [coils,] height, width); optionally its image `reconstruction_rss`,
+  `reconstruction_esc` or `target` (slices, height, width), and a `mask` of what was measured: (width,), or
+  (height, width), or either for each slice; for acquisition.mask = 'stored', of what to keep
+- paired: `input` and `target`, real or complex (slices, height, width), or (height, width) of one slice
+- image: `reconstruction` (slices, height, width), as mrjax.reconstruct writes it
 
 The attribute `affine` is that of `volume.Volume`.
 

@@ -2,10 +2,10 @@
 
 Which axis is that of the slices, and how they are shown, does not depend on the order in which a file stores its axes:
 
-slices  along the axis of length 1, or of the thickest spacing if that is THICKER times the next; else along the third
-axial   first row anterior, the patient's left on the right (as in radiology); slices from the feet to the head
-coronal first row superior, the patient's left on the right; slices from the back to the front
-sagittal first row superior, anterior on the left; slices from the patient's left to the right
+- slices: along the axis of length 1, or of the thickest spacing if that is THICKER times the next; else along the third
+- axial: first row anterior, the patient's left on the right (as in radiology); slices from the feet to the head
+- coronal: first row superior, the patient's left on the right; slices from the back to the front
+- sagittal: first row superior, anterior on the left; slices from the patient's left to the right
 
 Of oblique volumes the closest of these counts; nothing is interpolated. The slices of the volumes of a 4-D file come
 one volume after the other, and the affine of `volume.Volume` is that of the first.

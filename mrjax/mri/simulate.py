@@ -2,12 +2,12 @@
 
 The forward model is y_c = F(S_c |x| exp(i phi)) + n_c, with F of `fourier`:
 
-S_c   sensitivities of COILS circular loops on a ring around the field of view, by Biot-Savart's law (as in
-      Guerquin-Kern et al., IEEE Trans Med Imaging 31 (2012) 626), scaled to sum |S_c|^2 = 1 at every pixel: the
-      root-sum-of-squares image (Roemer et al., Magn Reson Med 16 (1990) 192) of k-space without noise is |x|
-phi   a smooth phase: a polynomial of low degree over the whole volume
-n_c   white Gaussian noise, of standard deviation NOISE times the slice's maximum in real and imaginary part; in the
-      image it is Rician, or non-central chi (Gudbjartsson and Patz, Magn Reson Med 34 (1995) 910)
+- `S_c`, sensitivities of COILS circular loops on a ring around the field of view, by Biot-Savart's law (as in
+  Guerquin-Kern et al., IEEE Trans Med Imaging 31 (2012) 626), scaled to sum |S_c|^2 = 1 at every pixel: the
+  root-sum-of-squares image (Roemer et al., Magn Reson Med 16 (1990) 192) of k-space without noise is |x|
+- `phi`, a smooth phase: a polynomial of low degree over the whole volume
+- `n_c`, white Gaussian noise, of standard deviation NOISE times the slice's maximum in real and imaginary part; in the
+  image it is Rician, or non-central chi (Gudbjartsson and Patz, Magn Reson Med 34 (1995) 910)
 
 What is random is a function of the volume's name and the slice's number. Images were processed before they were
 stored, so networks do better on such k-space than on measured k-space (Shimron et al., PNAS 119 (2022) e2117203119):
