@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-PAGES = (Path("README.md"), *sorted(Path("docs").glob("*.md")))
+# Those in docs/data/ have files of their own (.ci/own_data.py), and there is no Docker in CI.
+PAGES = (Path("README.md"), *(page for page in sorted(Path("docs").glob("*.md")) if page.name != "docker.md"))
 # Commands that .ci/run runs itself, or that take too long: what checks them instead.
 CHECKED_ELSEWHERE = {
     "make demo": ".ci/run",
@@ -45,7 +46,8 @@ SUBSTITUTIONS = {
 
 
 def find_blocks(text: str) -> list[str]:
-    """Return the indented blocks of a Markdown page."""
+    """Return the indented blocks of a Markdown page; fenced ones are not commands."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     blocks = re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE)
     return [re.sub(r"^ {4}", "", block, flags=re.MULTILINE) for block in blocks]
 
