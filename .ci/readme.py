@@ -48,7 +48,7 @@ SUBSTITUTIONS = {
 def find_blocks(text: str) -> list[str]:
     """Return the indented blocks of a Markdown page; fenced ones are not commands."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    blocks = re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE)
+    blocks = re.findall(r"(?:^ {4}.*\n)+", text.replace("\\\n", ""), re.MULTILINE)
     return [re.sub(r"^ {4}", "", block, flags=re.MULTILINE) for block in blocks]
 
 
