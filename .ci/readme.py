@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Those in docs/data/ have files of their own (.ci/own_data.py), and there is no Docker in CI.
+# Those in docs/data/ have files of their own (.ci/owndata.py), and there is no Docker in CI.
 PAGES = (Path("README.md"), *(page for page in sorted(Path("docs").glob("*.md")) if page.name != "docker.md"))
 # Commands that .ci/run runs itself, or that take too long: what checks them instead.
 CHECKED_ELSEWHERE = {

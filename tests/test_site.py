@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import mrjax
+from mrjax.__main__ import COMMANDS
 
 ROOT = Path(mrjax.__file__).parents[1]
 FOLDERS = (".", "docs", "docs/data", "benchmarks", "launch")
@@ -47,6 +48,11 @@ def test_what_readme_says_of_cost_stands_in_the_benchmarks() -> None:
         assert images.strip() in cells
         assert not memory.strip() or memory.strip().removesuffix(" GB") in cells
     assert rows
+
+
+def test_the_page_to_start_with_lists_every_command() -> None:
+    text = (ROOT / "docs" / "start.md").read_text()
+    assert [name for name in COMMANDS if f"`mrjax {name}`" not in text] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
