@@ -8,7 +8,7 @@ WORKDIR := runs/unet
 # Large pages for large arrays: without them a step on a CPU spends a tenth of its time on page faults. glibc reads this.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo docs test check bench bench-fit bench-quality bench-packages aot-packages browser-packages clean
+.PHONY: demo docs notebook test check bench bench-fit bench-quality bench-packages aot-packages browser-packages clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m mrjax.main --config=configs/unet.py --workdir=$(WORKDIR)
@@ -25,6 +25,10 @@ docs: demo
 	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test > docs/demo.txt
 	$(RUN) -m mrjax.evaluate --workdir=$(WORKDIR) --split=test --method=cs >> docs/demo.txt
 
+# Run the tutorial and write its results into it: one to three minutes on 2 cores.
+notebook: $(VENV)/.notebook
+	$(VENV)/bin/jupyter execute --inplace docs/tutorial.ipynb
+
 test: $(VENV)/.test
 	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
@@ -32,6 +36,9 @@ check: $(VENV)/.test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/hadolint --ignore DL3008 --ignore DL3013 Dockerfile  # versions are pyproject.toml's
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 # Measure and rewrite benchmarks/README.md: about 20 minutes on 2 cores.
 bench: bench-packages
@@ -79,7 +86,7 @@ $(VENV)/.venv:
 	$(RUN) -m pip install --quiet --upgrade pip
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: $(VENV)/.venv pyproject.toml
+$(VENV)/.demo $(VENV)/.notebook $(VENV)/.test: $(VENV)/.%: $(VENV)/.venv pyproject.toml
 	@echo "installing mrjax[$*] into $(VENV): a few minutes the first time"
 	$(RUN) -m pip install --quiet -e '.[$*]'
 	@touch $@
