@@ -8,7 +8,7 @@ WORKDIR := runs/unet
 # Large pages for large arrays: without them a step on a CPU spends a tenth of its time on page faults. glibc reads this.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo docs docs-site test check bench bench-fit bench-quality bench-packages aot-packages browser-packages clean
+.PHONY: demo docs docs-site notebook test check bench bench-fit bench-quality bench-packages aot-packages browser-packages clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m mrjax.main --config=configs/unet.py --workdir=$(WORKDIR)
@@ -29,6 +29,10 @@ docs: demo
 docs-site: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
+# Run the tutorial and write its results into it: one to three minutes on 2 cores.
+notebook: $(VENV)/.notebook
+	$(VENV)/bin/jupyter execute --inplace docs/tutorial.ipynb
+
 test: $(VENV)/.test
 	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
@@ -36,6 +40,9 @@ check: $(VENV)/.test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/hadolint --ignore DL3008 --ignore DL3013 Dockerfile  # versions are pyproject.toml's
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 # Measure and rewrite benchmarks/README.md: about 20 minutes on 2 cores.
 bench: bench-packages
@@ -83,7 +90,7 @@ $(VENV)/.venv:
 	$(RUN) -m pip install --quiet --upgrade pip
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.docs $(VENV)/.test: $(VENV)/.%: $(VENV)/.venv pyproject.toml
+$(VENV)/.demo $(VENV)/.docs $(VENV)/.notebook $(VENV)/.test: $(VENV)/.%: $(VENV)/.venv pyproject.toml
 	@echo "installing mrjax[$*] into $(VENV): a few minutes the first time"
 	$(RUN) -m pip install --quiet -e '.[$*]'
 	@touch $@
