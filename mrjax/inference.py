@@ -25,6 +25,7 @@ from mrjax.export import folder
 from mrjax.io import readers
 from mrjax.io.volume import Volume
 from mrjax.measures.evaluator import INPUT_LABELS, METHODS
+from mrjax.models.cross_validation import cross_validated
 from mrjax.mri.fourier import magnitude_host
 from mrjax.mri.grid import Grid
 from mrjax.mri.tasks import as_measured
@@ -63,7 +64,9 @@ class Inference:
         recipe = make_recipe(config, mesh)
         if config.task != "paired":
             keep = data_consistency and config.task not in splits.REPETITION_TASKS
-            recipe = dataclasses.replace(recipe, grid=Grid(tuple(config.data.image_size), config.data.resize, keep))
+            model = cross_validated(recipe.model) if keep else recipe.model
+            grid = Grid(tuple(config.data.image_size), config.data.resize, keep, model is not recipe.model)
+            recipe = dataclasses.replace(recipe, grid=grid, model=model)
         step = progress["step"]
         return cls._compile(config, {"step": step}, folder.read_metrics(workdir, step), params, recipe)
 

@@ -58,20 +58,26 @@ class VarNet(nn.Module):
     @nn.compact
     def __call__(self, kspace: Array, mask: Array, offset: Array) -> Array:
         """Reconstruct (batch, height, width, 1) float32 from `NetworkInputs`."""
+        _, _, current = self.unroll(kspace, mask)
+        return (root_sum_of_squares(ifft2c(current)) - offset)[..., None]
+
+    def unroll(self, kspace: Array, mask: Array) -> tuple[Array, Array, Array]:
+        """Return sensitivity maps, and k-space before and after the cascades: (batch, coils, height, width)."""
         modules = _Sensitivities, _Cascade
         estimate, cascade = map(nn.remat, modules) if self.remat else modules
         # Two channels: real and imaginary part. The module that a U-Net is given to owns it.
         make_unet = functools.partial(UNet, pool=self.pool, out_channels=2, dtype=self.dtype, parent=None)
         if self.residual:
-            maps, current = jax.vmap(_compressed_sensing)(kspace, mask)
+            maps, start = jax.vmap(_compressed_sensing)(kspace, mask)
         else:
             unet = make_unet(self.sens_channels, self.sens_levels)
-            maps, current = estimate(unet, name="sensitivities")(kspace, mask), kspace
+            maps, start = estimate(unet, name="sensitivities")(kspace, mask), kspace
+        current = start
         for i in range(self.cascades):
             # What a cascade subtracts starts at zero.
             unet = make_unet(self.channels, self.levels, zero_head=True)
             current = cascade(unet, self.residual, name=f"cascade_{i}")(current, kspace, mask, maps)
-        return (root_sum_of_squares(ifft2c(current)) - offset)[..., None]
+        return maps, start, current
 
 
 def _compressed_sensing(kspace: Array, mask: Array) -> tuple[Array, Array]:

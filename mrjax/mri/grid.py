@@ -27,6 +27,7 @@ class Grid(NamedTuple):
     size: tuple[int, ...]  # (height, width) that the network works at; () for that of each file
     rule: str
     keep_measured: bool  # whether the reconstruction is made to explain the samples that were measured
+    kept_by_network: bool = False  # whether the network's own does, where it works at the file's grid
 
     def to_network(self, example: Example) -> Example:
         """Bring an example of k-space, on the file's grid, to the network's."""
@@ -61,7 +62,7 @@ class Grid(NamedTuple):
             image = jnp.where(inside, crop_or_pad(image, size), example.corrupted)
         elif network_size != size:
             image = self._resize(image, size)
-        if not self.keep_measured:
+        if not self.keep_measured or (self.kept_by_network and network_size == size):
             return image
         # One slice at a time: sensitivities are estimated from coils^2 images.
         return lax.map(lambda of_slice: explain_measured(*of_slice), (image, measured, mask))

@@ -49,14 +49,22 @@ def conjugate_gradient(
 def explain_measured(image: Array, kspace: Array, mask: Array) -> Array:
     """Return the magnitude image nearest to `image`, (height, width) float32, that explains the measured k-space.
 
-    It minimises `conjugate_gradient`'s cost with `image` as prior, to which the zero-filled image gives its phase: the
-    data-consistency step of MoDL (Aggarwal et al., IEEE Trans Med Imaging 38 (2019) 394, equation 10). The weight is a
-    tenth of the variance of the noise over that of the error of `image`, both as measured k-space shows them: the error
-    is greater where nothing was measured. `kspace` is (coils, height, width) complex64, `mask` (1 or height, width)
-    bool.
+    `kspace` is (coils, height, width) complex64, `mask` (1 or height, width) bool. See `nearest_explanation`.
     """
     sigma = estimate_sigma(kspace, mask)
     maps = estimate_maps(kspace, mask, sigma)
+    return root_sum_of_squares(maps * nearest_explanation(image, kspace, mask, maps, sigma))
+
+
+def nearest_explanation(image: Array, kspace: Array, mask: Array, maps: Array, sigma: Array) -> Array:
+    """Find the image (height, width) complex64 nearest to the magnitude `image` that explains the measured k-space.
+
+    It minimises `conjugate_gradient`'s cost with `image` as prior, to which the zero-filled image gives its phase: the
+    data-consistency step of MoDL (Aggarwal et al., IEEE Trans Med Imaging 38 (2019) 394, equation 10). The weight is a
+    tenth of the variance of the noise, whose deviation is `sigma`, over that of the error of `image`, both as measured
+    k-space shows them: the error is greater where nothing was measured. `kspace` and the sensitivities `maps` are
+    (coils, height, width) complex64, `mask` (1 or height, width) bool.
+    """
     zero_filled = combine(ifft2c(jnp.where(mask, kspace, 0)), maps)
     prior = image * jnp.exp(1j * jnp.angle(zero_filled))
     measured = mask & (kspace != 0)
@@ -64,8 +72,7 @@ def explain_measured(image: Array, kspace: Array, mask: Array) -> Array:
     noise, total = 2 * sigma**2, difference.sum() / jnp.maximum(measured.sum(), 1)
     error = jnp.maximum(total - noise, 0.2 * noise)
     weight = jnp.maximum(0.1 * noise / jnp.where(error > 0, error, 1), _LEAST_WEIGHT)
-    found = conjugate_gradient(kspace, mask, maps, weight=weight, iterations=_ITERATIONS, prior=prior)
-    return root_sum_of_squares(maps * found)
+    return conjugate_gradient(kspace, mask, maps, weight=weight, iterations=_ITERATIONS, prior=prior)
 
 
 def wiener_weight(kspace: Array, mask: Array, sigma: Array) -> Array:
