@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from raw_files import make_header, make_lines, make_readout, write_raw, write_scan
@@ -173,8 +174,16 @@ def write_m4raw(scans: list[Scan]) -> None:
                 file.attrs["max"] = file["reconstruction_rss"][()].max()
 
 
+def write_safetensors(scans: list[Scan]) -> None:
+    """Write tensors/<split>/<NN>.safetensors, the format that docs/extending.md adds."""
+    for i, scan in enumerate(scans):
+        path = Path("tensors", scan.split, f"{i + 1:02d}.safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"kspace": scan.kspace}, path)
+
+
 def write_all(demo: Path) -> None:
     """Write the folders of all pages into the current one."""
     scans = read_scans(demo)
-    for write in (write_dicom, write_nifti, write_ismrmrd, write_matlab, write_fastmri, write_m4raw):
+    for write in (write_dicom, write_nifti, write_ismrmrd, write_matlab, write_fastmri, write_m4raw, write_safetensors):
         write(scans)

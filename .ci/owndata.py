@@ -1,9 +1,10 @@
-"""Follow the pages of docs/data/ on small files of the real formats, as a user would: every command, in a few steps.
+"""Follow the pages on own data on small files of the real formats, as a user would: every command, in a few steps.
 
     python .ci/owndata.py DEMO_DATA
 
 Commands are the indented blocks, as in `readme`; those of a page run one after the other, two pages at a time, all in
-one folder that holds the files which the pages speak of.
+one folder that holds the files which the pages speak of. A page's fenced blocks of
+Python make one file, which the first line names.
 """
 
 import concurrent.futures
@@ -18,7 +19,8 @@ from pathlib import Path
 import own_data_files
 from readme import find_blocks, find_inline, strip_comment
 
-PAGES = sorted(Path(__file__).parents[1].glob("docs/data/*.md"))
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [*sorted(DOCS.glob("data/*.md")), DOCS / "format.md", DOCS / "extending.md"]
 # Forms, and what the other blocks of a page check.
 CHECKED_ELSEWHERE = {
     "pip install 'mrjax[io]'",
@@ -32,6 +34,7 @@ FEW_STEPS = (
 # Changes to the commands, as regular expressions: two steps of a small network, and fastMRI's images of 64 x 64.
 SUBSTITUTIONS = {
     r"^(python -m mrjax\.main .*)": FEW_STEPS,
+    r"^(python mine\.py train .*)": r"\1 --config.steps=2",
     r"^(.*--config=fastmri_brain .*)": r"\1 --config.data.image_size=64,64",
     r"320,320": "64,64",
 }
@@ -41,11 +44,20 @@ ENVIRONMENT = os.environ | {
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def find_python(text: str) -> str:
+    """Return the fenced blocks of Python in a Markdown page as one program."""
+    return "\n\n".join(code for language, code in FENCED.findall(text) if language == "python")
 
 
 def follow(page: Path) -> str:
     """Run the commands of a page, and return them with what they print; RuntimeError for the first that fails."""
     text, done, shown = page.read_text(), set(CHECKED_ELSEWHERE), f"\n== {page.stem}\n"
+    if code := find_python(text):
+        Path(code.split()[1]).write_text(code)
+    text = FENCED.sub("", text)
     for line in filter(None, map(strip_comment, "".join(find_blocks(text)).splitlines())):
         command = line
         for pattern, replacement in SUBSTITUTIONS.items():
