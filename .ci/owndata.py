@@ -28,7 +28,7 @@ CHECKED_ELSEWHERE = {
     "python -m mrjax.convert out/raw/fast.t5 --output=out --format=nifti",
 }
 FEW_STEPS = (
-    r"\1 --config.steps=2 --config.model.channels=4 --config.model.levels=2 --config.batch_size=8"
+    r"\1 --config.steps=2 --config.model.channels=4 --config.model.levels=1 --config.batch_size=8"
     " --config.data.workers=0"
 )
 # Changes to the commands, as regular expressions: two steps of a small network, and fastMRI's images of 64 x 64.
