@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import own_data_files
@@ -38,10 +39,11 @@ SUBSTITUTIONS = {
     r"^(.*--config=fastmri_brain .*)": r"\1 --config.data.image_size=64,64",
     r"320,320": "64,64",
 }
-# This interpreter's commands. Compiled quickly rather than well, and shared: the pages train alike.
+# This interpreter's commands, compiled quickly rather than well as in tests/conftest.py, and once for all pages.
 ENVIRONMENT = os.environ | {
     "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    + " --xla_cpu_use_fusion_emitters=false" * metadata.version("jaxlib").startswith("0.10."),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -84,7 +86,7 @@ def main() -> None:
                 print(shown, flush=True)
         except RuntimeError as error:
             sys.exit(str(error))
-    print(f"\n{len(pages)} pages of docs/data are followed")
+    print(f"\n{len(pages)} pages are followed")
 
 
 if __name__ == "__main__":
