@@ -17,11 +17,16 @@ from mrjax.io.storage import NATIVE, Storage
 from mrjax.io.volume import Volume
 
 
-def check(paths: list[str], storage: Storage = NATIVE) -> tuple[list[Volume], list[str], list[str]]:
-    """Describe and check files: the volumes that could be described, and a sentence for each fault and each doubt."""
+def check(
+    paths: list[str], storage: Storage = NATIVE, image_size: tuple[int, ...] = ()
+) -> tuple[list[Volume], list[str], list[str]]:
+    """Describe and check files: the volumes that could be described, and a sentence for each fault and each doubt.
+
+    A doubt about several files is one sentence. `image_size` is config.data.image_size.
+    """
     volumes: list[Volume] = []
     faults: list[str] = []
-    doubts: list[str] = []
+    doubted: dict[str, list[str]] = {}  # files by what is doubtful about them
     for path in paths:
         try:
             volume, found = checks.check(_describe(path, storage))
@@ -33,12 +38,17 @@ def check(paths: list[str], storage: Storage = NATIVE) -> tuple[list[Volume], li
             continue
         volumes.append(volume)
         faults += found
-        doubts += plausibility.find_doubts(volume)
-        if sentence := checks.describe_empty_slices(volume):
-            (doubts if volume.full_slices else faults).append(sentence)
+        doubts, empty = plausibility.find_doubts(volume, image_size), checks.describe_empty_slices(volume)
+        if empty:
+            (doubts if volume.full_slices else faults).append(empty)
+        for doubt in doubts:
+            doubted.setdefault(doubt.removeprefix(path), []).append(path)
         if volume.layout == "paired" and not volume.target:
             faults.append(f"{path}: has no data set `target` beside `input`, which training and evaluation need")
-    return volumes, faults, doubts
+    lines = [
+        f"{first}{doubt}" + f" (and {len(more)} more files)" * bool(more) for doubt, (first, *more) in doubted.items()
+    ]
+    return volumes, faults, lines
 
 
 def _describe(path: str, storage: Storage) -> Volume:
@@ -73,7 +83,7 @@ def main(argv: list[str], config: ConfigDict | None = None) -> int:
             paths += readers.find(pattern)
         except UserError as error:
             faults.append(str(error))
-    volumes, found, doubts = check(paths, storage_of(config.data))
+    volumes, found, doubts = check(paths, storage_of(config.data), tuple(config.data.image_size))
     faults += found
     if volumes:
         print(format_table(volumes))

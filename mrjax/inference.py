@@ -146,14 +146,18 @@ class Inference:
 
         Fully sampled k-space is undersampled as in training first; undersampled k-space is taken as it is. Returns
         corrupted, reconstruction and, where it is known, target: (slices, height, width) float32 on the file's own grid
-        and in its units.
+        and in its units. Where oversampled readouts are cropped for training (config.data.resize = 'image') and no
+        target nor affine tells the size of the image, they are cropped, too.
         """
         simulated = volume.layout == "kspace" and not volume.undersampled
         if self.config.task in splits.REPETITION_TASKS:
             simulated = bool(volume.repetitions)
         undo = resize.undo_resize_image if volume.layout == "paired" else resize.crop_or_pad
         images = self._predict_slices(volume, simulated)
-        images = {name: undo(image, volume.image_shape) for name, image in images.items()}
+        shape, data = volume.image_shape, self.config.data
+        if data.resize == "image" and data.image_size and volume.undersampled and not volume.target:
+            shape = shape if volume.affine is not None else tuple(np.minimum(shape, data.image_size))
+        images = {name: undo(image, shape) for name, image in images.items()}
         target = self._read_target(volume, simulated)
         return images if target is None else images | {"target": target}
 

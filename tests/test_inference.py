@@ -20,7 +20,7 @@ from mrjax.config import defaults
 from mrjax.data import checks
 from mrjax.errors import UserError
 from mrjax.inference import Inference, from_flags
-from mrjax.io import readers
+from mrjax.io import hdf5, readers
 from mrjax.report.run_log import read_rows
 
 
@@ -58,6 +58,17 @@ def test_undersampled_scans_are_taken_as_they_were_measured(inference: Inference
         result = inference.reconstruct(checks.check(readers.describe(path))[0])
         assert np.allclose(result["corrupted"], zero_filled, atol=1e-5), name
         assert ("target" in result) == (name == "target")
+
+
+def test_oversampled_readouts_without_a_target_are_cropped_as_in_training(inference: Inference, tmp_path: Path) -> None:
+    kspace, config = to_kspace(coil_images(3, 2, 32, 32)), inference.config.copy_and_resolve_references()
+    config.data.resize, config.data.image_size = "image", (16, 24)
+    arrays = {"kspace": kspace, "mask": np.arange(32) % 2 == 0}
+    for attributes, shape in (({}, (3, 16, 24)), ({"affine": np.eye(4)}, (3, 32, 32))):  # an affine is of all pixels
+        path = tmp_path / "a.t5"
+        hdf5.write(path, arrays, attributes)
+        result = dataclasses.replace(inference, config=config).reconstruct(readers.describe(str(path)))
+        assert result["reconstruction"].shape == shape
 
 
 @pytest.fixture(scope="module")

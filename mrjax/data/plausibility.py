@@ -51,7 +51,9 @@ def acceleration(volume: Volume) -> float:
 def _doubts_of_axes(volume: Volume) -> Iterator[str]:
     """Find coils where columns or slices are expected."""
     slices, coils, height, width = volume.shape
-    if 4 * width <= min(height, slices if coils == 1 else coils):
+    if 4 * max(height, width) <= min(slices, coils):
+        yield f"has {coils} coils, expected fewer; if MATLAB wrote it, set config.data.axes=height,width,coils,slices"
+    elif 4 * width <= min(height, slices if coils == 1 else coils):
         axes = "height,width,coils" if coils == 1 else "slices,height,width,coils"
         yield f"ends in an axis of length {width}, expected columns; if these are coils, set config.data.axes={axes}"
     elif slices >= 4 and (coils == 1 or coils >= 4):

@@ -142,7 +142,7 @@ def describe_arrays(
     if layout is None or names[layout] not in arrays:
         needed = f"{names['kspace']}` nor `{names['paired']}" if layout is None else names[layout]
         found = ", ".join(f"`{name}`" for name in sorted(arrays)) or "no data set at all"
-        raise UserError(f"{path}: has no data set `{needed}`, found: {found} (config.data.names says which is which)")
+        raise UserError(f"{path}: has no data set `{needed}`, found: {found} (config.data.names.kspace=NAME tells)")
     name, kspace = names[layout], layout == "kspace"
     label, shape = f"{path}: `{name}`", tuple(map(int, arrays[name].shape))
     if kspace:

@@ -31,6 +31,7 @@ DOUBTFUL = {
     "coils_last_one_slice": (np.moveaxis(KSPACE[0], 0, -1), Storage(axes="height,width,coils")),
     "coils_first": (KSPACE.swapaxes(0, 1), Storage(axes="coils,slices,height,width")),
     "coils_first_one_slice": (KSPACE[0], Storage(axes="coils,height,width")),
+    "matlab": (KSPACE.T, Storage(axes="height,width,coils,slices")),
     "corners": (without_shift(KSPACE), Storage(shifted=True)),
     "oversampled": (OVERSAMPLED, NATIVE),
 }
@@ -97,6 +98,18 @@ def test_a_folder_of_every_kind_gives_a_table_doubts_and_faults(tmp_path: Path, 
         "FAULT  other_names.h5",
         "FAULT  raw.h5",
     ]
+
+
+def test_one_doubt_about_several_files_is_one_line_and_goes_with_the_field(tmp_path: Path, capsys) -> None:
+    for name in "abc":
+        hdf5.write(tmp_path / f"{name}.h5", {"kspace": OVERSAMPLED})
+    config = configs.defaults()
+    for size, lines in (((), 1), ((64, 64), 0)):
+        config.data.image_size = size
+        assert check.main(["check", str(tmp_path)], config) == 0
+        found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+        assert len(found) == lines
+        assert all(f"{tmp_path}/a.h5" in line and line.endswith("(and 2 more files)") for line in found)
 
 
 def test_a_run_that_a_doubt_explains_stops_with_it(tmp_path: Path) -> None:
