@@ -84,10 +84,10 @@ REQUIREMENTS = {
         "Chromium and playwright",
         "make browser-packages && make test ARGS='-m browser'",
     ),
-    "loggers": Requirement(
+    "watch": Requirement(
         lambda: all(importlib.util.find_spec(name) for name in ("wandb", "mlflow", "optuna")),
         "Weights & Biases, MLflow and Optuna",
-        "make watch-packages && make test ARGS='-m loggers'",
+        "make watch-packages && make test ARGS='-m watch'",
     ),
     "gpu": Requirement(
         lambda: jax.default_backend() == "gpu",
