@@ -127,7 +127,7 @@ class WandB:
     def write_image(self, step: int, name: str, image: np.ndarray) -> None:
         """Send an image."""
         if self._sent.select_unsent(step, {name: image}):
-            self._run.log({"step": step, name: self._to_image(np.uint8(255 * image), mode="L")})
+            self._run.log({"step": step, name: self._to_image((255 * image).astype(np.uint8), mode="L")})
 
     def close(self, *, failed: bool) -> None:
         """Wait until all is uploaded, a minute at most."""
@@ -169,7 +169,7 @@ class MLflow:
     def write_image(self, step: int, name: str, image: np.ndarray) -> None:
         """Send an image."""
         if self._sent.select_unsent(step, {name: image}):
-            self._client.log_image(self._sent.id, np.uint8(255 * image), key=name, step=step)
+            self._client.log_image(self._sent.id, (255 * image).astype(np.uint8), key=name, step=step)
 
     def close(self, *, failed: bool) -> None:
         """Note how the run ended."""

@@ -27,7 +27,8 @@ def main(_: list[str]) -> int:
     from mrjax.sweep import study
 
     values = flags.FLAGS
-    texts = {name[len(PREFIX) :]: values[name].value for name in values if name.startswith(PREFIX)}
+    given = values.flag_values_dict().items()
+    texts = {name[len(PREFIX) :]: text for name, text in given if name.startswith(PREFIX)}
     expect(texts, "there is no --search.FIELD", "at least one, as in --search.learning_rate=log:1e-4,1e-2")
     space = {field: study.parse_search(field, text) for field, text in texts.items()}
     fixed = study.to_flags(config_flags.get_override_values(values["config"]))
