@@ -8,7 +8,7 @@ WORKDIR := runs/unet
 # Large pages for large arrays: without them a step on a CPU spends a tenth of its time on page faults. glibc reads this.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo docs docs-site notebook test check bench bench-fit bench-quality bench-packages aot-packages browser-packages clean
+.PHONY: demo docs docs-site notebook test check bench bench-fit bench-quality bench-packages aot-packages browser-packages watch-packages clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m mrjax.main --config=configs/unet.py --workdir=$(WORKDIR)
@@ -73,6 +73,13 @@ browser-packages: $(VENV)/.browser
 $(VENV)/.browser: $(VENV)/.test
 	command -v chromium > /dev/null || apt-get install --yes --quiet chromium > /dev/null
 	$(RUN) -m pip install --quiet -e '.[browser]'
+	@touch $@
+
+# Weights & Biases, MLflow and Optuna, which the tests use without a network.
+watch-packages: $(VENV)/.watch
+
+$(VENV)/.watch: $(VENV)/.test
+	$(RUN) -m pip install --quiet -e '.[watch]'
 	@touch $@
 
 # The ahead-of-time compilers have an environment of their own: their plugins warn of missing drivers at every import.

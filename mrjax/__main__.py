@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "export.__main__",
     "import-fastmri": "import_fastmri",
     "export-fastmri": "export_fastmri",
+    "sweep": "sweep.__main__",
     "demo": "demo.__main__",
 }
 

@@ -59,8 +59,10 @@ def train(config: ConfigDict, workdir: str) -> None:
         figures.draw_curves(Path(workdir) / "curves.png", read_rows(workdir))
     if step < config.steps:
         logger.info("stopped; step %d of %d is saved, the same command goes on from there", step, config.steps)
-    elif jax.process_index() == 0:
-        logger.info("metrics and images to look at: python -m mrjax.evaluate --workdir=%s --split=val", workdir)
+    if jax.process_index() == 0:
+        logger.info("curves, also in curves.png: tensorboard --logdir=%s", workdir)
+        evaluate = f"python -m mrjax.evaluate --workdir={workdir} --split=val"
+        logger.info("metrics and images, in %s: %s", Path(workdir) / "report-val.html", evaluate)
 
 
 def take_steps(
@@ -118,8 +120,8 @@ def validate(experiment: Experiment, state: TrainState, log: RunLog, run: Run, s
     means = {f"val/{name}": value["mean"] for name, value in scores["reconstruction"].items()}
     means |= {f"val/corrupted/{name}": value["mean"] for name, value in scores["corrupted"].items()}
     log.write_scalars(step, means)
-    for name, images in previews.items():
-        log.write_images(step, name, images)
+    for number, images in enumerate(previews.values(), 1):  # no names of files: a logger may be a service
+        log.write_images(step, f"val/{number}", images)
     logger.info("step %d: validation %s", step, evaluator.one_line(scores))
     run.record_validation(step, scores["reconstruction"][BEST_METRIC]["mean"])
 

@@ -84,6 +84,11 @@ REQUIREMENTS = {
         "Chromium and playwright",
         "make browser-packages && make test ARGS='-m browser'",
     ),
+    "watch": Requirement(
+        lambda: all(importlib.util.find_spec(name) for name in ("wandb", "mlflow", "optuna")),
+        "Weights & Biases, MLflow and Optuna",
+        "make watch-packages && make test ARGS='-m watch'",
+    ),
     "gpu": Requirement(
         lambda: jax.default_backend() == "gpu",
         "a GPU",

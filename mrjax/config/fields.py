@@ -11,6 +11,7 @@ from mrjax.mri.masks import MASKS
 from mrjax.mri.normalise import NORMALISATIONS
 from mrjax.mri.tasks import TASKS
 from mrjax.optimizers import OPTIMIZERS, SCHEDULES
+from mrjax.report.loggers import LOGGERS
 
 
 class Rule(NamedTuple):
@@ -79,6 +80,10 @@ SIZE = Rule(lambda value: len(value) in (0, 2) and _are_integers(value, 1), lamb
 ORDER = Rule(
     lambda value: {"height", "width"} <= set(value.split(",")) <= set(AXES.split(",")),
     lambda: f"{AXES} in any order, or without slices, coils or both",
+)
+LOGGER_NAMES = Rule(
+    lambda value: isinstance(value, tuple) and set(value) <= set(LOGGERS),
+    lambda: f"any of {', '.join(LOGGERS)}; on the command line a flag for each",
 )
 PRECISION = one_of(("float32", "float32_exact", "bfloat16"))
 COVARIANCE = one_of(("white", "measured"))
@@ -176,6 +181,7 @@ FIELDS = (
     Field("augment.contrast", (-1.0, 1.3), "what the brightest pixel loses of its signal; from 1 on, it turns dark"),
     Field("augment.contrast_p", 0.0, "probability of another contrast", PROBABILITY),
     Field("augment.coils_p", 0.0, "probability of other coils, mixtures of the file's", PROBABILITY),
+    Resumable("loggers", ("tensorboard",), "where curves and images go, beside metrics.jsonl", LOGGER_NAMES),
     Resumable("log_every", 20, "steps between lines of the log", POSITIVE),
     Resumable("eval_every", 500, "steps between evaluations of the validation split", POSITIVE),
     Resumable("checkpoint_every", 200, "steps between checkpoints", POSITIVE),

@@ -1,14 +1,15 @@
-"""Log a run: the means over an interval of steps, a progress bar, metrics.jsonl and TensorBoard files."""
+"""Log a run: the means over an interval of steps, a progress bar, metrics.jsonl and loggers."""
 
 import collections
 import contextlib
+import importlib.util
 import json
 import logging
 import math
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
+from mrjax.errors import expect
 from mrjax.io.files import replacing, to_json
+from mrjax.report.loggers import LOGGERS, Logger
 
 logger = logging.getLogger("mrjax.train")
 FIRST_STEP = "the first step is done"
@@ -36,13 +39,14 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
     """Times the steps from `start` + 1 to `steps`, and logs them one interval of `log_every` steps late.
 
     So the device never waits for the log. A step has `batch_size` slices, over all devices. The first process alone
-    writes metrics.jsonl, TensorBoard files and a progress bar; rows newer than `start` are cut off. After
-    `config.max_skipped_steps` skipped steps in a row, all processes raise a `NotFiniteError`.
+    writes metrics.jsonl, to `config.loggers` and a progress bar; rows newer than `start` are cut off. A logger that
+    fails is dropped with a warning. After `config.max_skipped_steps` skipped steps in a row, all processes raise a
+    `NotFiniteError`. Raises `UserError` if the package of a logger is not installed.
     """
 
     def __init__(self, workdir: str, config: ConfigDict, start: int):
         self._file = Path(workdir) / "metrics.jsonl"
-        self._board: Any = None
+        self._config, self._loggers = config, dict[str, Logger]()
         self._start, self._steps, self._batch_size = start, config.steps, config.batch_size
         self._log_every, self._max_skipped = config.log_every, config.max_skipped_steps
         self._step, self._skipped_in_a_row, self._unwritten = start, 0, ""
@@ -50,6 +54,10 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         self._in_flight: collections.deque[Metrics] = collections.deque(maxlen=3)
         self._unreported: tuple[int, list[Metrics], dict[str, float]] | None = None
         self._active = jax.process_index() == 0
+        self._unopened = list(config.loggers) if self._active else []
+        for name in self._unopened:
+            is_installed = importlib.util.find_spec(LOGGERS[name].package)
+            expect(is_installed, f"config.loggers has {name!r}, which is not installed", f"pip install 'mrjax[{name}]'")
         if self._active:
             rows = [row for row in read_rows(workdir) if row["step"] <= start]
             with replacing(self._file) as part:
@@ -61,9 +69,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
 
     def __exit__(self, *exception: Any) -> None:
         self._bar.close()
-        if self._board:
-            with contextlib.suppress(OSError):
-                self._board.close()
+        self._to_loggers(lambda logger: logger.close(failed=exception[0] is not None))
 
     def wait_for(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield batches, timing how long the device had nothing left to do while one was awaited."""
@@ -86,8 +92,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         if step == self._start + 1:
             jax.block_until_ready(metrics)
             logger.info(FIRST_STEP)
-            with contextlib.suppress(OSError):  # tried again, and warned of, with the first row
-                self._open_board()
+            self._open_loggers()
             self.restart_clock()  # the first step is slower than all others
         elif step % self._log_every == 0:
             self._close_interval()
@@ -113,31 +118,42 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             with self._file.open("a") as file:
                 file.write(self._unwritten)
             self._unwritten = ""
-            self._open_board()
-            for name, value in values.items():
-                if math.isfinite(value):  # tensorboardX warns of others
-                    self._board.add_scalar(name, value, step)
-            self._board.flush()
         except OSError as error:
-            if self._unwritten:
-                os.truncate(self._file, size)
+            os.truncate(self._file, size)
             logger.warning("the log of step %d cannot be written: %s", step, error)
+            return
+        self._open_loggers()
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._to_loggers(lambda logger: logger.write_scalars(step, finite))
 
     def write_images(self, step: int, name: str, images: dict[str, np.ndarray]) -> None:
         """Draw corrupted input, reconstruction, target and error x 4, (height, width) each, side by side."""
-        if self._board:
-            white = float(images["target"].max()) or 1.0
-            error = 4 * np.abs(images["reconstruction"] - images["target"])
-            row = np.hstack([images["corrupted"], images["reconstruction"], images["target"], error])
-            self._board.add_image(name, np.clip(row / white, 0, 1)[None], step)
+        if not self._active:
+            return
+        white = float(images["target"].max()) or 1.0
+        error = 4 * np.abs(images["reconstruction"] - images["target"])
+        row = np.hstack([images["corrupted"], images["reconstruction"], images["target"], error])
+        self._to_loggers(lambda logger: logger.write_image(step, name, np.clip(row / white, 0, 1)))
 
-    def _open_board(self) -> None:
-        if self._active and not self._board:
-            import tensorboardX  # takes seconds, as it imports PyTorch where there is one: not before the first step
+    def _open_loggers(self) -> None:
+        """Open the loggers, once; not before the first step, as their imports take seconds."""
+        while self._unopened:
+            name = self._unopened.pop(0)
+            with self._dropped_on_failure(name):
+                self._loggers[name] = LOGGERS[name](self._file.parent.absolute(), self._config, self._start)
 
-            folder = str(self._file.with_name("tensorboard"))
-            # A queue without an end: on a full disk the thread that empties it dies, and would be waited for.
-            self._board = tensorboardX.SummaryWriter(folder, purge_step=self._start + 1, max_queue=0)
+    def _to_loggers(self, write: Callable[[Logger], None]) -> None:
+        for name, opened in list(self._loggers.items()):
+            with self._dropped_on_failure(name):
+                write(opened)
+
+    @contextlib.contextmanager
+    def _dropped_on_failure(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of a package or a network: none is worth a run
+            self._loggers.pop(name, None)
+            logger.warning("%s fails, and the run goes on without it until it is started again: %s", name, error)
 
     def _close_interval(self) -> None:
         self._report()
