@@ -27,7 +27,8 @@ os.environ.setdefault(
     * metadata.version("jaxlib").startswith("0.10."),
 )
 # The tests, on all workers, and the commands they start share what they compile, the operations of eager JAX included,
-# and leave the user's own cache alone.
+# and leave the user's own cache alone. C++ is compiled once for all runs of the suite.
+os.environ.setdefault("XDG_CACHE_HOME", os.path.join(tempfile.gettempdir(), f"mrjax-tests-cache-{os.getuid()}"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mrjax-tests-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
@@ -180,7 +181,7 @@ def write_scan(path: Path, slices: int = 3, coils: int = 2, size: tuple[int, int
     truth = rss(images)
     arrays = {"kspace": to_kspace(images), "reconstruction_rss": truth, "ismrmrd_header": ismrmrd_header.header(size)}
     hdf5.write(
-        path, arrays, {"max": truth.max(), "norm": np.linalg.norm(truth), "acquisition": "T1", "patient_id": "1"}
+        path, arrays, {"max": truth.max(), "norm": np.linalg.norm(truth), "acquisition": "T1", "patient_id": path.stem.partition("_")[0]}
     )
     return path
 
