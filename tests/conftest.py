@@ -181,7 +181,14 @@ def write_scan(path: Path, slices: int = 3, coils: int = 2, size: tuple[int, int
     truth = rss(images)
     arrays = {"kspace": to_kspace(images), "reconstruction_rss": truth, "ismrmrd_header": ismrmrd_header.header(size)}
     hdf5.write(
-        path, arrays, {"max": truth.max(), "norm": np.linalg.norm(truth), "acquisition": "T1", "patient_id": path.stem.partition("_")[0]}
+        path,
+        arrays,
+        {
+            "max": truth.max(),
+            "norm": np.linalg.norm(truth),
+            "acquisition": "T1",
+            "patient_id": path.stem.partition("_")[0],
+        },
     )
     return path
 

@@ -15,6 +15,7 @@ FLOORS = (
     {"config", "optimizers", "train_step", "checkpoint"},
     {"experiment", "export", "configs"},
     {"inference", "train"},
+    {"preflight"},
     {"cli", "main", "evaluate", "reconstruct", "check", "convert", "import_fastmri", "export_fastmri"},
 )
 COMMANDS = FLOORS[-1] - {"cli"}

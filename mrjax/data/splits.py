@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -52,12 +53,13 @@ def storage_of(data: ConfigDict) -> Storage:
     return Storage(**data.names, axes=data.axes, shifted=data.shifted)
 
 
-def describe_split(config: ConfigDict, paths: Sequence[str]) -> list[Volume]:
+def describe_split(config: ConfigDict, paths: Sequence[str], faults: list[str] | None = None) -> list[Volume]:
     """Describe and check the files of a split, each of which needs a target, as the config says.
 
     The first faulty file raises a `UserError`; with config.data.on_bad_file = 'skip' faulty files are left out and
-    logged. Always left out and logged are empty slices, files without the repetitions that a task needs, and
-    repetitions that moved. What is doubtful about the first file is logged. Contents are read once (`findings`).
+    logged, and with `faults` left out and a sentence for each added to these. Always left out and logged are empty
+    slices, files without the repetitions that a task needs, and repetitions that moved. What is doubtful about the
+    first file is logged. Contents are read once (`findings`).
     """
     volumes: list[Volume] = []
     with Findings(storage_of(config.data)) as findings:
@@ -65,6 +67,9 @@ def describe_split(config: ConfigDict, paths: Sequence[str]) -> list[Volume]:
             try:
                 volumes.append(_describe(config, path, findings))
             except UserError as error:
+                if faults is not None:
+                    faults.append(str(error))
+                    continue
                 if config.data.on_bad_file != "skip":
                     way_out = "mend the file, or set config.data.on_bad_file='skip' to leave it out"
                     raise UserError(f"{error}; {way_out}") from error
@@ -123,6 +128,27 @@ def require_maximum(config: ConfigDict, volume: Volume) -> None:
         found = f"{volume.path}: has no attribute `max` in the units of its data"
         known = volume.maximum is not None and 0 < volume.maximum < math.inf
         expect(known, found, "a positive one for config.normalise='volume'; 'slice' needs none")
+
+
+def find_shared_subjects(volumes: Mapping[str, Sequence[Volume]]) -> list[str]:
+    """Return a sentence for each two splits, by their names, that show the same subject, or hold the same file."""
+    sentences = []
+    for (one, first), (other, second) in itertools.combinations(volumes.items(), 2):
+        known = {_subject(volume): volume.path for volume in first}
+        shared = {_subject(volume): volume.path for volume in second if _subject(volume) in known}
+        if shared:
+            subject, path = next(iter(shared.items()))
+            more = f" ({len(shared)} subjects are in both)" if len(shared) > 1 else ""
+            sentences.append(
+                f"{path} of the split {other!r} shows the same subject as {known[subject]} of {one!r}{more}, by the "
+                "attribute `patient_id` or the file's name; expected each subject in one split: metrics of subjects "
+                "that the network was trained on are too good"
+            )
+    return sentences
+
+
+def _subject(volume: Volume) -> str:
+    return volume.subject or os.path.realpath(volume.path)
 
 
 def fingerprint(volumes: Sequence[Volume]) -> str:
