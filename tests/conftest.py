@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import importlib
 import importlib.util
 import io
 import logging
@@ -127,6 +128,7 @@ def run_command(module: str, *arguments: str) -> subprocess.CompletedProcess[str
 
     An exception that the command does not answer by a sentence and an exit status is the test's.
     """
+    importlib.import_module("mrjax.cli")  # it defines absl's own flags, which stay
     known, verbosity, logger = set(flags.FLAGS), absl_logging.get_verbosity(), logging.getLogger("mrjax")
     handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
     out, err, status = io.StringIO(), io.StringIO(), None

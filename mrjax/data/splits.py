@@ -134,15 +134,13 @@ def find_shared_subjects(volumes: Mapping[str, Sequence[Volume]]) -> list[str]:
     """Return a sentence for each two splits, by their names, that show the same subject, or hold the same file."""
     sentences = []
     for (one, first), (other, second) in itertools.combinations(volumes.items(), 2):
-        known = {_subject(volume): volume.path for volume in first}
-        shared = {_subject(volume): volume.path for volume in second if _subject(volume) in known}
+        known, also = ({_subject(volume): volume.path for volume in reversed(split)} for split in (first, second))
+        shared = sorted(known.keys() & also, key=also.__getitem__)
         if shared:
-            subject, path = next(iter(shared.items()))
-            more = f" ({len(shared)} subjects are in both)" if len(shared) > 1 else ""
+            more = f", and {len(shared) - 1} more do" if len(shared) > 1 else ""
             sentences.append(
-                f"{path} of the split {other!r} shows the same subject as {known[subject]} of {one!r}{more}, by the "
-                "attribute `patient_id` or the file's name; expected each subject in one split: metrics of subjects "
-                "that the network was trained on are too good"
+                f"{also[shared[0]]} ({other}) shows the same subject as {known[shared[0]]} ({one}){more}, by "
+                "`patient_id` or the file's name; expected each subject in one split, else metrics are too good"
             )
     return sentences
 

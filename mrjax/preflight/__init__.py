@@ -61,19 +61,22 @@ def preflight(config: ConfigDict, workdir: str) -> int:
     report = Report()
     with _collected_warnings(report.warnings):
         experiment = _inspect_data(config, report)
-        if experiment and _all_processes_can(experiment is not None):
+        if _agree(experiment is not None, report) and experiment:
             _inspect_run(experiment, workdir, report)
-        elif experiment:
-            report.problems.append("another process of the run found a problem, which its log names")
     if jax.process_index() == 0:
         print(report.format())
-    for problem in report.problems if jax.process_index() else ():
-        logging.getLogger(__name__).error(problem)
     return 1 if report.problems else 0
 
 
-def _all_processes_can(go_on: bool) -> bool:
-    return bool(np.all(multihost_utils.process_allgather(np.array(go_on))))
+def _agree(go_on: bool, report: Report) -> bool:
+    """Return whether all processes can go on; one whose problems are not those of the first says them itself."""
+    problems = len(report.problems)
+    can, counts = multihost_utils.process_allgather(np.array([go_on, problems])).reshape(-1, 2).T
+    if problems != counts[0]:
+        print(f"process {jax.process_index()}:", *report.problems, sep="\n", file=sys.stderr)
+    for number in np.flatnonzero(counts != counts[0]) if jax.process_index() == 0 else ():
+        report.problems.append(f"process {number} finds {counts[number]} problems in the files, which its log names")
+    return bool(can.all())
 
 
 @contextlib.contextmanager
@@ -122,6 +125,8 @@ def _inspect_data(config: ConfigDict, report: Report) -> Experiment | None:
         if split:
             report.facts[name] = facts.describe_volumes(split)
     report.facts["files"] = f"checked in {seconds:.1f} s ({config.data.check} of training and validation files)"
+    mesh, device = experiment.recipe.mesh, jax.devices()[0]
+    report.facts["devices"] = f"{mesh.size} x {device.device_kind} ({device.platform}), mesh {dict(mesh.shape)}"
     report.facts["masks"] = facts.describe_masks(experiment)
     return experiment
 
@@ -214,7 +219,8 @@ def _describe_time(config: ConfigDict, workdir: str, step: float, validation: fl
     """Estimate how long the steps to come take, and the validations between them, in seconds each."""
     start = max(store.find_steps(workdir), default=0)
     validations = sum(is_due(config, number) for number in range(start + 1, config.steps + 1))
-    parts = (config.steps - start) * step, validations * validation
+    steps_left = max(config.steps - start, 0)
+    parts = steps_left * step, validations * validation
     all_, steps, evaluations = (str(timedelta(seconds=round(seconds))) for seconds in (sum(parts), *parts))
-    left = f"{config.steps - start} steps" + f" after step {start}" * bool(start)
+    left = f"{steps_left} steps" + f" after step {start}" * bool(start)
     return f"{all_} to finish: {left} {steps}, {validations} validations {evaluations} (h:mm:ss)"
