@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from mrjax.checkpoint import run, store
 from mrjax.data import splits
 from mrjax.errors import UserError, expect, printable
-from mrjax.experiment import Experiment, demo_folder
+from mrjax.experiment import CompiledTrainStep, Experiment, demo_folder
 from mrjax.io import readers
 from mrjax.io.volume import Volume
 from mrjax.parallel import memory, processes
@@ -69,14 +69,14 @@ def preflight(config: ConfigDict, workdir: str) -> int:
 
 
 def _agree(go_on: bool, report: Report) -> bool:
-    """Return whether all processes can go on; one whose problems are not those of the first says them itself."""
+    """Return whether all processes can go on together; one with other problems than the first says them itself."""
     problems = len(report.problems)
     can, counts = multihost_utils.process_allgather(np.array([go_on, problems])).reshape(-1, 2).T
     if problems != counts[0]:
         print(f"process {jax.process_index()}:", *report.problems, sep="\n", file=sys.stderr)
     for number in np.flatnonzero(counts != counts[0]) if jax.process_index() == 0 else ():
         report.problems.append(f"process {number} finds {counts[number]} problems in the files, which its log names")
-    return bool(can.all())
+    return bool(can.all() and (counts == counts[0]).all())
 
 
 @contextlib.contextmanager
@@ -127,7 +127,6 @@ def _inspect_data(config: ConfigDict, report: Report) -> Experiment | None:
     report.facts["files"] = f"checked in {seconds:.1f} s ({config.data.check} of training and validation files)"
     mesh, device = experiment.recipe.mesh, jax.devices()[0]
     report.facts["devices"] = f"{mesh.size} x {device.device_kind} ({device.platform}), mesh {dict(mesh.shape)}"
-    report.facts["masks"] = facts.describe_masks(experiment)
     return experiment
 
 
@@ -149,27 +148,27 @@ def _describe_test_split(config: ConfigDict) -> list[Volume]:
 def _inspect_run(experiment: Experiment, workdir: str, report: Report) -> None:
     """Look at the workdir and its disk, then compile the step, take some and evaluate some batches."""
     _inspect_workdir(experiment, workdir, report)
+    train_step = None
+    started = time.perf_counter()
     try:
+        report.facts["masks"] = facts.describe_masks(experiment)
         _announce("compiling the training step")
         started = time.perf_counter()
         train_step = experiment.compile_train_step()
-        compiled = time.perf_counter() - started
         report.facts["memory"] = experiment.describe_memory(train_step)
-        _announce("taking steps")
+    except UserError as error:
+        report.problems.append(str(error))
+    compiled = time.perf_counter() - started
+    if not _agree(train_step is not None, report) or train_step is None:
+        return
+    try:
         with memory.explain_out_of_memory(experiment.explain_out_of_memory):
-            state = experiment.init_state()
-            loss, skipped, seconds = [], 0.0, 0.0
-            with experiment.training_batches(0) as batches:
-                for step, batch in zip(range(1 + STEPS), batches, strict=False):
-                    state, metrics = train_step(state, batch)
-                    loss.append(float(metrics["loss"]))  # waits for the step
-                    skipped += float(metrics["skipped"])
-                    if step == 0:
-                        started = time.perf_counter()  # the first is slower than all others
-            seconds = (time.perf_counter() - started) / STEPS
+            state, losses, skipped, seconds = _take_steps(experiment, train_step)
             _announce("evaluating some batches")
             validation = _time_validation(experiment, state)
     except UserError as error:
+        if jax.process_count() > 1:  # the others wait for this process, whose end is theirs
+            raise
         report.problems.append(str(error))
         return
     if skipped:
@@ -180,9 +179,23 @@ def _inspect_run(experiment: Experiment, workdir: str, report: Report) -> None:
     speed = experiment.config.batch_size / seconds
     report.facts["step"] = (
         f"compiled in {compiled:.1f} s; {seconds:.3g} s a step with reading, {speed:.3g} images/s; "
-        f"loss {loss[0]:.4g}, then {loss[-1]:.4g} after {STEPS} steps"
+        f"first loss {losses[0]:.4g}"
     )
     report.facts["time"] = _describe_time(experiment.config, workdir, seconds, validation)
+
+
+def _take_steps(experiment: Experiment, train_step: CompiledTrainStep) -> tuple[TrainState, list[float], float, float]:
+    """Take steps; return the state after them, their losses, how many were skipped, and the seconds of one."""
+    _announce("taking steps")
+    state, losses, skipped, started = experiment.init_state(), [], 0.0, 0.0
+    with experiment.training_batches(0) as batches:
+        for step, batch in zip(range(1 + STEPS), batches, strict=False):
+            state, metrics = train_step(state, batch)
+            losses.append(float(metrics["loss"]))  # waits for the step
+            skipped += float(metrics["skipped"])
+            if step == 0:
+                started = time.perf_counter()  # the first is slower than all others
+    return state, losses, skipped, (time.perf_counter() - started) / STEPS
 
 
 def _inspect_workdir(experiment: Experiment, workdir: str, report: Report) -> None:

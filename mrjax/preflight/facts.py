@@ -28,7 +28,8 @@ def describe_volumes(volumes: Sequence[Volume]) -> str:
     scale = f"maximum {min(maxima):.3g} to {max(maxima):.3g}" if maxima else "maximum unknown"
     masked = sum(volume.stored_mask is not None for volume in volumes)
     masks = f"; {masked} store a mask" if masked else ""
-    return f"{len(volumes)} files{known}, {slices} slices of {shown}{others}; {scale}{masks}"
+    files = f"{len(volumes)} file{'s' * (len(volumes) > 1)}"
+    return f"{files}{known}, {slices} slice{'s' * (slices > 1)} of {shown}{others}; {scale}{masks}"
 
 
 def describe_masks(experiment: Experiment) -> str:

@@ -30,7 +30,7 @@ def test_a_run_that_would_go_well_has_facts_and_no_problem_and_leaves_nothing(
     assert preflight(config, str(tmp_path / "runs" / "new")) == 0
     screen = capsys.readouterr().out
     assert "train    3 files of 3 subjects, 12 slices of 2x32x32; maximum" in screen
-    assert "test     1 files of 1 subject, 3 slices" in screen
+    assert "test     1 file of 1 subject, 3 slices" in screen
     assert "masks    random, 4x with 8 % in the centre, 3 columns" in screen
     assert "a step takes" in screen
     assert "to finish: 6 steps 0:" in screen
