@@ -197,6 +197,14 @@ def _read_config(workdir: str) -> ConfigDict | None:
     return None
 
 
+def read_trained_files(workdir: str) -> str:
+    """Read the fingerprint of the files that the newest checkpoint was trained on; '' if none can be read."""
+    newest = max(store.find_steps(workdir), default=-1)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return str(json.loads(Path(workdir, CHECKPOINTS, str(newest), "progress", "metadata").read_text())["files"])
+    return ""
+
+
 def _size(state: TrainState) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 

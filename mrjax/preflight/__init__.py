@@ -202,6 +202,11 @@ def _inspect_workdir(experiment: Experiment, workdir: str, report: Report) -> No
         run.require_own(workdir, experiment.config)
     except UserError as error:
         report.problems.append(str(error))
+    before, files = run.read_trained_files(workdir), splits.fingerprint(experiment.train_set)
+    if before not in ("", files):
+        strict = experiment.config.data.on_bad_file == "error"
+        sentence = f"{workdir} was trained on {before}, found {files}; expected the same files"
+        (report.problems if strict else report.warnings).append(sentence)
     folder = next(path for path in (Path(workdir), *Path(workdir).absolute().parents) if path.exists())
     if not os.access(folder, os.W_OK):
         report.problems.append(f"{folder}: cannot be written to, expected a --workdir where that is allowed")

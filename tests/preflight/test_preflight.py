@@ -76,7 +76,7 @@ def test_problems_of_the_machine_are_said(trained_on, tmp_path: Path, capsys, mo
 
 
 def test_a_workdir_of_another_run_a_config_that_cannot_be_and_no_data_are_problems(
-    trained: Path, trained_on, tmp_path: Path, capsys, monkeypatch
+    trained: Path, trained_on, scans: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     workdir = shutil.copytree(trained, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
@@ -87,8 +87,14 @@ def test_a_workdir_of_another_run_a_config_that_cannot_be_and_no_data_are_proble
         assert preflight(trained_on(**fields), str(workdir)) == 1
         assert words in capsys.readouterr().out
     monkeypatch.setattr(Experiment, "compile_train_step", Mock(side_effect=UserError("it goes no further")))
-    assert preflight(trained_on(seed=1), str(workdir)) == 1
-    assert "holds another run: config.seed was 0 and is 1" in capsys.readouterr().out
+    assert preflight(trained_on(), str(workdir)) == 1
+    assert "1 problem found" in capsys.readouterr().out
+    write_scan(scans / "train" / "7_T101.t5")
+    assert preflight(trained_on(seed=1, data__dir=str(scans)), str(workdir)) == 1
+    screen = capsys.readouterr().out
+    assert "holds another run: config.seed was 0 and is 1" in screen
+    assert "was trained on 3 files, 12 slices" in screen
+    assert "3 problems found" in screen
 
 
 def test_a_loss_that_is_not_finite_is_a_problem(trained_on, tmp_path: Path, capsys, monkeypatch) -> None:
