@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ from mrjax.parallel import memory, processes, sharding
 from mrjax.train_step import Batch, Metrics, Recipe, TrainState, jit_predict, jit_train_step
 
 logger = logging.getLogger(__name__)
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +54,11 @@ class Experiment:
     abstract_state: TrainState  # its shapes and shardings
 
     @classmethod
-    def from_config(cls, config: ConfigDict) -> "Experiment":
-        """Check config and files, build everything but compiled functions; `UserError` for what the user can mend."""
+    def from_config(cls, config: ConfigDict, faults: list[str] | None = None) -> "Experiment":
+        """Check config and files, build everything but compiled functions; `UserError` for what the user can mend.
+
+        With `faults` faulty files are left out, and a sentence for each is added to these.
+        """
         configs.check(config)
         mesh = sharding.make_mesh(mesh_shape(config, jax.device_count()))
         config = config.copy_and_resolve_references()
@@ -64,7 +66,7 @@ class Experiment:
             config.data.dir = make_demo_data(config.task)
         started = time.perf_counter()
         train_set, val_set = (
-            splits.describe_split(config, splits.find_split(config.data, split)) for split in ("train", "val")
+            splits.describe_split(config, splits.find_split(config.data, split), faults) for split in ("train", "val")
         )
         logger.info("checked %d files in %.1f s", len(train_set) + len(val_set), time.perf_counter() - started)
         sizes = {volume.data_shape for volume in train_set + val_set}
@@ -80,20 +82,25 @@ class Experiment:
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         return jax.jit(functools.partial(initial_state, self.config, self.recipe), out_shardings=layout)()
 
-    def compile_train_step(self) -> TrainStep:
+    def compile_train_step(self) -> "CompiledTrainStep":
         """Compile the training step for each shape of a batch; `UserError` if it does not fit beside the caches."""
-        compiled = {}  # by the shapes of an example, which differ between datasets
+        compiled = {}
         self._require_memory()  # before the compilation, which may take minutes
         with memory.explain_out_of_memory(self.explain_out_of_memory):
             for dataset in self.train_datasets:
                 shapes = frozenset(shape for shape, _ in dataset.spec.values())
                 compiled[shapes] = self._compile(dataset.spec, self.config.batch_size)
-        self._require_memory(max(map(memory.needed_bytes, compiled.values())))
-
-        def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-            return compiled[frozenset(x.shape[1:] for x in batch.values())](state, batch)
-
+        step = CompiledTrainStep(compiled)
+        self._require_memory(step.needed_bytes)
         return step
+
+    def describe_memory(self, step: "CompiledTrainStep") -> str:
+        """Describe the memory that a step needs, and the caches beside it, against that of each device."""
+        need, cached, limit = (
+            f"{size / 1e9:.2f} GB" for size in (step.needed_bytes, self._cached_bytes, self._device_memory or 0)
+        )
+        beside = f" and the cached slices {cached}" if self._cached_bytes else ""
+        return f"a step takes {need}{beside} of {limit if self._device_memory else 'an unknown amount'} on each device"
 
     def explain_out_of_memory(self, need: int | None = None) -> UserError:
         """Return the error for a training step that is too large, with the largest batch that fits."""
@@ -193,6 +200,24 @@ class Experiment:
         return loader.LoaderOptions(batch_size, data.workers, data.prefetch, rows, data.on_bad_file == "skip")
 
 
+@dataclasses.dataclass(frozen=True)
+class CompiledTrainStep:
+    """The training step, compiled for each shape of a batch."""
+
+    programs: Mapping[
+        frozenset[tuple[int, ...]], Compiled
+    ]  # by the shapes of an example, which differ between datasets
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Take a step: see `train_step`."""
+        return self.programs[frozenset(x.shape[1:] for x in batch.values())](state, batch)
+
+    @property
+    def needed_bytes(self) -> int:
+        """The bytes that the largest takes on each device."""
+        return max(map(memory.needed_bytes, self.programs.values()))
+
+
 def make_recipe(config: ConfigDict, mesh: Mesh) -> Recipe:
     """Build the network, task, loss and optimizer of a config."""
     known = models.attribute_names(config.model.name)
@@ -272,14 +297,18 @@ def check_sizes(config: ConfigDict, sizes: Iterable[tuple[int, int]], spatial: i
         expect(height % spatial == 0, found, rows)
 
 
+def demo_folder(task: str) -> str:
+    """Return the folder of the demo data for a task."""
+    return "data/demo-repeated" if task in splits.REPETITION_TASKS else "data/demo"
+
+
 def make_demo_data(task: str) -> str:
     """Make the demo data for a task unless they are there, and return their folder."""
-    repeated = task in splits.REPETITION_TASKS
-    folder = "data/demo-repeated" if repeated else "data/demo"
+    folder = demo_folder(task)
     with processes.first_process_first():
         if jax.process_index() == 0 and not os.path.isdir(folder):
             logger.info("config.data.dir is not set: making the demo data in %s", folder)
-            demo.make(folder, demo.REPEATED if repeated else None)
+            demo.make(folder, demo.REPEATED if task in splits.REPETITION_TASKS else None)
     return folder
 
 

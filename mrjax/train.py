@@ -12,7 +12,7 @@ from mrjax.checkpoint.run import Run, claim
 from mrjax.checkpoint.store import BEST_METRIC
 from mrjax.data import splits
 from mrjax.errors import UserError
-from mrjax.experiment import Experiment, TrainStep
+from mrjax.experiment import CompiledTrainStep, Experiment
 from mrjax.measures import evaluator
 from mrjax.parallel import memory, processes
 from mrjax.report.run_log import NotFiniteError, RunLog, read_rows
@@ -43,7 +43,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         processes.stop_on_signal() as should_stop,
     ):
         state, order = run.restore_or_init(experiment.abstract_state, experiment.init_state)
-        log_header(experiment, workdir, state)
+        log_header(experiment, train_step, workdir, state)
         while True:
             try:
                 step = take_steps(experiment, train_step, state, order, run, should_stop)
@@ -67,7 +67,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
 def take_steps(
     experiment: Experiment,
-    train_step: TrainStep,
+    train_step: CompiledTrainStep,
     state: TrainState,
     order: int,
     run: Run,
@@ -133,10 +133,14 @@ def end_not_finite(experiment: Experiment, path: Path, error: NotFiniteError, or
     return UserError(f"{error}, in two orders of the examples; {path} holds the batch of that step; {advice}")
 
 
-def log_header(experiment: Experiment, workdir: str, state: TrainState) -> None:
+def log_header(experiment: Experiment, train_step: CompiledTrainStep, workdir: str, state: TrainState) -> None:
     """Log what is about to run, and on what."""
     config, mesh, device, start = experiment.config, experiment.recipe.mesh, jax.devices()[0], int(state.step)
     logger.info("%d x %s (%s), mesh %s", mesh.size, device.device_kind, device.platform, dict(mesh.shape))
+    logger.info(experiment.describe_memory(train_step))
+    if jax.process_index() == 0:
+        for sentence in splits.find_shared_subjects({"train": experiment.train_set, "val": experiment.val_set}):
+            logger.warning(sentence)
     if start == 0:
         logger.info(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     elif start < config.steps:

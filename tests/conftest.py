@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import importlib
 import importlib.util
 import io
 import logging
@@ -27,7 +28,8 @@ os.environ.setdefault(
     * metadata.version("jaxlib").startswith("0.10."),
 )
 # The tests, on all workers, and the commands they start share what they compile, the operations of eager JAX included,
-# and leave the user's own cache alone.
+# and leave the user's own cache alone. C++ is compiled once for all runs of the suite.
+os.environ.setdefault("XDG_CACHE_HOME", os.path.join(tempfile.gettempdir(), f"mrjax-tests-cache-{os.getuid()}"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mrjax-tests-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
@@ -131,6 +133,7 @@ def run_command(module: str, *arguments: str) -> subprocess.CompletedProcess[str
 
     An exception that the command does not answer by a sentence and an exit status is the test's.
     """
+    importlib.import_module("mrjax.cli")  # it defines absl's own flags, which stay
     known, verbosity, logger = set(flags.FLAGS), absl_logging.get_verbosity(), logging.getLogger("mrjax")
     handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
     out, err, status = io.StringIO(), io.StringIO(), None
@@ -185,7 +188,14 @@ def write_scan(path: Path, slices: int = 3, coils: int = 2, size: tuple[int, int
     truth = rss(images)
     arrays = {"kspace": to_kspace(images), "reconstruction_rss": truth, "ismrmrd_header": ismrmrd_header.header(size)}
     hdf5.write(
-        path, arrays, {"max": truth.max(), "norm": np.linalg.norm(truth), "acquisition": "T1", "patient_id": "1"}
+        path,
+        arrays,
+        {
+            "max": truth.max(),
+            "norm": np.linalg.norm(truth),
+            "acquisition": "T1",
+            "patient_id": path.stem.partition("_")[0],
+        },
     )
     return path
 

@@ -14,7 +14,8 @@ FLOORS = (
     {"models", "data", "measures", "baselines", "interop", "report", "demo"},
     {"config", "optimizers", "train_step", "checkpoint"},
     {"experiment", "export", "configs"},
-    {"inference", "train", "sweep"},
+    {"inference", "train"},
+    {"preflight", "sweep"},
     {"cli", "main", "evaluate", "reconstruct", "check", "convert", "import_fastmri", "export_fastmri"},
 )
 COMMANDS = FLOORS[-1] - {"cli"}

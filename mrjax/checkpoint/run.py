@@ -62,7 +62,8 @@ class Run(contextlib.AbstractContextManager["Run"]):
         damaged, or of another network, or trained on other files unless config.data.on_bad_file is 'skip'.
         """
         self._finish()
-        self._warn_of_little_space(_size(abstract))
+        sentence, fits = describe_space(self.workdir, abstract)
+        logger.log(logging.INFO if fits else logging.WARNING, sentence)
         step = store.find_whole(self.workdir)
         self._abandoned = [newer for newer in self._manager.all_steps() if newer > step]
         if self._best["step"] > step:  # it is about to be replaced by the steps that come again
@@ -142,16 +143,16 @@ class Run(contextlib.AbstractContextManager["Run"]):
                 self._manager.close()
             self._manager = store.open_checkpoints(self.workdir, kept=self._kept)
 
-    def _warn_of_little_space(self, size: int) -> None:
-        """Warn if the newest two, the best and one in the making do not fit on the disk."""
-        missing = (4 - len(store.find_steps(self.workdir))) * (size + _MARGIN)
-        if missing > (free := _free(self.workdir)):
-            logger.warning(
-                "%s has %s free, the checkpoints take up to %s more",
-                self.workdir,
-                _megabytes(free),
-                _megabytes(missing),
-            )
+
+def describe_space(workdir: str, state: TrainState) -> tuple[str, bool]:
+    """Compare what is free on the disk with the newest two checkpoints, the best and one in the making.
+
+    Returns a sentence, and whether they fit.
+    """
+    size, free = _size(state) + _MARGIN, _free(workdir)
+    missing = max(4 - len(store.find_steps(workdir)), 1) * size
+    sizes = f"checkpoints of {_megabytes(size)} each take up to {_megabytes(missing)} more"
+    return f"{workdir} has {_megabytes(free)} free, {sizes}", missing <= free
 
 
 def claim(workdir: str, config: ConfigDict) -> contextlib.AbstractContextManager[Any]:
@@ -161,6 +162,18 @@ def claim(workdir: str, config: ConfigDict) -> contextlib.AbstractContextManager
     `UserError` if another run holds it, or the workdir holds something else, or a run or imported parameters whose
     config differs where it must not.
     """
+    started, trained = require_own(workdir, config), bool(store.find_steps(workdir))
+    if jax.process_index():
+        expect(started, f"{workdir} is not the folder that process 0 wrote to", "one that all processes share")
+        return contextlib.nullcontext()
+    held = lock(workdir)
+    if not trained:
+        write_json(Path(workdir, "config.json"), config.to_dict())
+    return held
+
+
+def require_own(workdir: str, config: ConfigDict) -> bool:
+    """Return whether the workdir holds a run with this config, or is new; raises `UserError` for one of another."""
     started = os.path.isdir(workdir) and any(not name.startswith(".") for name in os.listdir(workdir))
     trained = bool(store.find_steps(workdir))
     if started:
@@ -171,13 +184,7 @@ def claim(workdir: str, config: ConfigDict) -> contextlib.AbstractContextManager
         if changed and (trained or store.find_steps(workdir, INITIAL)):
             found = f"{workdir} holds another run: {'; '.join(changed)}"
             raise UserError(f"{found}; set them back, or give another --workdir")
-    if jax.process_index():
-        expect(started, f"{workdir} is not the folder that process 0 wrote to", "one that all processes share")
-        return contextlib.nullcontext()
-    held = lock(workdir)
-    if not trained:
-        write_json(Path(workdir, "config.json"), config.to_dict())
-    return held
+    return started
 
 
 def _read_config(workdir: str) -> ConfigDict | None:
@@ -190,13 +197,22 @@ def _read_config(workdir: str) -> ConfigDict | None:
     return None
 
 
+def read_trained_files(workdir: str) -> str:
+    """Read the fingerprint of the files that the newest checkpoint was trained on; '' if none can be read."""
+    newest = max(store.find_steps(workdir), default=-1)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return str(json.loads(Path(workdir, CHECKPOINTS, str(newest), "progress", "metadata").read_text())["files"])
+    return ""
+
+
 def _size(state: TrainState) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def _free(workdir: str) -> int:
-    """Return the bytes free on the workdir's disk, as process 0 sees it."""
-    kilobytes = shutil.disk_usage(workdir).free >> 10
+    """Return the bytes free on the disk of the workdir, which may be yet to be made, as process 0 sees it."""
+    folder = next(folder for folder in (Path(workdir), *Path(workdir).absolute().parents) if folder.exists())
+    kilobytes = shutil.disk_usage(folder).free >> 10
     return int(multihost_utils.broadcast_one_to_all(np.int32(min(kilobytes, 2**31 - 1)))) << 10
 
 

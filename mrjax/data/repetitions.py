@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mrjax.data.findings import Findings
 from mrjax.data.resize import crop_or_pad
 from mrjax.errors import UserError, expect
 from mrjax.io import readers
@@ -24,12 +25,12 @@ COARSE_SIZE = 64  # the samples a side of k-space that images are compared by: i
 _NAME = re.compile(r"(.+_.+)(\d\d)")
 
 
-def group(volumes: Sequence[Volume]) -> tuple[list[Volume], list[str]]:
+def group(volumes: Sequence[Volume], findings: Findings) -> tuple[list[Volume], list[str]]:
     """Find the repetitions of each volume: files of one folder, study, contrast and shape, still against most of them.
 
-    Reads all samples. Returns the volumes that have repetitions, by path, with `repetitions` set and with the empty
-    slices of all of them; and a sentence for each volume that was left out. Raises `UserError` if a file cannot
-    be read, or holds NaN or Inf.
+    Reads all samples, unless `findings` has what they tell. Returns the volumes that have repetitions, by path, with
+    `repetitions` set and with the empty slices of all of them; and a sentence for each volume that was left out. Raises
+    `UserError` if a file cannot be read, or holds NaN or Inf.
     """
     scans: dict[tuple[str, str, tuple[int, ...]], list[Volume]] = {}
     for volume in volumes:
@@ -37,8 +38,10 @@ def group(volumes: Sequence[Volume]) -> tuple[list[Volume], list[str]]:
     kept: list[Volume] = []
     left_out: list[str] = []
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        for scan, sentences in pool.map(_leave_out_moved, scans.values()):
-            left_out += sentences
+        found = pool.map(lambda scan: findings.find("moved", scan, lambda: _find_moved(scan)), scans.values())
+        for all_of_scan, moved in zip(scans.values(), found, strict=True):
+            left_out += moved.values()
+            scan = [volume for volume in all_of_scan if volume.path not in moved]
             if len(scan) == 1:
                 left_out.append(
                     f"{scan[0].path}: has no other repetition to compare with, expected files named "
@@ -59,7 +62,8 @@ def add_repetitions(volume: Volume, storage: Storage = NATIVE) -> Volume:
         if path != volume.path and _scan(path) == _scan(volume.path):
             with contextlib.suppress(UserError):  # a file that the user did not name
                 scan.append(readers.describe(path, "kspace", storage))
-    return next((one for one in group(scan)[0] if one.path == volume.path), volume)
+    with Findings(storage) as findings:
+        return next((one for one in group(scan, findings)[0] if one.path == volume.path), volume)
 
 
 def _scan(path: str) -> tuple[str, str]:
@@ -68,10 +72,10 @@ def _scan(path: str) -> tuple[str, str]:
     return str(Path(path).parent), match.group(1) if match else stem(path)
 
 
-def _leave_out_moved(scan: list[Volume]) -> tuple[list[Volume], list[str]]:
-    """Return the repetitions of a scan that did not move against most, and a sentence for each that did."""
+def _find_moved(scan: list[Volume]) -> dict[str, str]:
+    """Return a sentence for each repetition of a scan that moved against most, by its path."""
     if len(scan) == 1:
-        return scan, []
+        return {}
     images = np.stack([coarse_images(volume) for volume in scan])
     images = images[:, images.any((2, 3)).all(0)]  # slices that no repetition lacks
     scale = np.maximum(np.array(scan[0].data_shape) / COARSE_SIZE, 1)  # pixels of the file in one of the coarse image
@@ -89,13 +93,12 @@ def _leave_out_moved(scan: list[Volume]) -> tuple[list[Volume], list[str]]:
         measure(i, j, 20)
     most = near.sum(1) == near.sum(1).max()
     reference = int(np.argmin(np.where(most, moved[..., 0].sum(1), np.inf)))
-    sentences = [
-        f"{volume.path}: moved by about {pixels:.1f} pixels and {slices:.1f} slices against {scan[reference].name}, "
-        f"expected at most {MAX_PIXELS} and {MAX_SLICES}"
+    return {
+        volume.path: f"{volume.path}: moved by about {pixels:.1f} pixels and {slices:.1f} slices against "
+        f"{scan[reference].name}, expected at most {MAX_PIXELS} and {MAX_SLICES}"
         for volume, still, (pixels, slices) in zip(scan, near[reference], moved[reference], strict=True)
         if not still
-    ]
-    return list(itertools.compress(scan, near[reference])), sentences
+    }
 
 
 def coarse_images(volume: Volume) -> np.ndarray:

@@ -65,8 +65,8 @@ class DicomReader(ImageReader):
     def read_header(self, path: str) -> ImageHeader:
         """Read the headers of a stack of slices."""
         stack = self._stack(path)
-        file = stack.frames[0].file
-        return ImageHeader((len(stack.frames), *file.shape), np.dtype(np.float32), file.contrast, stack.affine)
+        file, files = stack.frames[0].file, tuple(frame.file.path for frame in stack.frames)
+        return ImageHeader((len(stack.frames), *file.shape), np.dtype(np.float32), file.contrast, stack.affine, files)
 
     def _stack(self, path: str) -> Stack:
         """Return the stack as it was described, or else find it."""

@@ -15,6 +15,7 @@ import functools
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,10 +91,11 @@ class Hdf5Reader:
             except DAMAGES as error:
                 raise UserError(f"{path}: is damaged ({error}), expected readable data sets and attributes") from error
         # Kept, so that no epoch opens the file with HDF5.
-        self._stored |= {(path, name): arrays[name] for name in (volume.data, volume.target) if name}
+        stored = {name: arrays[name] for name in (volume.data, volume.target) if name}
+        self._stored |= {(path, name): array for name, array in stored.items()}
         with _lock:
             _open.cache_clear()  # this file may have been written anew
-        return volume
+        return replace(volume, files=tuple({array.path: None for array in stored.values()}))
 
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read a slice of a data set (see `volume.Reader`), as it was described to be stored."""

@@ -21,6 +21,7 @@ class ImageHeader(NamedTuple):
     dtype: np.dtype  # as the images are read
     contrast: str  # '' if only the file's name may tell
     affine: np.ndarray | None  # see `Volume`
+    files: tuple[str, ...] = ()  # likewise
 
 
 class ImageReader(abc.ABC):
@@ -44,20 +45,21 @@ class ImageReader(abc.ABC):
     def describe(self, path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:
         """Describe a volume by its header (see `volume.Reader`)."""
         header = self.read_header(path)
-        arrays = {DATA_NAMES["image"]: header}
+        arrays, files = {DATA_NAMES["image"]: header}, header.files
         if layout == "kspace":
             slices, *size = header.shape
             kspace = header._replace(shape=(slices, simulate.COILS, *size), dtype=np.dtype(np.complex64))
             arrays = {KSPACE: kspace, MAGNITUDE: header._replace(dtype=np.dtype(np.float32))}
         elif twin := parallel_file(path):
-            arrays = {DATA_NAMES["paired"]: header, TARGET_NAMES["paired"][0]: self.read_header(twin)}
+            target = self.read_header(twin)
+            arrays, files = {DATA_NAMES["paired"]: header, TARGET_NAMES["paired"][0]: target}, files + target.files
         elif layout == "paired":
             arrays = {DATA_NAMES["paired"]: header}
         attributes: dict[str, Any] = {"acquisition": header.contrast} if header.contrast else {}
         if header.affine is not None:
             attributes["affine"] = header.affine
         volume = describe_arrays(path, arrays, attributes, layout)
-        return dataclasses.replace(volume, simulated=layout == "kspace")
+        return dataclasses.replace(volume, simulated=layout == "kspace", files=files)
 
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read a slice of `reconstruction`, `input` or `target`, or of `kspace` or its image (see `volume.Reader`)."""

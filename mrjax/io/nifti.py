@@ -91,7 +91,7 @@ class NiftiReader(ImageReader):
     def read_header(self, path: str) -> ImageHeader:
         """Read the header; raises `UserError` for one that is damaged, or claims what the file cannot hold."""
         stored = self._stored[path] = find_images(path)
-        return ImageHeader(stored.images_shape, stored.read_dtype, "", stored.affine)
+        return ImageHeader(stored.images_shape, stored.read_dtype, "", stored.affine, (stored.samples,))
 
     def read_image(self, path: str, index: int) -> np.ndarray:
         """Read a slice, upright, as stored, or in float32 or better if the header scales it."""

@@ -16,6 +16,8 @@ from mrjax.io.storage import NATIVE, Storage
 DATA_NAMES = {"kspace": "kspace", "paired": "input", "image": "reconstruction"}
 TARGET_NAMES = {"kspace": ("reconstruction_rss", "reconstruction_esc", "target"), "paired": ("target",), "image": ()}
 _NAMED_CONTRAST = re.compile(r"_(T1|T2|PD|FLAIR|GRE)(\d\d|w)?$")  # M4Raw's `_T101` and BIDS's `_T1w`
+# M4Raw's study before `_T101`, BIDS's `sub-01`, and fastMRI's whole name, for a scan of its own
+_NAMED_SUBJECT = re.compile(r".+(?=_(T1|T2|PD|FLAIR|GRE)\d\d$)|sub-[^_]+(?=_)|file(_.+_)?\d{7}$")
 
 
 def _expect_array(label: str, array: Any, kinds: str, fits: bool, shape: str) -> None:
@@ -45,6 +47,8 @@ class Volume:
     affine: np.ndarray | None = dataclasses.field(default=None, compare=False)
     alias: str = ""  # what results go by instead of the file's name, which may be the patient's
     simulated: bool = False  # whether k-space is computed from images, of which the phase and the coils are invented
+    subject: str = ""  # who was scanned, by the attribute `patient_id`, else by the file's name; '' if neither tells
+    files: tuple[str, ...] = ()  # those that hold its arrays, if not `path` alone
 
     @property
     def name(self) -> str:
@@ -131,8 +135,9 @@ def describe_arrays(
     layout: str | None = None,
     storage: Storage = NATIVE,
 ) -> Volume:
-    """Describe a volume by its arrays, with `shape` and `dtype`, and its attributes `max`, `acquisition` and `affine`.
+    """Describe a volume by its arrays, with `shape` and `dtype`, and by its attributes.
 
+    These are `max`, `acquisition`, `patient_id` and `affine`, all optional.
     `layout` is 'kspace' or 'paired' if one is needed; by default the first that the file has. The arrays go by the
     names of `storage`, their axes are in order. Raises `UserError` if an array is missing, or its shape or dtype is not
     that of the layout.
@@ -165,21 +170,27 @@ def describe_arrays(
         stored_mask = np.fft.fftshift(stored_mask, (1, 2)) if storage.shifted else stored_mask
     maximum = attributes.get("max")
     named = _NAMED_CONTRAST.search(stem(path))
-    contrast = attributes.get("acquisition", named.group(1) if named else "unknown")
+    contrast = _text(attributes.get("acquisition", named.group(1) if named else "unknown"))
+    named = _NAMED_SUBJECT.match(stem(path))
     return Volume(
         path=path,
         layout=layout,
         data=name,
         shape=shape,
         dtype=str(arrays[name].dtype),
-        contrast=printable(contrast.decode() if isinstance(contrast, bytes) else str(contrast))[:64],
+        contrast=printable(contrast)[:64],
         target=target,
         target_shape=arrays[target].shape if target else None,
         maximum=None if maximum is None else float(np.ravel(maximum)[0]),
         stored_mask=stored_mask,
         undersampled=stored_mask is not None,
         affine=_read_affine(path, attributes),
+        subject=_text(attributes.get("patient_id", "")) or (named.group() if named else ""),
     )
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _read_affine(path: str, attributes: Mapping[str, Any]) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import datetime
 import importlib.util
 import json
 import logging
@@ -182,8 +183,8 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
                 raise NotFiniteError(number, self._max_skipped)
         speed, left = timing["images_per_second"], (self._steps - step) * self._batch_size
         logger.info(
-            "step %d/%d  loss %.5f  %.1f images/s  %d:%02d left",
-            *(step, self._steps, means["loss"], speed, *divmod(left / max(speed, 1e-9), 60)),
+            "step %d/%d  loss %.5f  %.1f images/s  %s left",
+            *(step, self._steps, means["loss"], speed, datetime.timedelta(seconds=round(left / max(speed, 1e-3)))),
         )
         if timing["data_wait"] > 0.05:
             logger.warning(

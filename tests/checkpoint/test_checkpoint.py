@@ -268,7 +268,7 @@ def test_a_full_disk_is_said_with_the_bytes_needed_and_free(trained_on, tmp_path
     monkeypatch.setattr(run, "_free", lambda workdir: 500_000)
     with pytest.raises(UserError, match=r"step 6 is not saved: it takes 1\.\d MB, .* has 0\.5 MB free"):
         train.train(trained_on(), str(tmp_path / "run"))
-    assert "the checkpoints take up to" in caplog.text
+    assert "checkpoints of 1.1 MB each take up to 4.5 MB more" in caplog.text
     assert len([line for line in caplog.messages if "tries again at the next checkpoint" in line]) == 4
 
 

@@ -1,6 +1,7 @@
 """The files of a split are found, checked, and left out or refused."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,34 @@ def test_split_folders_are_found_by_our_and_by_fastmris_names(scans: Path, tiny)
     (scans / "multicoil_train").rename(scans / "other")
     with pytest.raises(UserError, match=r"config\.data\.dir is .* no folder train/"):
         splits.find_split(config.data, "train")
+
+
+def test_a_subject_in_two_splits_is_named_by_the_first_file_in_each(tmp_path: Path) -> None:
+    pair = {"input": np.ones((1, 16, 16)), "target": np.ones((1, 16, 16))}
+    files = {
+        "train/2022061001_T101": {},
+        "train/2022061001_T201": {},
+        "train/file_brain_AXT2_200_2000001": {"patient_id": "ab"},
+        "train/scan": {},
+        "val/2022061001_FLAIR02": {},
+        "val/file_brain_AXT1_200_6000001": {"patient_id": np.bytes_("ab")},
+        "val/scan": {},  # a name that says nothing
+        "test/file1000001": {},
+        "test/2022061002_T101": {},
+    }
+    for name, attributes in files.items():
+        hdf5.write(tmp_path / f"{name}.h5", pair, attributes)
+    volumes = {
+        split: [readers.describe(path) for path in readers.find(str(tmp_path / split))]
+        for split in ("train", "val", "test")
+    }
+    (sentence,) = splits.find_shared_subjects(volumes)
+    assert sentence.startswith(f"{tmp_path}/val/2022061001_FLAIR02.h5 (val) shows the same subject as ")
+    assert f"{tmp_path}/train/2022061001_T101.h5 (train), and 1 more do" in sentence
+    shutil.copytree(tmp_path / "test", tmp_path / "copy")
+    copied = [readers.describe(path) for path in readers.find(str(tmp_path / "copy"))]
+    assert "1 more" in splits.find_shared_subjects({"test": volumes["test"], "train": copied})[0]
+    assert splits.find_shared_subjects({"train": volumes["train"], "val": volumes["train"]})
 
 
 def test_the_fingerprint_changes_with_the_examples(scans: Path) -> None:

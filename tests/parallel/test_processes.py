@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import one_device_flags
+from conftest import one_device_flags, write_scan
 
 from mrjax import train
 from mrjax.errors import UserError
@@ -206,3 +206,18 @@ def test_processes_are_found_by_the_variables_of_their_launcher(
         else:
             with pytest.raises(SystemExit):
                 processes.require_one_process("evaluate")
+
+
+@pytest.mark.slow
+def test_several_processes_inspect_a_run_together_and_the_first_speaks(scans: Path, tmp_path: Path) -> None:
+    write_scan(scans / "val" / "0_FLAIR01.t5", seed=3)  # of a training subject
+    flags = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    flags += [f"--config.data.dir={scans}", f"--workdir={tmp_path / 'run'}", "--preflight"]
+    statuses, logs = Group(
+        [sys.executable, "-m", "mrjax.main", "--config=configs/unet.py", *flags], 2, tmp_path
+    ).finish()
+    assert statuses == [1, 1], logs
+    assert "PROBLEM" in logs[0]
+    assert "to finish: " in logs[0]
+    assert "subject" not in logs[1]
+    assert not (tmp_path / "run").exists()
