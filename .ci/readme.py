@@ -14,8 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Those in docs/data/ have files of their own (.ci/owndata.py), and there is no Docker in CI.
-PAGES = (Path("README.md"), *(page for page in sorted(Path("docs").glob("*.md")) if page.name != "docker.md"))
+# Those of .ci/owndata.py have files of their own, tests follow those on watching, and there is no Docker in CI.
+ELSEWHERE = ("docker", "extending", "format", "sweep", "watching")
+PAGES = (Path("README.md"), *(page for page in sorted(Path("docs").glob("*.md")) if page.stem not in ELSEWHERE))
 # Commands that .ci/run runs itself, or that take too long: what checks them instead.
 CHECKED_ELSEWHERE = {
     "make demo": ".ci/run",
@@ -35,6 +36,8 @@ CHECKED_ELSEWHERE = {
     "python -m tests.fuzz --count=3000 --output=docs/fuzz.md": "long; tests/fuzz/test_fuzz.py runs 200 of them",
     "python -m benchmarks.soak --steps=50000 --evaluations=20": "long; make test runs it at a small size",
     "python -m benchmarks.faults --kills=50": "1161 s; tests/checkpoint tries its faults one by one",
+    "python -m mrjax.demo": ".ci/run, by make demo",
+    "python -m mrjax.check": "a form",
     "python -m mrjax.main": "what the scripts in launch/ start",
 }
 # Changes to the commands, as regular expressions on a command.

@@ -13,25 +13,6 @@ ROOT = Path(mrjax.__file__).parents[1]
 FOLDERS = (".", "docs", "docs/data", "benchmarks", "launch")
 PAGES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 
-# Pages of other branches: empty this when they are merged.
-PENDING = {
-    "docs/comparison.md",
-    "docs/data/dicom.md",
-    "docs/data/fastmri.md",
-    "docs/data/m4raw.md",
-    "docs/data/matlab.md",
-    "docs/data/nifti.md",
-    "docs/data/raw.md",
-    "docs/docker.md",
-    "docs/extending.md",
-    "docs/format.md",
-    "docs/preflight.md",
-    "docs/sweep.md",
-    "docs/tutorial.ipynb",
-    "docs/watching.md",
-}
-
-
 def test_readme_takes_three_minutes() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
@@ -62,7 +43,7 @@ def test_links_lead_to_files_on_the_code_host_too(page: str) -> None:
         if not target.startswith(("https://", "http://")):
             path = ROOT / posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
             assert not target.startswith("/"), f"{target} is absolute"
-            assert path.exists() or str(path.relative_to(ROOT)) in PENDING, f"{target} is not there"
+            assert path.exists(), f"{target} is not there"
             # A code host does not follow a link of the file system, as configs/ is one.
             assert path.resolve() == path, f"{target} leads through a symbolic link"
     assert not re.findall(r"(?:^|[\s`'\"(])/(?:root|home|work|tmp|Users)/\S*", text), "a path of some machine"
