@@ -89,7 +89,7 @@ class NumpyReader:
         """Read the headers of a file; raises `UserError` if it is damaged, or holds Python objects."""
         with _explained(path, "is damaged"):
             arrays = find_arrays(path, layout, storage)
-        volume = describe_arrays(path, arrays, {}, layout, storage)
+            volume = describe_arrays(path, arrays, {}, layout, storage)
         self._arrays |= {(path, name): arrays[name] for name in (volume.data, volume.target) if name}
         return volume
 
@@ -139,16 +139,19 @@ def find_arrays(path: str, layout: str | None, storage: Storage) -> dict[str, An
         paired = layout == "paired" or (twin and not is_complex)
         name = storage.input if paired else storage.kspace if is_complex else DATA_NAMES["image"]
         headers = {name: header}
+    for key in headers.keys() & {storage.kspace, storage.input, storage.mask, DATA_NAMES["image"], *targets}:
+        found = f"{path}: `{key}` holds Python objects, which a pickle would make"
+        expect(not headers[key].dtype.hasobject, found, "numbers, as np.save with allow_pickle=False writes them")
     arrays: dict[str, Any] = {name: _arrange(one, storage, name == storage.kspace) for name, one in headers.items()}
     if mask := headers.get(storage.mask):
         axes = name_axes(mask.shape, "b", storage, coils=False, matlab=False)
         order = [axes.index(axis) for axis in AXES.split(",") if axis in axes]
         arrays[storage.mask] = mask.load().transpose(order or None)
     if twin:
-        found = _read_headers(twin)
-        present = [name for name in ("", *targets, "image", DATA_NAMES["image"]) if name in found]
+        beside = _read_headers(twin)
+        present = [name for name in ("", *targets, "image", DATA_NAMES["image"]) if name in beside]
         expect(present, f"{twin}: has no array `{targets[-1]}`", "one: the target of the file beside its folder")
-        arrays[targets[-1]] = _arrange(found[present[0]], storage, kspace=False)
+        arrays[targets[-1]] = _arrange(beside[present[0]], storage, kspace=False)
     return arrays
 
 
@@ -185,7 +188,7 @@ def _read_headers(path: str) -> dict[str, StoredArray]:
 
 
 def _read_header(file: IO[bytes], path: str, label: str, room: int, start: int = 0) -> StoredArray:
-    """Read a header; raises `UserError` for Python objects, and samples that end beyond `room` bytes.
+    """Read a header; raises `UserError` for samples that end beyond `room` bytes.
 
     `start` is the place of the file in the one at `path`.
     """
@@ -193,10 +196,9 @@ def _read_header(file: IO[bytes], path: str, label: str, room: int, start: int =
     if version not in _HEADERS:
         raise ValueError(f"version {version} of the format")
     shape, fortran, dtype = _HEADERS[version](file)
-    expect(not dtype.hasobject, f"{label} holds Python objects, which only pickle reads", "numbers")
     shape, offset = tuple(map(int, shape)), start + file.tell()
     expect(min(shape, default=0) >= 0, f"{label} has shape {shape}", "numbers of samples")
-    end = offset + dtype.itemsize * math.prod(shape)
+    end = offset + (0 if dtype.hasobject else dtype.itemsize * math.prod(shape))
     expect(end <= room, f"{label} claims {end:,} bytes", f"at most {room:,} by the file's size; copy it again")
     return StoredArray(shape, dtype, "F" if fortran else "C", path, identity(os.stat(path)), offset)
 
