@@ -78,6 +78,16 @@ def test_images_alone_and_in_pairs(tmp_path: Path) -> None:
             np.testing.assert_array_equal(read(volume, volume.target), IMAGES + 1)
 
 
+def test_the_image_of_k_space_in_a_parallel_folder_is_its_target(tmp_path: Path) -> None:
+    for place, array in (("kspace/a.npy", KSPACE), ("image/a.npy", IMAGES)):
+        (tmp_path / place).parent.mkdir()
+        np.save(tmp_path / place, array)
+    (path,) = readers.find(str(tmp_path))
+    volume = readers.describe(path)
+    assert (volume.layout, volume.shape) == ("kspace", KSPACE.shape)
+    np.testing.assert_array_equal(read(volume, str(volume.target)), IMAGES)
+
+
 def test_files_are_known_by_their_contents(tmp_path: Path) -> None:
     for arrays in ({"a.npy": KSPACE}, {"kspace": KSPACE}):
         path = shutil.move(write(tmp_path, arrays), tmp_path / "scan.dat")
