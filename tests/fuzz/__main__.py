@@ -67,7 +67,7 @@ def treat(path: Path, output: Path) -> tuple[str, str]:
     try:
         if path.suffix == ".json":
             config.check(config.load(json.loads(path.read_text(errors="replace"))))
-        elif path.suffix in weight_files.SUFFIXES:
+        elif path.suffix in weight_files.SUFFIXES and path.stem != "scan":  # an .npz may hold either
             network = fastmri.from_fastmri(weight_files.read(str(path)))
             assert network.params
         else:

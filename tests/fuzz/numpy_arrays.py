@@ -28,11 +28,11 @@ def write_numpy(rng: np.random.Generator, folder: Path) -> Path:
     images = np.abs(data[:, 0])
     array = (data, data.view(np.float32).reshape(*data.shape, 2).astype(">f8"), np.asfortranarray(images))[form % 3]
     if form < 3:
-        np.save(folder / "a.npy", array)
-        return folder / "a.npy"
+        np.save(folder / "scan.npy", array)
+        return folder / "scan.npy"
     arrays = {"kspace": data, "mask": np.ones(16, bool)} if form == 3 else {"input": images, "target": images + 1}
-    (np.savez_compressed if rng.random() < 0.5 else np.savez)(folder / "a.npz", **arrays)
-    return folder / "a.npz"
+    (np.savez_compressed if rng.random() < 0.5 else np.savez)(folder / "scan.npz", **arrays)
+    return folder / "scan.npz"
 
 
 def numpy_flipped_bytes(rng: np.random.Generator, folder: Path) -> Path:
@@ -81,16 +81,16 @@ def numpy_claims(rng: np.random.Generator, folder: Path) -> Path:
     """Headers that claim what is not there."""
     data = claim(rng) + rng.bytes(int(rng.integers(2**12)))
     if rng.random() < 0.5:
-        (folder / "a.npy").write_bytes(data)
-        return folder / "a.npy"
-    with zipfile.ZipFile(folder / "a.npz", "w", rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
+        (folder / "scan.npy").write_bytes(data)
+        return folder / "scan.npy"
+    with zipfile.ZipFile(folder / "scan.npz", "w", rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
         archive.writestr("kspace.npy", data)
-    return folder / "a.npz"
+    return folder / "scan.npz"
 
 
 def numpy_zips(rng: np.random.Generator, folder: Path) -> Path:
     """Zips of many members, of others' compressions and names, and of zeros that unpack to gigabytes."""
-    path, form = folder / "a.npz", rng.integers(4)
+    path, form = folder / "scan.npz", rng.integers(4)
     shape = (int(2 ** rng.integers(0, 8)), 256, 256)
     names = ["kspace.npy", "mask.npy", "../kspace.npy", "/kspace.npy", "\x1b[2J.npy", "a/kspace.npy", ".npy", "kspace"]
     methods = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
@@ -111,10 +111,10 @@ def numpy_pickles(rng: np.random.Generator, folder: Path) -> Path:
     """Objects, whose pickle writes a file."""
     array = np.array([Touch(folder / "harm")] * int(rng.integers(1, 4)), object)
     if rng.random() < 0.5:
-        np.save(folder / "a.npy", array)
-        return folder / "a.npy"
-    np.savez(folder / "a.npz", **{str(rng.choice(["kspace", "mask", "other"])): array, "input": np.ones((3, 4, 4))})
-    return folder / "a.npz"
+        np.save(folder / "scan.npy", array)
+        return folder / "scan.npy"
+    np.savez(folder / "scan.npz", **{str(rng.choice(["kspace", "mask", "other"])): array, "input": np.ones((3, 4, 4))})
+    return folder / "scan.npz"
 
 
 MUTATIONS = (
