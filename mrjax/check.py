@@ -33,7 +33,8 @@ def check(paths: list[str], storage: Storage = NATIVE) -> tuple[list[Volume], li
             continue
         volumes.append(volume)
         faults += found
-        doubts += plausibility.find_doubts(volume)
+        if not found:
+            doubts += plausibility.find_doubts(volume)
         if sentence := checks.describe_empty_slices(volume):
             (doubts if volume.full_slices else faults).append(sentence)
         if volume.layout == "paired" and not volume.target:

@@ -87,7 +87,7 @@ class NumpyReader:
 
     def describe(self, path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:
         """Read the headers of a file; raises `UserError` if it is damaged, or holds Python objects."""
-        with _explained(path, "is damaged"):
+        with _explained(f"{path}: is damaged", ", expected a file of np.save or np.savez"):
             arrays = find_arrays(path, layout, storage)
             volume = describe_arrays(path, arrays, {}, layout, storage)
         self._arrays |= {(path, name): arrays[name] for name in (volume.data, volume.target) if name}
@@ -95,7 +95,7 @@ class NumpyReader:
 
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read a slice of an array (see `volume.Reader`), as it was described to be stored."""
-        with _explained(path, f"slice {index} of `{name}` cannot be read"):
+        with _explained(f"{path}: slice {index} of `{name}` cannot be read"):
             if (path, name) not in self._arrays:
                 self.describe(path)
             array = self._arrays[path, name]
@@ -119,14 +119,14 @@ class NumpyReader:
 
 
 @contextlib.contextmanager
-def _explained(path: str, problem: str) -> Iterator[None]:
+def _explained(found: str, expected: str = "") -> Iterator[None]:
     """Raise what damaged files raise as a `UserError`."""
     try:
         yield
     except UserError:
         raise
     except _DAMAGES as error:
-        raise UserError(f"{path}: {problem} ({str(error)[:200]}), expected a file of np.save or np.savez") from error
+        raise UserError(f"{found} ({str(error)[:200]}){expected}") from error
 
 
 def find_arrays(path: str, layout: str | None, storage: Storage) -> dict[str, Any]:

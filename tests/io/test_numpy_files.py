@@ -135,7 +135,7 @@ def test_claims_beyond_the_file_and_damage_are_a_sentence(tmp_path: Path) -> Non
         with pytest.raises(UserError, match=r"claims [0-9,]+ bytes, expected at most [0-9,]+ by the file's size"):
             readers.describe(path)
     volume = readers.describe(claim("c.npz", (3, 2, 16, 12), zipfile.ZIP_DEFLATED))
-    with pytest.raises(UserError, match=r"slice 0 of `kspace` cannot be read \(.*\), expected a file of np"):
+    with pytest.raises(UserError, match=r"slice 0 of `kspace` cannot be read \("):
         read(volume, "kspace")
     (tmp_path / "d.npy").write_bytes(b"\x93NUMPY\x01\x00\x03\x00(((")
     with pytest.raises(UserError, match=r"d\.npy: is damaged \(.*\), expected a file of np\.save or np\.savez"):
