@@ -4,7 +4,7 @@ python -m mrjax.check PATH... [--config.data.FIELD=VALUE]     files, folders or 
 """
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from mrjax import cli
 from mrjax import config as configs
@@ -38,8 +38,8 @@ def check(
             continue
         volumes.append(volume)
         faults += found
-        doubts, empty = plausibility.find_doubts(volume, image_size), checks.describe_empty_slices(volume)
-        if empty:
+        doubts = [] if found else plausibility.find_doubts(volume, image_size)
+        if empty := checks.describe_empty_slices(volume):
             (doubts if volume.full_slices else faults).append(empty)
         for doubt in doubts:
             doubted.setdefault(doubt.removeprefix(path), []).append(path)
@@ -95,11 +95,5 @@ def main(argv: list[str], config: ConfigDict | None = None) -> int:
     return 1 if faults else 0
 
 
-def define_fields(argv: list[str]) -> None:
-    """Define the flags of config fields; raises `UserError` for one that is unknown."""
-    configs.check_fields(argv)
-    config_flags.DEFINE_config_dict("config", configs.defaults())
-
-
 if __name__ == "__main__":
-    cli.run(lambda argv: main(argv, flags.FLAGS.config), define_fields, arguments=True)
+    cli.run(lambda argv: main(argv, flags.FLAGS.config), cli.define_fields, arguments=True)

@@ -12,9 +12,10 @@ from typing import NoReturn
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import config_flags
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from mrjax.config import expand_flags
+from mrjax import config as configs
 from mrjax.errors import UserError, printable
 from mrjax.ops.cpu.native import private_folder
 from mrjax.parallel import processes
@@ -60,7 +61,7 @@ def run(
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            argv = [argv[0], *expand_flags(argv[1:])]
+            argv = [argv[0], *configs.expand_flags(argv[1:])]
             if check_flags:
                 check_flags(argv[1:])
             return flags.FLAGS(argv)
@@ -71,6 +72,12 @@ def run(
             _exit_with(UserError(f"{config}: {type(error).__name__}: {error.args[0] if error.args else error}"))
 
     app.run(guarded_main, flags_parser=parse)
+
+
+def define_fields(argv: list[str]) -> None:
+    """Define the flags of config fields; raises `UserError` for one that is unknown."""
+    configs.check_fields(argv)
+    config_flags.DEFINE_config_dict("config", configs.defaults())
 
 
 def limit_malloc_arenas() -> None:

@@ -1,9 +1,9 @@
 """Convert volumes of any format.
 
-    python -m mrjax.convert INPUT... --output=FOLDER [--format=t5] [--keep_identity]
+    python -m mrjax.convert INPUT... --output=FOLDER [--format=t5] [--keep_identity] [--config.data.FIELD=VALUE]
 
 An INPUT is a file, a folder, whose subfolders are kept below the output, or a glob. Files count by their contents.
-Formats are those of `io.readers.READERS` that can be written.
+Formats are those of `io.readers.READERS` that can be written. Fields of config.data say how files store their arrays.
 
 A .t5 holds what the source does: k-space with its mask, pairs, or images. In a format of images, k-space becomes its
 root-sum-of-squares image, and pairs become two files of one name, in input/ and target/. Geometry is kept. What
@@ -22,8 +22,11 @@ from pathlib import Path
 import numpy as np
 import tqdm
 from absl import flags
+from ml_collections import ConfigDict
 
 from mrjax import cli
+from mrjax import config as configs
+from mrjax.data.splits import storage_of
 from mrjax.errors import UserError, expect, printable
 from mrjax.io import readers
 from mrjax.io.files import identity
@@ -83,9 +86,9 @@ class Output:
             file.write(json.dumps([str(name), *identity(os.stat(self._folder / name))]) + "\n")
 
 
-def convert_file(path: str, folder: Path, output: Output, form: str, keep_identity: bool) -> list[Path]:
+def convert_file(volume: Volume, folder: Path, output: Output, form: str, keep_identity: bool) -> list[Path]:
     """Convert a volume into a folder below the output; return the results' paths there."""
-    volume, reader = readers.describe(path), readers.READERS[formats()[form]]
+    reader = readers.READERS[formats()[form]]
     name = folder / f"{volume.name}{reader.image_suffix}"
     if form == "t5":
         results = {name: _stored_arrays(volume)}
@@ -93,7 +96,7 @@ def convert_file(path: str, folder: Path, output: Output, form: str, keep_identi
         images = _images(volume)
         results = {_in_folder(name, side): {DATA_NAMES["image"]: image} for side, image in images.items()}
     for place, arrays in results.items():
-        reader.write(output.claim(place, path), arrays, {}, volume, keep_identity)
+        reader.write(output.claim(place, volume.path), arrays, {}, volume, keep_identity)
         output.add(place)
     return list(results)
 
@@ -158,16 +161,19 @@ def find(patterns: Sequence[str], output: Output) -> tuple[dict[str, Path], list
     return found, faults
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], config: ConfigDict | None = None) -> int:
     """Convert all volumes and print a line for each; return 1 if some were not converted."""
     expect(argv[1:], "nothing to convert", "a file or folder: python -m mrjax.convert INPUT... --output=FOLDER")
+    config = config or configs.defaults()
+    configs.check(config)
     values = flags.FLAGS
     output, lines = Output(Path(values.output)), []
     found, faults = find(argv[1:], output)
     output.protect(found)
     for path, folder in tqdm.tqdm(found.items(), unit="volume", disable=None):
         try:
-            for place in convert_file(path, folder, output, values.format, values.keep_identity):
+            volume = readers.describe(path, storage=storage_of(config.data))
+            for place in convert_file(volume, folder, output, values.format, values.keep_identity):
                 lines.append(f"{path} -> {Path(values.output) / place}")
         except UserError as error:
             faults.append(str(error))
@@ -185,4 +191,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "folder for the results", required=True)
     flags.DEFINE_enum("format", "t5", list(formats()), "of the results")
     flags.DEFINE_bool("keep_identity", False, "whether results keep what identifies the patient")
-    cli.run(main, arguments=True, one_process=True)
+    cli.run(lambda argv: main(argv, flags.FLAGS.config), cli.define_fields, arguments=True, one_process=True)

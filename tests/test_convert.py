@@ -14,6 +14,7 @@ from raw_files import make_header, make_lines, write_raw
 from test_readers import NpyFolderReader
 
 from mrjax import convert
+from mrjax.config import defaults
 from mrjax.io import readers
 
 KSPACE = to_kspace(coil_images(3, 2, 16, 12))
@@ -23,11 +24,11 @@ KSPACE = to_kspace(coil_images(3, 2, 16, 12))
 def run(monkeypatch, capsys, tmp_path: Path):
     """Convert inputs into tmp_path/out; return the exit status, and what was printed without the folder's name."""
 
-    def run(*inputs: Path, form: str = "t5", keep_identity: bool = False) -> tuple[int, str]:
+    def run(*inputs: Path, form: str = "t5", keep_identity: bool = False, config: object = None) -> tuple[int, str]:
         monkeypatch.setitem(readers.READERS, "npy", NpyFolderReader())
         values = argparse.Namespace(output=str(tmp_path / "out"), format=form, keep_identity=keep_identity)
         monkeypatch.setattr("absl.flags.FLAGS", values)
-        status = convert.main(["convert", *map(str, inputs)])
+        status = convert.main(["convert", *map(str, inputs)], config)
         return status, capsys.readouterr().out.replace(f"{tmp_path}/", "")
 
     return run
@@ -60,12 +61,12 @@ def test_k_space_becomes_its_image_in_a_format_of_images_and_pairs_two_files(run
     assert status == 0
     found = [str(path.relative_to(tmp_path / "out")) for path in sorted((tmp_path / "out").rglob("*.npy"))]
     names = ["image.npyd", "input/pair.npyd", "scan.npyd", "target/pair.npyd"]
-    assert found == [f"{name}/reconstruction.npy" for name in names]
+    assert found == [f"{name}/.reconstruction.npy" for name in names]
     images = np.fft.ifft2(np.fft.ifftshift(KSPACE * mask, (-2, -1)), norm="ortho")
     expected = rss(np.fft.fftshift(images, (-2, -1)))
     assert np.allclose(np.load(tmp_path / "out" / found[2]), expected, atol=1e-6)
     for name in ("input", "target"):
-        image = np.load(tmp_path / "out" / name / "pair.npyd" / "reconstruction.npy")
+        image = np.load(tmp_path / "out" / name / "pair.npyd" / ".reconstruction.npy")
         assert np.array_equal(image, read_array(tmp_path / "in" / "pair.t5", name))
     # And back.
     status, printed = run(tmp_path / "out" / "scan.npyd")
@@ -90,6 +91,14 @@ def test_targets_and_attributes_are_kept(run, tmp_path: Path) -> None:
     result = readers.describe(str(tmp_path / "out" / "scan.t5"))
     assert np.array_equal(read_array(result.path, "target"), target)
     assert result.contrast == "T2"
+
+
+def test_arrays_are_read_as_the_config_says_that_they_are_stored(run, tmp_path: Path) -> None:
+    np.save(tmp_path / "coils.npy", KSPACE[0])
+    config = defaults()
+    config.data.axes = "coils,height,width"
+    assert run(tmp_path / "coils.npy", config=config)[0] == 0
+    assert np.array_equal(read_array(tmp_path / "out" / "coils.t5", "kspace"), KSPACE[:1])
 
 
 def test_one_bad_file_is_listed_and_stops_nothing(run, tmp_path: Path) -> None:

@@ -32,8 +32,7 @@ from mrjax.io.storage import (
     NATIVE,
     Arrangement,
     Storage,
-    complex_dtype,
-    complex_parts,
+    arrange,
     name_axes,
     parallel_file,
 )
@@ -193,32 +192,21 @@ def find_array(data: h5py.Dataset | Link, path: str, name: str, storage: Storage
         other = resolve(data, path)
         with open_file(other) as file:
             return find_array(find_data_set(file, other, data.name), other, name, storage)
-    kspace, parts, shape, dtype = name == storage.kspace, complex_parts(data.dtype), data.shape, data.dtype
-    matlab, stored_name = "MATLAB_class" in data.attrs, str(data.name)
-    axes = name_axes(shape, "c" if parts else dtype.kind, storage, coils=kspace, matlab=matlab)
-    axis = axes.index("slices") if "slices" in axes else None
-    require_honest(data, path, name, axis)
-    file = identity(os.stat(path))
-    if not axes or not (parts or dtype.kind in "bfciu"):
-        return StoredArray(shape, dtype, path, stored_name, file)
-    if parts or "parts" in axes:
-        dtype = complex_dtype(dtype[0] if parts else dtype)
-    wanted = [axis for axis in (*AXES.split(",")[1:], "parts") if axis in axes]
-    of_slice = [axis for axis in axes if axis != "slices"]
-    sizes = dict(zip(axes, shape, strict=True))
-    shape = (sizes.get("slices", 1), *(sizes[axis] for axis in wanted if axis != "parts"))
-    chunks = find_chunks(data, path, axis)
-    columns = _measured_columns(data.file.attrs, shape[-1], path) if kspace else slice(None)
-    order = tuple(map(of_slice.index, wanted))
-    arrangement = Arrangement(order, parts, dtype, kspace and storage.shifted, columns)
-    real, plain = dtype.type().real.dtype, of_slice == wanted and not arrangement.shifted and columns == slice(None)
-    if plain and dtype == data.dtype:
-        return StoredArray(shape, dtype, path, stored_name, file, axis, chunks)
+    kspace, matlab, file = name == storage.kspace, "MATLAB_class" in data.attrs, identity(os.stat(path))
+    arranged = arrange(data.shape, data.dtype, storage, kspace=kspace, matlab=matlab)
+    require_honest(data, path, name, arranged and arranged.axis)
+    if arranged is None:
+        return StoredArray(data.shape, data.dtype, path, str(data.name), file)
+    shape, dtype, axis, arrangement = arranged
+    stored = StoredArray(shape, dtype, path, str(data.name), file, axis, find_chunks(data, path, axis))
+    if kspace:
+        arrangement = arrangement._replace(columns=_measured_columns(data.file.attrs, shape[-1], path))
     # Pairs of real and imaginary part have the bytes of complex numbers.
-    packed = [real, np.dtype([(part, real) for part in parts])]
-    if plain and chunks is not None and data.dtype in packed:
-        return StoredArray(shape, dtype, path, stored_name, file, axis, chunks)
-    return StoredArray(shape, dtype, path, stored_name, file, axis, chunks, arrangement)
+    real = dtype.type().real.dtype
+    packed = [real, np.dtype([(part, real) for part in arrangement.parts])] if stored.chunks else []
+    in_order = arrangement.order == tuple(range(len(arrangement.order)))
+    as_read = in_order and not arrangement.shifted and arrangement.columns == slice(None)
+    return stored if as_read and data.dtype in (dtype, *packed) else stored._replace(arrangement=arrangement)
 
 
 def _measured_columns(attributes: Mapping[str, Any], width: int, path: str) -> slice:

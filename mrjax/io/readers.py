@@ -13,6 +13,7 @@ from mrjax.io.files import read_start
 from mrjax.io.hdf5 import Hdf5Reader
 from mrjax.io.ismrmrd import IsmrmrdReader
 from mrjax.io.nifti import NiftiReader
+from mrjax.io.numpy_files import NumpyReader
 from mrjax.io.storage import NATIVE, Storage, parallel_file
 from mrjax.io.volume import Reader, Volume
 
@@ -20,6 +21,7 @@ READERS: dict[str, Reader] = {
     "ismrmrd": IsmrmrdReader(),
     "nifti": NiftiReader(),
     "dicom": DicomReader(),
+    "numpy": NumpyReader(),
     "hdf5": Hdf5Reader(),
 }
 

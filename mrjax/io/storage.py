@@ -60,6 +60,37 @@ class Arrangement(NamedTuple):
         return data
 
 
+class Arranged(NamedTuple):
+    """How an array is read, (slices, [coils,] height, width), and how from what is stored."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    axis: int | None  # the stored axis of slices; None: the one slice has none
+    arrangement: Arrangement
+
+
+def arrange(
+    shape: tuple[int, ...], dtype: np.dtype, storage: Storage, *, kspace: bool, matlab: bool = False
+) -> Arranged | None:
+    """Find how an array of this stored shape and dtype is read; None for too few or too many axes, or no numbers."""
+    parts = complex_parts(dtype)
+    axes = name_axes(shape, "c" if parts else dtype.kind, storage, coils=kspace, matlab=matlab)
+    if not axes or not (parts or dtype.kind in "bfciu"):
+        return None
+    if parts or "parts" in axes:
+        dtype = complex_dtype(dtype[0] if parts else dtype)
+    wanted = [axis for axis in (*AXES.split(",")[1:], "parts") if axis in axes]
+    of_slice = [axis for axis in axes if axis != "slices"]
+    sizes = dict(zip(axes, shape, strict=True))
+    order, shifted = tuple(map(of_slice.index, wanted)), kspace and storage.shifted
+    return Arranged(
+        (sizes.get("slices", 1), *(sizes[axis] for axis in wanted if axis != "parts")),
+        dtype,
+        axes.index("slices") if "slices" in axes else None,
+        Arrangement(order, parts, dtype, shifted, slice(None)),
+    )
+
+
 def name_axes(shape: Sequence[int], kind: str, storage: Storage, *, coils: bool, matlab: bool) -> list[str]:
     """Name the stored axes of an array of a dtype's kind; [] if there are too few or too many.
 

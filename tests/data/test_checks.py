@@ -13,6 +13,7 @@ from mrjax.data import checks
 from mrjax.data.dataset import SliceDataset
 from mrjax.errors import UserError
 from mrjax.io import hdf5, readers
+from mrjax.io.storage import Storage
 
 MEASURED = ROOT.parent / "shared" / "data"
 
@@ -141,10 +142,23 @@ def test_stored_masks_of_every_shape_are_applied_slice_by_slice(tmp_path: Path, 
 
 
 @pytest.mark.skipif(not (MEASURED / "brain_8coils_poisson8x.npy").exists(), reason="the real measurement is not here")
-def test_a_real_poisson_disc_scan_is_no_ground_truth(tmp_path: Path) -> None:
-    hdf5.write(tmp_path / "a.t5", {"kspace": np.load(MEASURED / "brain_8coils_poisson8x.npy")[None]})
-    volume, faults = checks.check(readers.describe(str(tmp_path / "a.t5")))
-    assert (volume.undersampled, faults) == (True, [])
+def test_a_real_poisson_disc_scan_is_no_ground_truth() -> None:
+    path, storage = str(MEASURED / "brain_8coils_poisson8x.npy"), Storage(axes="coils,height,width")
+    volume, faults = checks.check(readers.describe(path, storage=storage))
+    assert (volume.coils, volume.undersampled, faults) == (8, True, [])
+
+
+def test_a_slice_that_cannot_be_read_is_a_fault_and_other_files_are_checked(tmp_path: Path, capsys) -> None:
+    np.savez_compressed(tmp_path / "a.npz", kspace=to_kspace(coil_images(3, 2, 28, 32)))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[len(data) // 2] ^= 255
+    (tmp_path / "a.npz").write_bytes(data)
+    write_scan(tmp_path / "b.t5")
+    assert check.main(["check", str(tmp_path)]) == 1
+    *table, fault, count = capsys.readouterr().out.splitlines()
+    assert [Path(line.split()[0]).name for line in table] == ["file", "a.npz", "b.t5"]
+    assert "a.npz: slice 0 of `kspace` cannot be read (" in fault
+    assert count == "2 files read, 1 fault"
 
 
 def test_check_command_exits_with_1_and_no_traceback_if_a_file_is_faulty(tmp_path: Path, capsys) -> None:

@@ -82,15 +82,15 @@ def scan() -> tuple[np.ndarray, np.ndarray]:
 
 
 def assert_equal(found: np.ndarray, expected: np.ndarray) -> None:
-    """Equal to 1e-6 of the maximum in root-mean-square, and to 1e-5 in each pixel.
+    """Equal to 1e-6 of the maximum in root-mean-square, and to 5e-6 in each pixel.
 
-    Data consistency solves a system whose condition number is up to 300 (`sense._LEAST_WEIGHT`), in float32: rounding
-    grows as much, as it does when the network's own code is compiled for another batch or processor.
+    On a CPU the network runs its own convolutions in C++, the program XLA's. Either is as near to the network in
+    float64 as float32 allows, which is 1e-6 in single pixels.
     """
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
     error = np.abs(found - expected) / expected.max()
     assert np.sqrt(np.mean(error**2)) < 1e-6
-    assert error.max() < 1e-5
+    assert error.max() < 5e-6
 
 
 def test_programs_run_without_mrjax_and_equal_the_network(exported, for_images, trained, tmp_path: Path) -> None:

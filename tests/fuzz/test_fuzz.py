@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.fuzz import dicom, nifti, raw, scans, weights
+from tests.fuzz import dicom, nifti, numpy_arrays, raw, scans, weights
 from tests.fuzz.__main__ import MUTATIONS, READ, treat
 
 # What five files do instead of being read: nothing, crash, hang, take 512 MB, raise.
@@ -40,5 +40,6 @@ def test_harm_is_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_files_are_read_before_they_are_mutated(tmp_path: Path, seed: int) -> None:
-    for write in (scans.write_scan, weights.write_weights, nifti.write_nifti, dicom.write_dicom, raw.write_raw):
+    writers = scans.write_scan, weights.write_weights, nifti.write_nifti, dicom.write_dicom, raw.write_raw
+    for write in (*writers, numpy_arrays.write_numpy):
         assert treat(write(np.random.default_rng(seed), tmp_path), tmp_path / "result.t5") == (READ, "")

@@ -30,7 +30,7 @@ def test_find_takes_a_folder_a_glob_a_file_or_a_list(tmp_path: Path) -> None:
 
 
 class NpyFolderReader:
-    """A format from outside the package: a folder `<name>.npyd` with a .npy file for each array."""
+    """A format from outside the package: a folder `<name>.npyd` with a .npy file for each array, hidden."""
 
     suffixes: tuple[str, ...] = (".npyd",)
     image_suffix = ".npyd"
@@ -42,11 +42,11 @@ class NpyFolderReader:
         return paths
 
     def describe(self, path: str, layout: str | None = None, storage: Storage = NATIVE) -> Volume:
-        arrays = {file.stem: np.load(file, mmap_mode="r") for file in Path(path).glob("*.npy")}
+        arrays = {file.stem[1:]: np.load(file, mmap_mode="r") for file in Path(path).glob(".*.npy")}
         return describe_arrays(path, arrays, {}, layout, storage)
 
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
-        return np.load(Path(path) / f"{name}.npy", mmap_mode="r")[index]
+        return np.load(Path(path) / f".{name}.npy", mmap_mode="r")[index]
 
     def write(
         self,
@@ -58,7 +58,7 @@ class NpyFolderReader:
     ) -> None:
         path.mkdir(parents=True)
         for name, array in arrays.items():
-            np.save(path / f"{name}.npy", array)
+            np.save(path / f".{name}.npy", array)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -82,7 +82,7 @@ def test_a_reader_from_outside_the_package_gives_the_batches_of_hdf5(scans: Path
     assert readers.find(folder) == [folder]
     broken = read_array(scans / "train" / "0_T101.t5", "kspace")
     broken[1, 0, 5, 5] = np.nan
-    np.save(Path(folder) / "kspace.npy", broken)
+    np.save(Path(folder) / ".kspace.npy", broken)
     assert "NaN or Inf in slice 1" in checks.check(readers.describe(folder))[1][0]
 
 

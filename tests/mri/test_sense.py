@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from conftest import coil_images, rss, to_kspace
 from scipy.ndimage import gaussian_filter
+from scipy.sparse.linalg import LinearOperator, cg
 
 from mrjax.mri import compressed_sensing, noise, sense
 from mrjax.mri.espirit import espirit
+from mrjax.mri.fourier import centred_fft2_host, centred_ifft2_host
 
 estimate_sigma = jax.jit(noise.estimate_sigma)
 
@@ -30,7 +32,7 @@ def test_the_solution_equals_numpys_of_the_normal_equations_in_float64() -> None
             right = sampled.conj().T @ measured + weight * prior.ravel()
             exact = np.linalg.solve(normal, right).reshape(height, width)
             found = solve(*inputs, prior=prior.astype(np.float32))
-            assert np.linalg.norm(found - exact) < 1e-4 * np.linalg.norm(exact)
+            assert np.linalg.norm(found - exact) < 1e-5 * np.linalg.norm(exact)
 
 
 def noisy_scan(coils: int, sigma: float, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,6 +87,32 @@ def test_noise_does_not_count_as_sensitivity() -> None:
     for sigma, alike in ((0.0, False), (0.1, True)):
         maps = estimate(kspace, poisson_like(), sigma=sigma)
         assert (np.abs((true.conj() * maps).sum(0))[inside].mean() > 0.95) == alike
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.01])
+def test_a_good_prior_is_corrected_to_1e_6_of_the_solution_in_float64(weight: float) -> None:
+    """A program compiled another way gives the same image then: rounding is that of the correction, not of the image.
+
+    Solved for the image itself, pixels are 4e-6 off at the smaller weight; stopped at JAX's tolerance, 3e-4.
+    """
+    mask = poisson_like()
+    kspace, images = noisy_scan(4, 0.001, mask)
+    true = rss(images)
+    maps = (images / np.where(true > 0, true, 1)).astype(np.complex64)
+    prior = gaussian_filter(true, 0.7).astype(np.float32)
+
+    def adjoint(samples: np.ndarray) -> np.ndarray:
+        return (maps.conj() * centred_ifft2_host(samples.astype(np.complex128) * mask)).sum(0).ravel()
+
+    def normal(image: np.ndarray) -> np.ndarray:
+        return adjoint(centred_fft2_host(maps * image.reshape(48, 48))) + weight * image.ravel()
+
+    operator = LinearOperator((48 * 48,) * 2, matvec=normal, dtype=np.complex128)
+    exact, stopped = cg(operator, adjoint(kspace) + weight * prior.ravel(), rtol=1e-12)
+    assert stopped == 0
+    solve = jax.jit(functools.partial(sense.conjugate_gradient, weight=weight, iterations=150))
+    found = solve(kspace, mask, maps, prior=prior)
+    assert abs(found.ravel() - exact).max() < 1e-6 * abs(exact).max()
 
 
 @pytest.mark.parametrize("coils", [1, 4])
