@@ -53,6 +53,7 @@ def _trained(model: VarNet) -> dict:
     return jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), _untrained(model))
 
 
+@pytest.mark.slow
 def test_size_published_for_fastmri() -> None:
     """Counted for one and two cascades: tracing all twelve takes seconds."""
 

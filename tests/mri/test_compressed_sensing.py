@@ -111,6 +111,7 @@ def test_it_beats_zero_filling_for_any_number_of_coils() -> None:
         assert psnr(truth, result[0, ..., 0] + 0.1) > psnr(truth, zero_filled) + (1 if coils > 1 else 0.3)
 
 
+@pytest.mark.slow
 def test_too_few_central_columns_for_espirit_fall_back_to_adaptive_maps() -> None:
     images = scan(4, 16, 16)[2]
     mask = np.isin(np.arange(16), (2, 5, 7, 8, 12))[None]
