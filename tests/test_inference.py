@@ -4,8 +4,6 @@ import argparse
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -109,7 +107,7 @@ def test_reconstruct_writes_a_file_and_a_picture_and_passes_over_bad_files(
     (scans / "test" / "bad.t5").write_text("nothing")
     output = tmp_path / "out"
     flags = f"--workdir={trained}", f"--input={scans / 'test'}", f"--output={output}"
-    result = subprocess.run([sys.executable, "-m", "mrjax.reconstruct", *flags], capture_output=True, text=True)
+    result = run_command("reconstruct", *flags)
     assert result.returncode == 1
     assert "bad.t5: is not an HDF5 file" in result.stderr
     assert "Traceback" not in result.stderr

@@ -153,7 +153,9 @@ def test_the_newest_two_and_the_best_are_kept(trained_on, tmp_path: Path, monkey
     assert checkpoint_steps(tmp_path / "run") == {2, 3, 4}
 
 
-@pytest.mark.parametrize("error", [UserError("8_T101.t5: is truncated"), RuntimeError("a fault")])
+@pytest.mark.parametrize(
+    "error", [UserError("8_T101.t5: is truncated"), pytest.param(RuntimeError("a fault"), marks=pytest.mark.slow)]
+)
 def test_a_fault_during_validation_costs_no_step(
     error: Exception, trained: Path, trained_on, tmp_path: Path, monkeypatch
 ) -> None:

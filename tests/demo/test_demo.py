@@ -55,6 +55,7 @@ def test_rss_is_that_of_the_kspace(made):
         np.testing.assert_allclose(scan["reconstruction_rss"], np.linalg.norm(coils, axis=1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes(made, tmp_path):
     fewer = SMALL | {"train": 1, "test": 0}
     demo.make(tmp_path / "again", demo.Settings(**fewer))
@@ -110,6 +111,7 @@ def test_signal_is_the_steady_state_of_its_sequence():
         assert 1.15 < ratio < 1.4 if contrast == "T1" else 0.7 < ratio < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_contrasts_order_the_tissues_as_in_scans(number):
     subject = Subject(0, 0, number)
@@ -193,6 +195,7 @@ def texture(head):
     return head["texture"][brain(head) > 0.95].std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantity", "least"),
     [

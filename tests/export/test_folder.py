@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import coil_images, one_device_flags, rss, to_kspace
+from conftest import coil_images, one_device_flags, rss, run_command, to_kspace
 
 from mrjax import load
 from mrjax.checkpoint.run import claim
@@ -240,7 +240,7 @@ def test_an_export_is_written_complete_or_not_at_all(exported: Path, tmp_path: P
 @pytest.mark.slow
 def test_the_command_writes_a_folder_that_commands_take_for_a_workdir(trained, scans, tmp_path: Path) -> None:
     def run(module: str, *flags: str) -> str:
-        done = subprocess.run([sys.executable, "-m", f"mrjax.{module}", *flags], capture_output=True, text=True)
+        done = run_command(module, *flags)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 

@@ -26,12 +26,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=root, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_200_mutated_files_end_with_a_sentence_or_are_read() -> None:
     done = run("-m", "tests.fuzz", "--count=200")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 2 + len(MUTATIONS) + 1
 
 
+@pytest.mark.slow
 def test_harm_is_seen(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     done = run("-c", DEEDS, str(tmp_path))

@@ -176,7 +176,7 @@ def test_what_fastmri_lacks_is_not_exported() -> None:
 
 
 @pytest.mark.slow
-def test_commands_from_a_file_to_a_trained_run_and_back(scans: Path, tmp_path: Path) -> None:
+def test_commands_from_a_file_to_a_trained_run_and_back(scans: Path, tmp_path: Path, small_config: Path) -> None:
     def run(module: str, *flags: str) -> str:
         done = run_command(module, *flags)
         assert done.returncode == 0, done.stderr
@@ -192,7 +192,7 @@ def test_commands_from_a_file_to_a_trained_run_and_back(scans: Path, tmp_path: P
     assert (tmp_path / "out" / "9_FLAIR01.t5").exists()
     fields = [word for word in said.split() if word.startswith("--config.")]
     steps = ["--config.steps=1", "--config.ema=0.9", "--config.learning_rate=1e-9", "--config.optimizer=adamw"]
-    run("main", "--config=configs/unet.py", workdir, f"--config.data.dir={scans}", *fields, *steps)
+    run("main", f"--config={small_config}", workdir, f"--config.data.dir={scans}", *fields, *steps)
     run("export_fastmri", workdir, f"--output={tmp_path / 'trained.npz'}")
     for key, value in weight_files.read(str(tmp_path / "trained.npz")).items():
         np.testing.assert_allclose(value, weights[key], rtol=1e-4, atol=1e-6)

@@ -280,7 +280,7 @@ def test_images_in_nifti_train_and_reconstruct(tiny, tmp_path: Path, caplog) -> 
     for place in ("train/0_T1w", "val/1_T1w"):
         images = rss(coil_images(3, 1, 32, 32))
         save(tmp_path / "data" / f"{place}.nii.gz", images.T, permuted("LPS", (1, 1, 5)))
-    config = tiny(tmp_path / "data", steps=2)
+    config = tiny(tmp_path / "data", steps=2, model__levels=1)
     with caplog.at_level("INFO"):
         train.train(config, str(tmp_path / "run"))
     assert "training on 1 files, 3 slices" in caplog.text

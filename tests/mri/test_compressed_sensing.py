@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import coil_images, rss, to_kspace
+from scipy import sparse
 
 from mrjax.baselines import CompressedSensing
 from mrjax.mri import compressed_sensing as cs
@@ -73,7 +74,7 @@ def test_the_solution_equals_a_primal_dual_solver_in_float64() -> None:
     height, width = 12, 13
     kspace, mask, images = scan(3, height, width)
     maps = maps_of(images)
-    problem = kspace, mask, maps, matrix(height, width)
+    problem = kspace, mask, maps, sparse.csr_array(matrix(height, width))
     exact = primal_dual(*problem, 2000)
     found = [np.asarray(solve(kspace, mask, maps, weight=WEIGHT, iterations=n)) for n in (0, 10, 30, 200)]
     values = [objective(image, *problem) for image in (*found, exact)]
@@ -96,12 +97,12 @@ def test_differences_their_adjoint_and_norm_equal_numpy(size) -> None:
 
 
 def test_it_beats_zero_filling_for_any_number_of_coils() -> None:
-    for coils in (1, 16):
+    for coils in (1, 8):
         kspace, mask, images = scan(coils, 32, 32)
         model = CompressedSensing(iterations=30, weight=0.005)
         offset = jnp.full((2, 1, 1), 0.1)
         empty = np.zeros_like(kspace[:1])
-        twice = np.stack([kspace, kspace / 2]) if coils == 16 else np.stack([np.concatenate([kspace, empty])] * 2)
+        twice = np.stack([kspace, kspace / 2]) if coils == 8 else np.stack([np.concatenate([kspace, empty])] * 2)
         apply = jax.jit(lambda *inputs, model=model: model.apply({"params": {}}, *inputs))
         result = np.asarray(apply(twice, np.stack([mask] * 2), offset))
         assert result.shape == (2, 32, 32, 1)
@@ -110,6 +111,7 @@ def test_it_beats_zero_filling_for_any_number_of_coils() -> None:
         assert psnr(truth, result[0, ..., 0] + 0.1) > psnr(truth, zero_filled) + (1 if coils > 1 else 0.3)
 
 
+@pytest.mark.slow
 def test_too_few_central_columns_for_espirit_fall_back_to_adaptive_maps() -> None:
     images = scan(4, 16, 16)[2]
     mask = np.isin(np.arange(16), (2, 5, 7, 8, 12))[None]

@@ -43,7 +43,7 @@ def test_maps_equal_sigpys_up_to_phase(count, height, width, side) -> None:
     assert np.abs(maps * phase - theirs)[:, both].max() < 1e-4
 
 
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_maps_explain_the_coil_images_and_vanish_outside(count) -> None:
     images = coil_images(1, count, 48, 48)[0]
     maps = np.asarray(compiled(calibration=24)(to_kspace(images), everywhere(48)))
@@ -55,6 +55,7 @@ def test_maps_explain_the_coil_images_and_vanish_outside(count) -> None:
         assert (rss(images) > 0)[inside].mean() > 0.75
 
 
+@pytest.mark.slow
 def test_only_blocks_measured_wholly_count() -> None:
     """A region twice as wide as what was sampled gives the maps of what was sampled, whatever lies outside of it."""
     kspace = noisy(4, 40, 40)

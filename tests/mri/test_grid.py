@@ -68,6 +68,7 @@ def test_a_network_that_finds_nothing_gives_the_measured_samples_back(rule: str,
     assert jnp.linalg.norm(image - TARGET) < jnp.linalg.norm(given.corrupted - TARGET)
 
 
+@pytest.mark.slow
 def test_reconstructions_of_low_resolution_gain_what_was_measured_beyond_it() -> None:
     given, size = example(COLUMNS), (24, 20)
     known = magnitude(resize.resize_kspace(KSPACE, size, "kspace"))  # a perfect network

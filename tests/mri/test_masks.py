@@ -104,6 +104,7 @@ def test_sample_masks_reach_the_acceleration_and_hold_a_rectangular_centre(kind)
     assert len({mask.tobytes() for mask in drawn}) == 3
 
 
+@pytest.mark.slow
 def test_gaussian_masks_follow_their_density() -> None:
     lines = np.asarray(draw_many("gaussian1d", 4000, jnp.ones(64, bool), 1, 8, 0.0))[:, 0].mean(0)
     rng = np.random.default_rng(0)

@@ -59,6 +59,7 @@ def test_the_noise_is_found_in_columns_samples_and_beside_empty_coils_and_rows(s
     assert estimate_sigma(np.zeros_like(kspace), mask) == 0
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_noise_is_as_good_as_the_best_fixed_one() -> None:
     """Within 1 dB, for a mask of samples, with little noise and with much."""
     mask = poisson_like()
@@ -78,6 +79,7 @@ def test_the_weight_of_the_noise_is_as_good_as_the_best_fixed_one() -> None:
             assert psnr > max(fixed) - 1 > min(fixed) + 3, (name, sigma, psnr, fixed)
 
 
+@pytest.mark.slow
 def test_noise_does_not_count_as_sensitivity() -> None:
     """ESPIRiT's subspace would hold all of k-space: any maps at all explain the coil images then."""
     kspace, images = noisy_scan(4, 0.1, poisson_like())
@@ -115,7 +117,7 @@ def test_a_good_prior_is_corrected_to_1e_6_of_the_solution_in_float64(weight: fl
     assert abs(found.ravel() - exact).max() < 1e-6 * abs(exact).max()
 
 
-@pytest.mark.parametrize("coils", [1, 4])
+@pytest.mark.parametrize("coils", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_an_image_comes_nearer_to_the_truth_by_what_was_measured_and_a_perfect_one_stays(coils: int) -> None:
     """The less noise there is, the more; without much, measured again it gives the samples, within a few percent."""
     mask, explain = poisson_like(), jax.jit(sense.explain_measured)

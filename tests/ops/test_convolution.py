@@ -124,6 +124,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_xla_is_used_without_a_compiler(tmp_path: Path) -> None:
     program = """
 import jax, jax.numpy as jnp
@@ -137,6 +138,7 @@ for _ in range(2):
         assert result.stderr.count("slower") == 1
 
 
+@pytest.mark.slow
 def test_results_are_bit_identical_for_any_number_of_threads() -> None:
     program = """
 import os

@@ -99,6 +99,7 @@ ENTRY %main (p: f32[4,128]) -> f32[1,128] {
     assert 0 <= start.stored - 4 * 8 * 128 <= 8  # and its semaphore
 
 
+@pytest.mark.slow
 def test_a_data_parallel_step_exchanges_its_gradients_and_nothing_else() -> None:
     """4 bytes a parameter, and a handful for the loss; and so on one device there is nothing to exchange."""
     cfg = config(model__levels=1)
@@ -112,6 +113,7 @@ def test_a_data_parallel_step_exchanges_its_gradients_and_nothing_else() -> None
             assert 0 <= sent["all-reduce"][1] - gradients < 64
 
 
+@pytest.mark.slow
 def test_flops_are_those_published_for_fastmri() -> None:
     """72.2 GFLOP an image of 256x256 for training, by convolutions and matrix products alone."""
     cfg = config(model__channels=32, model__levels=4, data__image_size=(256, 256))

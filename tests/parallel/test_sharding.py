@@ -31,19 +31,21 @@ def examples(count: int = 8) -> dict[str, np.ndarray]:
     }
 
 
-def two_steps(cfg, mesh):
-    """Losses of two steps of gradient descent, and the state after them."""
+def two_steps(cfg, mesh, initial=None):
+    """Losses of two steps of gradient descent, and the states before them (drawn on the mesh by default) and after."""
     recipe = dataclasses.replace(experiment.make_recipe(cfg, mesh), optimizer=optax.sgd(1e-3, momentum=0.9))
     step = train_step.jit_train_step(recipe)
     layout = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state(cfg, recipe))
-    state = jax.jit(lambda: experiment.initial_state(cfg, recipe), out_shardings=layout)()
+    if initial is None:
+        initial = jax.device_get(jax.jit(lambda: experiment.initial_state(cfg, recipe), out_shardings=layout)())
+    state = jax.device_put(initial, layout)
     losses = []
     for number in range(2):
         batch = {name: np.roll(x, -3 * number, 0) for name, x in examples().items()}
         batch["index"] = np.arange(8 * number, 8 * (number + 1), dtype=np.uint32)
         state, values = step(state, jax.device_put(batch, sharding.by_example(mesh)))
         losses.append(float(values["loss"]))
-    return losses, state
+    return losses, initial, state
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +67,11 @@ def one_device():
 )
 def test_every_mesh_gives_the_loss_and_the_parameters_of_one_device(shape, fields, one_device) -> None:
     mesh = sharding.make_mesh(shape, jax.devices()[: np.prod(shape)])
-    losses, state = two_steps(config(**fields), mesh)
-    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, one_device[1].params)
+    expected_losses, initial, expected = one_device
+    # Only the mesh that splits every axis draws its own initial state, which is another program to compile.
+    losses, _, state = two_steps(config(**fields), mesh, None if shape == (2, 2, 2) else initial)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, expected.params)
     for leaf in jax.tree.leaves(state):
         assert leaf.sharding.is_equivalent_to(sharding.by_parameter(mesh, leaf.shape), leaf.ndim)
 
