@@ -13,6 +13,7 @@ ROOT = Path(mrjax.__file__).parents[1]
 FOLDERS = (".", "docs", "docs/data", "benchmarks", "launch")
 PAGES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 
+
 def test_readme_takes_three_minutes() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
