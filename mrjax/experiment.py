@@ -202,11 +202,9 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class CompiledTrainStep:
-    """The training step, compiled for each shape of a batch."""
+    """The training step, compiled for each shape of a batch: `programs` by the shapes of an example's arrays."""
 
-    programs: Mapping[
-        frozenset[tuple[int, ...]], Compiled
-    ]  # by the shapes of an example, which differ between datasets
+    programs: Mapping[frozenset[tuple[int, ...]], Compiled]
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Take a step: see `train_step`."""
