@@ -45,6 +45,7 @@ SUBSTITUTIONS = {
     r"unet\.pt\b": "unet.npz",  # writing .pt takes PyTorch
     # A few steps, of a network that fastMRI has, so that it can be exported.
     r"^(python -m mrjax\.main .*)": r"\1 --config.steps=4 --config.model.pool=avg --config.model.residual=False",
+    r"(--preflight)\b": r"\1 --config.data.dir=FOLDER",
 }
 
 
