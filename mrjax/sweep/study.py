@@ -48,7 +48,8 @@ def extremes(distribution: distributions.BaseDistribution) -> tuple[Any, ...]:
     """Return the values to check before the first trial: all choices, or both ends."""
     if isinstance(distribution, distributions.CategoricalDistribution):
         return distribution.choices
-    return distribution.low, distribution.high  # type: ignore[attr-defined]
+    assert isinstance(distribution, distributions.FloatDistribution | distributions.IntDistribution)
+    return distribution.low, distribution.high
 
 
 def to_flags(values: dict[str, Any]) -> list[str]:
