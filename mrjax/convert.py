@@ -31,7 +31,7 @@ from mrjax.errors import UserError, expect, printable
 from mrjax.io import readers
 from mrjax.io.files import identity
 from mrjax.io.storage import PARALLEL_FOLDERS
-from mrjax.io.volume import DATA_NAMES, Volume
+from mrjax.io.volume import DATA_NAMES, TARGET_NAMES, Volume
 from mrjax.mri.fourier import magnitude_host
 
 Arrays = dict[str, np.ndarray]
@@ -105,7 +105,8 @@ def _stored_arrays(volume: Volume) -> Arrays:
     """Read all arrays of a volume, by the names of a .t5."""
     arrays = {DATA_NAMES[volume.layout]: readers.read_slices(volume.path, volume.data, volume.slices)}
     if volume.target:
-        arrays[volume.target] = readers.read_slices(volume.path, volume.target, volume.slices)
+        known = volume.target in TARGET_NAMES[volume.layout]
+        arrays[volume.target if known else "target"] = readers.read_slices(volume.path, volume.target, volume.slices)
     if (mask := volume.stored_mask) is not None:
         # With its rows where it differs between slices: as many slices as rows would be taken for these.
         shape = mask.shape if len(mask) == 1 else (len(mask), *volume.data_shape)

@@ -36,6 +36,7 @@ from mrjax.mri.augment import Augment
 from mrjax.mri.normalise import NORMALISATIONS
 from mrjax.mri.tasks import TASKS
 from mrjax.parallel import memory, processes, sharding
+from mrjax.report import loggers
 from mrjax.train_step import Batch, Metrics, Recipe, TrainState, jit_predict, jit_train_step
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Experiment:
         With `faults` faulty files are left out, and a sentence for each is added to these.
         """
         configs.check(config)
+        loggers.require_installed(config.loggers)
         mesh = sharding.make_mesh(mesh_shape(config, jax.device_count()))
         config = config.copy_and_resolve_references()
         if not (config.data.dir or config.data.train):

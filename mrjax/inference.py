@@ -35,6 +35,7 @@ from mrjax.report.run_log import read_rows
 from mrjax.train_step import Recipe
 
 _LABELS = {"unet": "U-Net", "unet_dc": "U-Net + DC", "varnet": "VarNet"}
+_OVERSAMPLED = 1.9  # rows over those of the image, from which on a readout is taken for oversampled twofold
 _LABELS |= {"zero_filled": "zero-filled", "sense": "SENSE", "cs": "compressed sensing"}
 
 
@@ -132,8 +133,9 @@ class Inference:
 
     def _batch_size(self, slices: int) -> int:
         """Return how many of so many slices are reconstructed at once: a multiple of the devices."""
-        devices = self.recipe.mesh.size
-        return -(-min(self.config.batch_size, 8, slices) // devices) * devices
+        devices, grid = self.recipe.mesh.size, self.recipe.grid
+        most = 4 if grid and grid.kept_by_network else 8  # a cross-validated network works on each slice twice
+        return -(-min(self.config.batch_size, most, slices) // devices) * devices
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -147,7 +149,7 @@ class Inference:
         Fully sampled k-space is undersampled as in training first; undersampled k-space is taken as it is. Returns
         corrupted, reconstruction and, where it is known, target: (slices, height, width) float32 on the file's own grid
         and in its units. Where oversampled readouts are cropped for training (config.data.resize = 'image') and no
-        target nor affine tells the size of the image, they are cropped, too.
+        target nor affine tells the size of the image, images are cropped as there.
         """
         simulated = volume.layout == "kspace" and not volume.undersampled
         if self.config.task in splits.REPETITION_TASKS:
@@ -155,8 +157,9 @@ class Inference:
         undo = resize.undo_resize_image if volume.layout == "paired" else resize.crop_or_pad
         images = self._predict_slices(volume, simulated)
         shape, data = volume.image_shape, self.config.data
-        if data.resize == "image" and data.image_size and volume.undersampled and not volume.target:
-            shape = shape if volume.affine is not None else tuple(np.minimum(shape, data.image_size))
+        known = not volume.undersampled or volume.target or volume.affine is not None
+        if data.resize == "image" and data.image_size and shape[0] >= _OVERSAMPLED * data.image_size[0] and not known:
+            shape = tuple(np.minimum(shape, data.image_size))
         images = {name: undo(image, shape) for name, image in images.items()}
         target = self._read_target(volume, simulated)
         return images if target is None else images | {"target": target}

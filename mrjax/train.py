@@ -60,7 +60,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     if step < config.steps:
         logger.info("stopped; step %d of %d is saved, the same command goes on from there", step, config.steps)
     if jax.process_index() == 0:
-        logger.info("curves, also in curves.png: tensorboard --logdir=%s", workdir)
+        if "tensorboard" in config.loggers:
+            logger.info("curves, also in curves.png: tensorboard --logdir=%s", workdir)
         evaluate = f"python -m mrjax.evaluate --workdir={workdir} --split=val"
         logger.info("metrics and images, in %s: %s", Path(workdir) / "report-val.html", evaluate)
 

@@ -101,6 +101,17 @@ def test_arrays_are_read_as_the_config_says_that_they_are_stored(run, tmp_path: 
     assert np.array_equal(read_array(tmp_path / "out" / "coils.t5", "kspace"), KSPACE[:1])
 
 
+def test_arrays_of_other_names_are_written_by_those_of_a_t5(run, tmp_path: Path) -> None:
+    target = rss(coil_images(3, 2, 16, 12))
+    write_volume(tmp_path / "scan.h5", {"raw": KSPACE, "clean": target})
+    config = defaults()
+    config.data.names.kspace, config.data.names.target = "raw", "clean"
+    assert run(tmp_path / "scan.h5", config=config)[0] == 0
+    result = readers.describe(str(tmp_path / "out" / "scan.t5"))
+    assert (result.data, result.target) == ("kspace", "target")
+    assert np.array_equal(read_array(result.path, "target"), target)
+
+
 def test_one_bad_file_is_listed_and_stops_nothing(run, tmp_path: Path) -> None:
     write_scan(tmp_path / "in" / "a.h5")
     (tmp_path / "in" / "b.h5").write_text("nothing")

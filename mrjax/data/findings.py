@@ -48,7 +48,10 @@ class Findings(contextlib.AbstractContextManager["Findings"]):
             return read()
         folder, name = os.path.split(os.path.realpath(volumes[0].path))
         file = self._folder / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
-        name, digest = f"{kind} {name}", self._digest(volumes, settings)
+        try:
+            name, digest = f"{kind} {name}", self._digest(volumes, settings)
+        except OSError:  # a file is gone: to read it says so
+            return read()
         if file not in self._known:
             self._known[file] = _read_entries(file)
         match self._known[file].get(name):
@@ -85,6 +88,7 @@ def _read_entries(file: Path) -> Entries:
 @functools.cache
 def _hash_of_sources() -> str:
     """Hash the code that reads and checks files."""
-    rooms = (Path(__file__).parent, Path(__file__).parents[1] / "io")
+    package = Path(__file__).parents[1]
+    rooms = (package / "data", package / "io", package / "mri")
     sources = [path.read_bytes() for room in rooms for path in sorted(room.glob("*.py"))]
     return hashlib.sha256(b"\0".join(sources)).hexdigest()

@@ -9,6 +9,7 @@ kept: convert such files before training (mrjax.convert).
 
 import contextlib
 import functools
+import io
 import math
 import os
 import struct
@@ -16,6 +17,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -30,6 +32,7 @@ from mrjax.io.volume import DATA_NAMES, TARGET_NAMES, Volume, describe_arrays
 from mrjax.parallel.memory import available_memory
 
 ZIP = b"PK\3\4"
+_LONGEST_HEADER = 1 << 14  # bytes; NumPy refuses more than 10,000
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # What NumPy and zipfile raise for damaged files.
 _DAMAGES: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError)
@@ -90,8 +93,9 @@ class NumpyReader:
         with _explained(f"{path}: is damaged", ", expected a file of np.save or np.savez"):
             arrays = find_arrays(path, layout, storage)
             volume = describe_arrays(path, arrays, {}, layout, storage)
-        self._arrays |= {(path, name): arrays[name] for name in (volume.data, volume.target) if name}
-        return volume
+        read = {name: arrays[name] for name in (volume.data, volume.target) if name}
+        self._arrays |= {(path, name): array for name, array in read.items()}
+        return replace(volume, files=tuple({array.stored.path: None for array in read.values()}))
 
     def read_slice(self, path: str, name: str, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read a slice of an array (see `volume.Reader`), as it was described to be stored."""
@@ -177,10 +181,11 @@ def _read_headers(path: str) -> dict[str, StoredArray]:
                 if suffix != ".npy":
                     continue
                 start, packed = info.header_offset + 26, info.compress_type != zipfile.ZIP_STORED
-                room = min(MAX_RATIO * size + SMALL_SLICE, available_memory() // WORKING_SLICES) if packed else size
+                room = min(MAX_RATIO * size + SMALL_SLICE, available_memory() // WORKING_SLICES) if packed else 0
                 if not packed:
                     file.seek(start)
                     start += 4 + sum(struct.unpack("<HH", file.read(4)))
+                    room = start + info.file_size
                 with archive.open(info) as stream:
                     header = _read_header(stream, path, f"{path}: `{key}`", room, 0 if packed else start)
                 headers[key] = header._replace(member=info.filename if packed else "")
@@ -192,6 +197,7 @@ def _read_header(file: IO[bytes], path: str, label: str, room: int, start: int =
 
     `start` is the place of the file in the one at `path`.
     """
+    file = io.BytesIO(file.read(_LONGEST_HEADER))  # a header may claim any length, which NumPy would read
     version = npy.read_magic(file)
     if version not in _HEADERS:
         raise ValueError(f"version {version} of the format")

@@ -1,4 +1,4 @@
-"""A residual VarNet mixed with compressed sensing, in the share that measured samples held out of it speak for.
+"""Mix a residual VarNet with compressed sensing, by least squares at measured samples that are held out (stacking).
 
 What a network adds to compressed sensing is a gain on scans like those it was trained on, and may be a loss on others.
 Stacking (Breiman, Machine Learning 24 (1996) 49) asks the scan itself: a part of its samples is held out, both
@@ -74,7 +74,7 @@ def hold_out(mask: Array) -> Array:
     rows, columns = mask.any(1), mask.any(0)
     of_columns = _every(columns & ~centre.any(0))
     of_rows = _every(rows & ~centre.any(1))[:, None]
-    of_lines = jnp.where(columns.all(), of_rows, of_columns)
+    of_lines = jnp.where(rows.mean() < columns.mean(), of_rows, of_columns)
     whole_lines = jnp.all(mask == rows[:, None] & columns)
     return mask & jnp.where(whole_lines, of_lines, _every(mask & ~centre))
 

@@ -1,10 +1,11 @@
 """Loggers by name: TensorBoard, Weights & Biases, MLflow; a new one is a class and a line in `LOGGERS`."""
 
+import importlib.util
 import json
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from mrjax.errors import expect
 from mrjax.io.files import write_json
 
 T = TypeVar("T")
@@ -163,8 +165,9 @@ class MLflow:
     def write_scalars(self, step: int, values: dict[str, float]) -> None:
         """Send a row."""
         now, unsent = int(1000 * time.time()), self._sent.select_unsent(step, values)
-        metrics = [self._entities.Metric(name, value, now, step) for name, value in unsent.items()]
-        self._client.log_batch(self._sent.id, metrics=metrics)
+        if unsent:
+            metrics = [self._entities.Metric(name, value, now, step) for name, value in unsent.items()]
+            self._client.log_batch(self._sent.id, metrics=metrics)
 
     def write_image(self, step: int, name: str, image: np.ndarray) -> None:
         """Send an image."""
@@ -177,3 +180,10 @@ class MLflow:
 
 
 LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+
+
+def require_installed(names: Iterable[str]) -> None:
+    """Raise a `UserError` if the package of a logger in config.loggers is not installed."""
+    for name in names:
+        found = f"config.loggers has {name!r}, which is not installed"
+        expect(importlib.util.find_spec(LOGGERS[name].package), found, f"pip install 'mrjax[{name}]'")

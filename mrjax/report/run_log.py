@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import datetime
-import importlib.util
 import json
 import logging
 import math
@@ -19,7 +18,6 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from mrjax.errors import expect
 from mrjax.io.files import replacing, to_json
 from mrjax.report.loggers import LOGGERS, Logger
 
@@ -42,7 +40,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
     So the device never waits for the log. A step has `batch_size` slices, over all devices. The first process alone
     writes metrics.jsonl, to `config.loggers` and a progress bar; rows newer than `start` are cut off. A logger that
     fails is dropped with a warning. After `config.max_skipped_steps` skipped steps in a row, all processes raise a
-    `NotFiniteError`. Raises `UserError` if the package of a logger is not installed.
+    `NotFiniteError`.
     """
 
     def __init__(self, workdir: str, config: ConfigDict, start: int):
@@ -56,9 +54,6 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         self._unreported: tuple[int, list[Metrics], dict[str, float]] | None = None
         self._active = jax.process_index() == 0
         self._unopened = list(config.loggers) if self._active else []
-        for name in self._unopened:
-            is_installed = importlib.util.find_spec(LOGGERS[name].package)
-            expect(is_installed, f"config.loggers has {name!r}, which is not installed", f"pip install 'mrjax[{name}]'")
         if self._active:
             rows = [row for row in read_rows(workdir) if row["step"] <= start]
             with replacing(self._file) as part:

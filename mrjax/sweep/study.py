@@ -110,7 +110,12 @@ class Sweep:
         for trial in sorted(self._study.trials, key=_value, reverse=True):
             score = "" if trial.value is None else f"{trial.value:.4f}"
             rows.append(
-                [str(trial.number), score, trial.state.name.lower(), *(_format(trial.params[n]) for n in self._space)]
+                [
+                    str(trial.number),
+                    score,
+                    trial.state.name.lower(),
+                    *(_format(trial.params.get(n, "")) for n in self._space),
+                ]
             )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
@@ -119,7 +124,9 @@ class Sweep:
         """Claim a trial whose process was stopped or killed, or else a new one; None if there are enough."""
         known = self._study.trials
         for frozen in known:
-            if frozen.state == TrialState.RUNNING and (claim := self._claim(frozen.number)):
+            # One without all values is being asked for by another process, or that was killed meanwhile.
+            whole = self._space.keys() <= frozen.params.keys()
+            if frozen.state == TrialState.RUNNING and whole and (claim := self._claim(frozen.number)):
                 logger.info("going on with trial %d", frozen.number)
                 return optuna.Trial(self._study, frozen._trial_id), claim
         while len(known) < trials:
@@ -149,19 +156,21 @@ class Sweep:
         log = workdir.with_suffix(".log")
         logger.info("trial %d: %s; log: %s", trial.number, " ".join(to_flags(trial.params)), log)
         status, pruned = self._train(trial, [*arguments, f"--workdir={workdir}"], log, should_stop)
-        values = _validations(workdir)
-        if self._steps_of(arguments) in values:
+        values, killed = _validations(workdir), trial.user_attrs.get("killed", 0)
+        if _has_ended(workdir, self._steps_of(arguments)) and values:
             self._study.tell(trial.number, max(values.values()))
             logger.info("trial %d: %s %.4f", trial.number, TARGET, max(values.values()))
         elif pruned:
             self._study.tell(trial.number, state=TrialState.PRUNED)
             logger.info("trial %d: pruned at step %d, %s %.4f", trial.number, max(values), TARGET, max(values.values()))
-        elif status > 0:
+        elif status > 0 or killed or _has_ended(workdir, self._steps_of(arguments)):
             self._study.tell(trial.number, state=TrialState.FAIL)
             done = [other for other in self._study.trials if other.value is not None]
             expect(done, f"the first trial failed with status {status}, see {log}", "a config that trains")
             logger.warning("trial %d: failed with status %d, see %s", trial.number, status, log)
         else:
+            if status < 0 and not should_stop():  # as for want of memory, which would come again
+                trial.set_user_attr("killed", 1)
             logger.info("trial %d: stopped; the same command goes on with it", trial.number)
             return False
         return True
@@ -199,6 +208,11 @@ class Sweep:
 def _validations(workdir: Path) -> dict[int, float]:
     """Return what is maximised, by step, as far as a run has come."""
     return {row["step"]: row[TARGET] for row in read_rows(str(workdir)) if math.isfinite(row.get(TARGET, math.nan))}
+
+
+def _has_ended(workdir: Path, steps: int) -> bool:
+    """Return whether a run has validated its last step."""
+    return any(row["step"] == steps and TARGET in row for row in read_rows(str(workdir)))
 
 
 def _value(trial: optuna.trial.FrozenTrial) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import coil_images, to_kspace, write_repetitions, write_scan
+from conftest import coil_images, rss, to_kspace, write_repetitions, write_scan
 from ml_collections import ConfigDict
 
 from mrjax.config import defaults
@@ -57,6 +57,18 @@ def test_a_second_start_reads_only_the_files_that_changed(tmp_path: Path, slices
     write_scan(tmp_path / "1_T101.t5", seed=5)
     assert describe(tmp_path)[1].maximum != first[1].maximum
     assert {Path(path).name for path in slices_read} == {"1_T101.t5"}
+
+
+def test_a_target_of_a_parallel_folder_that_changed_is_read_again(tmp_path: Path) -> None:
+    kspace = to_kspace(coil_images(3, 2, 32, 32))
+    image = rss(coil_images(3, 2, 32, 32))
+    for folder, array in (("kspace", kspace), ("image", image)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "0.npy", array)
+    (first,) = describe(tmp_path / "kspace")
+    np.save(tmp_path / "image" / "0.npy", 2 * image)
+    (second,) = describe(tmp_path / "kspace")
+    assert second.maximum != first.maximum
 
 
 @pytest.mark.parametrize("changed", ["mtime", "shifted", "code"])

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mrjax.config import check, defaults
 from mrjax.errors import UserError
+from mrjax.experiment import Experiment
 from mrjax.report.loggers import LOGGERS, SentRows
 from mrjax.report.run_log import RunLog, read_rows
 from mrjax.train import train
@@ -96,10 +97,12 @@ def test_a_logger_that_fails_is_dropped_with_one_warning(tmp_path: Path, monkeyp
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_a_package_that_is_missing_is_said_before_the_first_step(tmp_path: Path, monkeypatch) -> None:
+def test_a_package_that_is_missing_is_said_before_files_are_read(monkeypatch) -> None:
     monkeypatch.setattr(LOGGERS["wandb"], "package", "no_such_package")
+    config = defaults()
+    config.loggers, config.data.dir = ("wandb",), "nowhere"
     with pytest.raises(UserError, match=r"config\.loggers has 'wandb', which is not installed, .*mrjax\[wandb\]"):
-        run_log(tmp_path, "wandb")
+        Experiment.from_config(config)
 
 
 def test_names_of_loggers_are_checked() -> None:
@@ -186,7 +189,7 @@ def test_the_last_lines_say_where_to_look_and_no_logger_is_told_a_files_name(
     monkeypatch.setitem(LOGGERS, "recording", Recording)
     workdir = tmp_path / "run"
     with caplog.at_level("INFO", "mrjax"):
-        train(trained_on(loggers=("recording",), steps=3), str(workdir))
+        train(trained_on(loggers=("recording", "tensorboard"), steps=3), str(workdir))
     assert caplog.messages[-2].endswith(f"tensorboard --logdir={workdir}")
     assert str(workdir / "report-val.html") in caplog.messages[-1]
     assert {"loss", "val/ssim", "val/1"} <= set(logged)

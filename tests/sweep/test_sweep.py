@@ -20,7 +20,7 @@ pytestmark = pytest.mark.watch
 PYTHON = sys.executable
 # In the place of `python -m mrjax.main`: its score is best for a learning rate of 0.01, and what `mode` says happens.
 STUB = """#!{python}
-import json, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 flags = dict(flag.lstrip("-").split("=", 1) for flag in sys.argv[3:])
 workdir, rate = pathlib.Path(flags["workdir"]), float(flags["config.learning_rate"])
 mode = pathlib.Path("{mode}").read_text()
@@ -30,18 +30,23 @@ if mode == "fail":
     sys.exit(2)
 if mode == "stop":
     sys.exit(0)
+if mode == "kill":
+    os.kill(os.getpid(), 9)
 
 def save(*_):
     (workdir / "saved").touch()
     sys.exit(0)
 
 signal.signal(signal.SIGTERM, save)
-scores = [0.1] if mode == "poor" else [0.9 - abs(rate - 0.01), 0.8 - abs(rate - 0.01)]
+scores = [0.1] if mode in ("poor", "nan") else [0.9 - abs(rate - 0.01), 0.8 - abs(rate - 0.01)]
 for step, score in enumerate(scores, 1):
     with open(workdir / "metrics.jsonl", "a") as file:
         print(json.dumps({{"step": step, "val/ssim": score}}), file=file)
 if mode == "poor":
     time.sleep(60)
+if mode == "nan":
+    with open(workdir / "metrics.jsonl", "a") as file:
+        print('{{"step": 2, "val/ssim": null}}', file=file)
 """
 
 
@@ -151,6 +156,34 @@ def test_a_first_trial_that_fails_ends_the_sweep_and_a_later_one_does_not(stub: 
     assert "failed with status 2" in result.stderr
     states = sorted(re.split(" +", line)[-2] for line in result.stdout.splitlines()[1:])
     assert states == ["complete", "fail", "fail"]
+
+
+def test_a_trial_that_is_killed_again_has_failed(stub: Stub) -> None:
+    """As for want of memory: it would be killed for ever, and no other trial begun."""
+    assert stub.sweep(1).returncode == 0
+    assert stub.sweep(2, mode="kill").returncode == 3
+    result = stub.sweep(2, mode="kill")
+    assert result.returncode == 0
+    assert "failed with status -9" in result.stderr
+
+
+def test_a_run_whose_last_validation_is_not_finite_has_ended(stub: Stub) -> None:
+    result = stub.sweep(1, mode="nan")
+    assert result.returncode == 0
+    assert "trial 0: val/ssim 0.1" in result.stderr
+
+
+def test_a_trial_whose_values_are_not_all_chosen_yet_is_left_to_its_process(stub: Stub) -> None:
+    import optuna
+    from optuna.storages import journal
+
+    assert stub.sweep(1).returncode == 0
+    storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(stub.study / "journal.log")))
+    optuna.load_study(study_name="sweep", storage=storage).ask()  # its values would follow
+    result = stub.sweep(3)
+    assert result.returncode == 0
+    assert [call.split()[0] for call in stub.calls()] == ["trial-0", "trial-2"]
+    assert "running" in result.stdout
 
 
 @pytest.mark.parametrize(
