@@ -113,6 +113,7 @@ def measure(case: Case, levels: int, coils: int, rounds: int) -> dict[str, Any]:
     cost, devices = compiled.cost_analysis() or {}, jax.device_count()
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
     total, bytes_accessed, flops = median["whole step"], cost.get("bytes accessed"), operations / devices
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")  # before `peaks`, whose arrays are larger
     product, copy = peaks(case.precision)
     parts = {
         "whole step": total,
@@ -139,7 +140,7 @@ def measure(case: Case, levels: int, coils: int, rounds: int) -> dict[str, Any]:
             max(flops / product, bytes_accessed / copy) / total if accelerator and bytes_accessed else None
         ),
         "needed_bytes": memory.needed_bytes(compiled),
-        "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+        "peak_bytes": peak,
         "devices": devices,
     }
 

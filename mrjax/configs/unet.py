@@ -3,7 +3,7 @@
     python -m mrjax.main --config=configs/unet.py
 
 Your own files: --config.data.dir=FOLDER (with train/, val/ and test/); on a GPU also --config.model.channels=32.
-Every field and its default is in mrjax/config.py.
+Every field and its default is in docs/config.md.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
 
 fastMRI's size, for a GPU: --config.model.channels=18 --config.model.levels=4 --config.model.cascades=12, and
 --config.remat=True for less memory.
-Every field and its default is in mrjax/config.py.
+Every field and its default is in docs/config.md.
 """
 
 from ml_collections import ConfigDict
