@@ -13,7 +13,7 @@ COPY . .
 RUN pip install --no-cache-dir '.[demo,export,io,onnx]'
 # Any user can run it (docker run --user), so that files in a mounted folder belong to who started it.
 ENV HOME=/tmp GLIBC_TUNABLES=glibc.malloc.hugetlb=1
-WORKDIR /work
+WORKDIR /mnt
 ENTRYPOINT ["mrjax"]
 CMD ["--help"]
 
