@@ -6,6 +6,9 @@ Files differ in their number of coils, and batches are padded with empty ones, a
 import jax
 import jax.numpy as jnp
 
+# Of the power iteration, by the 8th power of each matrix: as good as 104 by the matrix itself, in less time.
+_SQUARINGS, _ITERATIONS = 3, 13
+
 
 def root_sum_of_squares(coil_images: jax.Array) -> jax.Array:
     """Combine (..., coils, height, width) complex64 to (..., height, width) float32 (Roemer et al., 1990)."""
@@ -47,14 +50,22 @@ def dominant_eigenvector(matrices: jax.Array, reference: jax.Array) -> tuple[jax
     virtual coil is real, the dominant eigenvector of `reference` (coils, coils), the matrix of the whole image.
     """
 
-    def iterate(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        product = (matrices * state[1]).sum(1)  # not a matrix product, which a TPU rounds to bfloat16
-        length = root_sum_of_squares(product)
-        return length, product / jnp.where(length > 0, length, 1)
+    def multiply(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+        return (matrix * vector).sum(1)  # not a matrix product, which a TPU rounds to bfloat16
 
+    def normalise(vector: jax.Array) -> jax.Array:
+        length = root_sum_of_squares(vector)
+        return vector / jnp.where(length > 0, length, 1)
+
+    trace = jnp.trace(matrices).real
+    power = matrices / jnp.where(trace > 0, trace, 1)
+    for _ in range(_SQUARINGS):
+        power = jnp.stack([multiply(power, column) for column in jnp.moveaxis(power, 1, 0)], 1)
     # Orthogonal to no eigenvector of a few coils, as equal weights would be to that of coils of opposite sign.
     weights = jnp.exp(1j * jnp.arange(len(matrices)) ** 2).astype(jnp.complex64)
-    start = jnp.zeros(matrices.shape[2:], jnp.float32), jnp.broadcast_to(weights[:, None, None], matrices.shape[1:])
-    values, vectors = jax.lax.fori_loop(0, 100, iterate, start)
+    start = jnp.broadcast_to(weights[:, None, None], matrices.shape[1:])
+    vectors = jax.lax.fori_loop(0, _ITERATIONS, lambda _, vector: normalise(multiply(power, vector)), start)
+    product = multiply(matrices, vectors)
     virtual_coil = jnp.linalg.eigh(reference)[1][:, -1, None, None]
-    return values, vectors * jnp.exp(-1j * jnp.angle(combine(vectors, virtual_coil)))
+    phase = jnp.exp(-1j * jnp.angle(combine(vectors, virtual_coil)))
+    return root_sum_of_squares(product), normalise(product) * phase

@@ -7,6 +7,7 @@ from jax.scipy.sparse.linalg import cg
 from jax.typing import ArrayLike
 
 from mrjax.mri.coils import adaptive_maps, combine, root_sum_of_squares
+from mrjax.mri.encoding import Encoding, to_centre, to_first
 from mrjax.mri.espirit import espirit
 from mrjax.mri.fourier import fft2c, ifft2c
 from mrjax.mri.noise import estimate_sigma
@@ -39,14 +40,16 @@ def conjugate_gradient(
     width) bool.
     """
 
+    encoding, measured = Encoding.of(kspace, mask, maps)
+
     def normal(image: Array) -> Array:
-        return combine(ifft2c(jnp.where(mask, fft2c(maps * image), 0)), maps) + weight * image
+        return encoding.adjoint(encoding.apply(image)) + weight * image
 
     # Solved for the difference from the prior: rounding is relative to it, and is not divided by a small weight. An
     # earlier stop would let rounding decide how many iterations there are, each of which changes the image visibly.
-    start = jnp.broadcast_to(jnp.asarray(prior, jnp.complex64), maps.shape[1:])
-    right = combine(ifft2c(jnp.where(mask, kspace - fft2c(maps * start), 0)), maps)
-    return start + cg(normal, right, maxiter=iterations, tol=float(jnp.finfo(jnp.float32).eps))[0]
+    start = to_first(jnp.broadcast_to(jnp.asarray(prior, jnp.complex64), maps.shape[1:]))
+    right = encoding.adjoint(measured - encoding.apply(start))
+    return to_centre(start + cg(normal, right, maxiter=iterations, tol=float(jnp.finfo(jnp.float32).eps))[0])
 
 
 def explain_measured(image: Array, kspace: Array, mask: Array) -> Array:
