@@ -22,7 +22,6 @@ from mrjax.mri.sense import estimate_maps, find_centre
 
 # Height and width are padded to multiples of this before the U-Net, however many levels it has, as fastMRI does.
 _MULTIPLE = 16
-_ITERATIONS = 30  # of compressed sensing, where the cascades start: half of what it takes alone
 
 
 class VarNet(nn.Module):
@@ -49,6 +48,7 @@ class VarNet(nn.Module):
     remat: bool = False  # compute each cascade again in the backward pass instead of storing its activations
 
     input_names: ClassVar[tuple[str, ...]] = ("kspace", "mask", "offset")
+    start_iterations: ClassVar[int] = 30  # of compressed sensing if `residual`: half of what it takes to converge
 
     @staticmethod
     def smallest_side(levels: int) -> int:
@@ -68,7 +68,8 @@ class VarNet(nn.Module):
         # Two channels: real and imaginary part. The module that a U-Net is given to owns it.
         make_unet = functools.partial(UNet, pool=self.pool, out_channels=2, dtype=self.dtype, parent=None)
         if self.residual:
-            maps, start = jax.vmap(_compressed_sensing)(kspace, mask)
+            solve = functools.partial(_compressed_sensing, iterations=self.start_iterations)
+            maps, start = jax.vmap(solve)(kspace, mask)
         else:
             unet = make_unet(self.sens_channels, self.sens_levels)
             maps, start = estimate(unet, name="sensitivities")(kspace, mask), kspace
@@ -80,11 +81,11 @@ class VarNet(nn.Module):
         return maps, start, current
 
 
-def _compressed_sensing(kspace: Array, mask: Array) -> tuple[Array, Array]:
+def _compressed_sensing(kspace: Array, mask: Array, iterations: int) -> tuple[Array, Array]:
     """Estimate maps, and k-space by compressed sensing, of one slice (coils, height, width)."""
     sigma = estimate_sigma(kspace, mask)
     maps, weight = estimate_maps(kspace, mask, sigma), compressed_sensing.noise_weight(mask, sigma)
-    image = compressed_sensing.reconstruct(kspace, mask, maps, weight=weight, iterations=_ITERATIONS)
+    image = compressed_sensing.reconstruct(kspace, mask, maps, weight=weight, iterations=iterations)
     return maps, fft2c(maps * image)
 
 
