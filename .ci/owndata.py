@@ -24,7 +24,6 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [*sorted(DOCS.glob("data/*.md")), DOCS / "format.md", DOCS / "extending.md"]
 # Forms, and what the other blocks of a page check.
 CHECKED_ELSEWHERE = {
-    "pip install 'mrjax[io]'",
     "python -m mrjax.import_fastmri",
     "python -m mrjax.convert out/raw/fast.t5 --output=out --format=nifti",
 }

@@ -212,6 +212,12 @@ def write_real_individuals(folder: Path) -> None:
         hdf5.write(folder / f"{name}.t5", {"kspace": kspace, "reconstruction_rss": fitted}, attributes)
 
 
+# Below the tables, where a reader meets other figures of the same kind in the section `transfer`.
+NOTE = """Both tables score the networks' own images, without the last data-consistency step of `mrjax.reconstruct`;
+the networks were trained without noise, and with flips at most as augmentation. [transfer](#transfer) scores what
+`mrjax.reconstruct` returns, on more heads, for `configs/unet.py` and `configs/varnet.py`, which are trained with noise
+and wide augmentation: figures of the two sections cannot be compared.
+"""
 METHODS: dict[str, Callable[[int], Method]] = {
     "compressed sensing (total variation)": compressed_sensing,
     PYTORCH: pytorch_network,
@@ -259,7 +265,7 @@ def main(_: list[str]) -> None:
     command = {"steps": values.steps, "seeds": values.seeds}
     publish("quality", command | {"batch": BATCH, "size": SIZE}, tables, raw, values.json)
     picture = f"![Every method on the same slice]({os.path.relpath(values.figure, Path(values.readme).parent)})\n"
-    section = f"{page_section('quality', command, tables)}\n{picture}"
+    section = f"{page_section('quality', command, tables)}\n{NOTE}\n{picture}"
     replace_section(Path(values.readme), "quality", section)
 
 

@@ -24,8 +24,9 @@ from mrjax import cli
 
 INTRODUCTION = """# Benchmarks
 
-Written by `make bench`, which runs every script below and takes all figures from it; edit `benchmarks/tables.py`
-instead. Each script also runs by itself, with `--help` and `--json=FILE`:
+Written by `make bench`, which runs the scripts from `step_time` to `fit`; edit `benchmarks/tables.py` instead of this
+page. `quality`, `denoising` and `transfer` write their own sections (`make bench-quality`). Each script also runs by
+itself, with `--help` and `--json=FILE`:
 
     python -m benchmarks.step_time    # a training step and its parts, on this machine's devices
     python -m benchmarks.loader       # the data path alone, beside a plain copy and fastMRI's loader
@@ -45,7 +46,9 @@ an environment of their own, where `make bench` finds them. Times are medians, w
 brackets. Compared programs take turns in one run, so that a drift of the machine's speed affects them alike. CPUs
 differ from one machine to the next: only ratios within one run can be compared. On a CPU with a C++ compiler, mrjax
 uses its own convolutions, compiled on first use like PyTorch's compiled forms; without one it uses XLA's slower ones.
-README.md is from a machine without an accelerator, gpu.md from one with a GPU.
+
+[README.md](README.md) is from a machine without an accelerator: its figures for H100 and TPU are of programs that were
+compiled for these devices and not run. Measurements on a GPU are in [gpu.md](gpu.md).
 """
 _LARGE = ["--size=320", "--batch=32"]  # fastMRI's size, and a batch that fills an accelerator
 LIMIT_S = 900  # for one script, so that a hanging one does not keep the others' tables
@@ -187,7 +190,7 @@ SUMMARY = [
         "x",
     ),
     Row(
-        *("ahead of time, H100, bf16, 16 images: traffic an image", "0.65 GB", "0.50 GB", "h100"),
+        *("compiled for an H100, not run: bf16, 16 images, traffic an image", "0.65 GB", "0.50 GB", "h100"),
         lambda raw: raw["h100"]["traffic_per_image"] / 1e9,
         "GB",
     ),
@@ -197,7 +200,7 @@ SUMMARY = [
         "GB",
     ),
     Row(
-        *("ahead of time, TPU v5e, the same step: bytes accessed an image", "1.5 GB", "0.8 GB", "v5e"),
+        *("compiled for a TPU v5e, not run: the same step, bytes accessed an image", "1.5 GB", "0.8 GB", "v5e"),
         lambda raw: raw["v5e"]["traffic_per_image"] / 1e9,
         "GB",
     ),
@@ -207,11 +210,11 @@ SUMMARY = [
         "GB",
     ),
     Row(
-        *("memory a device, 64 H100 over one, data parallel", "1.02", "", "64 h100"),
+        *("compiled for 64 H100, not run: memory a device over that of one, data parallel", "1.02", "", "64 h100"),
         lambda raw: raw["64 h100"]["memory"]["needed"] / raw["h100"]["memory"]["needed"],
     ),
     Row(
-        *("the same, 256 chips of TPU v5e over one", "1.02", "", "256 v5e"),
+        *("the same, compiled for 256 chips of TPU v5e", "1.02", "", "256 v5e"),
         lambda raw: raw["256 v5e"]["memory"]["needed"] / raw["v5e"]["memory"]["needed"],
     ),
     Row(
@@ -219,7 +222,7 @@ SUMMARY = [
         lambda raw: sum(c["bytes"] for c in raw["256 v5e"]["collectives"].values()) / raw["256 v5e"]["gradients"],
     ),
     Row(
-        "parameters + optimizer a device, 256 channels, FSDP over 16, over one",
+        "compiled for 16 H100, not run: parameters + optimizer a device, 256 channels, FSDP, over those of one",
         *("1/14 = 0.0714", "1/16 = 0.0625", "wide, split"),
         lambda raw: raw["wide, split"]["memory"]["state"] / raw["wide"]["memory"]["state"],
     ),

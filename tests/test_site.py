@@ -2,6 +2,7 @@
 
 import posixpath
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def test_what_readme_says_of_cost_stands_in_the_benchmarks() -> None:
         assert images.strip() in cells
         assert not memory.strip() or memory.strip().removesuffix(" GB") in cells
     assert rows
+
+
+def test_the_table_of_experiments_has_the_steps_and_batch_size_of_each() -> None:
+    rows = re.findall(
+        r"^\| (\[.*?) \| .* \| ([\d,]+) \| (\d+) \|$", (ROOT / "docs" / "methods.md").read_text(), re.MULTILINE
+    )
+    found = {name: sizes for links, *sizes in rows for name in re.findall(r"\[(\w+)\.py\]", links)}
+    configs = {path.stem: runpy.run_path(str(path))["get_config"]() for path in (ROOT / "mrjax/configs").glob("*.py")}
+    assert found == {name: [f"{config.steps:,}", str(config.batch_size)] for name, config in configs.items()}
 
 
 def test_the_page_to_start_with_lists_every_command() -> None:

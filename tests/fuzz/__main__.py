@@ -40,13 +40,14 @@ HARM = ("traceback", "crash", "hang", "memory", "leak")
 
 HEADER = """# Hostile files
 
-Written by `python -m tests.fuzz --count={count} --output=docs/fuzz.md`: damaged and hostile files, each made from its
-number, and what comes of checking, reading and importing them. Right is a sentence, or a file that is read whole, with
-finite numbers. Harm is a traceback, a crash, more than 5 s of processor time (or 50 s of waiting), more memory than
-twice the file and 256 MB, and data or code from outside the file's folder.
+Written by `python -m tests.fuzz --count={count} --output=docs/fuzz.md`, which makes damaged and hostile files, each
+from its number, and checks, reads and imports them. A file passes if it is refused with an error message of one
+sentence ("a sentence"), or read completely with finite numbers ("read"). It fails with a traceback, a crash, more than
+5 s of processor time or 50 s of waiting ("hang"), more memory than 256 MB and twice the file, or if data or code from
+outside the file's folder is used ("leak").
 
-Not prevented: where the length of a text attribute is damaged, HDF5 may take gigabytes and seconds before it reports
-that; it offers no bound.
+Not prevented: if the length of a text attribute is damaged, HDF5 may take gigabytes and seconds before it reports an
+error; it offers no limit for this.
 
 """
 
