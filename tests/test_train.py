@@ -158,12 +158,14 @@ def command(workdir: Path, data: Path, steps: int, config: Path) -> list[str]:
     ]
 
 
-def test_sigterm_saves_and_exits_with_status_0(scans: Path, tmp_path: Path, small_config: Path) -> None:
+def test_sigterm_saves_and_exits_with_status_0_sent_twice_too(scans: Path, tmp_path: Path, small_config: Path) -> None:
     workdir = tmp_path / "run"
     process = subprocess.Popen(command(workdir, scans, 100_000, small_config), stderr=subprocess.PIPE, text=True)
     while not (workdir / "metrics.jsonl").exists() or not (workdir / "metrics.jsonl").read_text():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=60)
     assert process.returncode == 0, log

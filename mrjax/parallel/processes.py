@@ -28,6 +28,7 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 HEARTBEAT_TIMEOUT = 25  # seconds; a process that fails waits once as long, and within a minute all must have ended
 T = TypeVar("T")
 ONE_DAY = 24 * 3600 * 1000  # milliseconds
+_ONE_REQUEST = 2.0  # seconds in which signals are one request: SLURM sends one to each process, a parent another
 
 
 @contextlib.contextmanager
@@ -101,16 +102,20 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether to stop now, as SIGTERM or Ctrl-C asked any process.
 
     All processes must call it equally often, after every step and between the batches of a validation: it then returns
-    the same in all, and communicates only after a signal. A second signal ends a process at once.
+    the same in all, and communicates only after a signal. Another signal, two seconds later, ends a process at once.
     """
     several = jax.distributed.is_initialized()
-    asked, calls = threading.Event(), itertools.count(1)
+    asked, calls, first = threading.Event(), itertools.count(1), 0.0
     # Among several processes JAX handles SIGTERM: it tells the others, and they agree on a call.
     signals = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
 
     def handle(number: int, frame: Any) -> None:
-        signal.signal(number, previous[signal.Signals(number)])
-        if several:
+        nonlocal first
+        first = first or time.monotonic()
+        if time.monotonic() - first > _ONE_REQUEST:
+            signal.signal(number, previous[signal.Signals(number)])
+            os.kill(os.getpid(), number)
+        elif several:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             asked.set()

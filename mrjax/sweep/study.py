@@ -192,7 +192,7 @@ class Sweep:
                     pruned |= trial.should_prune()
                 reported |= values.keys()
                 if (pruned or should_stop()) and not signalled:
-                    process.terminate()  # once: it saves a checkpoint, and ends at a second signal
+                    process.terminate()  # once: it saves a checkpoint, and a later signal would end it
                     signalled = True
         finally:
             if process.poll() is None:

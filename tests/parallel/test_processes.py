@@ -178,6 +178,18 @@ def test_a_process_ends_with_its_own_status_and_the_others_name_it(
             assert re.search(message_of_others, logs[number]), logs[number]
 
 
+def test_signals_within_two_seconds_are_one_request_and_a_later_one_ends_the_process(monkeypatch) -> None:
+    with processes.stop_on_signal() as should_stop:
+        assert not should_stop()
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert should_stop()
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 3)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
