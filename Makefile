@@ -48,11 +48,11 @@ check: $(VENV)/.test
 bench: bench-packages
 	$(RUN) -m benchmarks.tables --aot_python=$(AOT_VENV)/bin/python
 
-# Train every network three times and score it, and two of them on real heads: an hour and a half on 2 cores.
+# Train every network three times and score it, and three more on real heads: two and a half hours on 2 cores.
 bench-quality: bench-packages
 	$(RUN) -m benchmarks.quality
 	$(RUN) -m benchmarks.denoising
-	$(RUN) -m benchmarks.transfer --train=250
+	$(RUN) -m benchmarks.transfer --train=250,250,2400
 
 # `make bench` with training steps compiled ahead of time for GPUs and TPUs that are not here.
 bench-fit: aot-packages

@@ -26,7 +26,7 @@ CHECKED_ELSEWHERE = {
     "make aot-packages": ".ci/run",
     "make browser-packages": ".ci/run",
     "make bench": "20 minutes; make test runs its scripts at a small size after make bench-packages",
-    "python -m benchmarks.transfer --train=250": "16 minutes; make test runs its parts at a small size",
+    "python -m benchmarks.transfer --train=250,250,2400": "80 minutes; make test runs its parts at a small size",
     "make docs-site": ".ci/run",
     "make bench-quality": "75 minutes; make test runs its scripts at a small size after make bench-packages",
     "python -m benchmarks.fit --config=configs/unet.py --target=h100": ".ci/run, in the environment of aot-packages",

@@ -37,7 +37,7 @@ itself, with `--help` and `--json=FILE`:
     python -m benchmarks.fit --config=configs/unet.py --target=h100    # compiled for devices that are not here
     python -m benchmarks.quality      # PSNR and SSIM beside compressed sensing and fastMRI's U-Net; 40 minutes
     python -m benchmarks.denoising    # denoising learnt with and without clean images; half an hour
-    python -m benchmarks.transfer --train=250    # real heads, by networks that saw the demo data only; 16 minutes
+    python -m benchmarks.transfer --train=250,250,2400    # real heads, by networks of the demo data; 80 minutes
     python -m benchmarks.soak         # memory, open files and speed of long runs, into docs/reliability.md; 10 minutes
     python -m benchmarks.faults       # kills, damage, full disks, and what they cost, into docs/reliability.md
 
