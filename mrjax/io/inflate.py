@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import logging
 from pathlib import Path
 
 import deflate
@@ -14,11 +15,13 @@ PADDING = 16  # bytes of memory after a stream, which are read and ignored
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    source = Path(__file__).with_name("inflate.cc")
-    library = native.load(source, otherwise="gzip-compressed k-space is read more slowly")
-    if library is not None:
-        library.mrjax_inflate.argtypes = (ctypes.c_void_p, ctypes.c_size_t) * 2
-        library.mrjax_inflate.restype = ctypes.c_bool
+    try:
+        library = native.load(Path(__file__).with_name("inflate.cc"))
+    except OSError as error:
+        logging.getLogger(__name__).info("libdeflate alone reads gzip-compressed k-space: %s", error)
+        return None
+    library.mrjax_inflate.argtypes = (ctypes.c_void_p, ctypes.c_size_t) * 2
+    library.mrjax_inflate.restype = ctypes.c_bool
     return library
 
 

@@ -37,27 +37,26 @@ def private_folder(name: str) -> Path:
 @functools.cache
 def available() -> bool:
     """Register the operations for `jax.ffi.ffi_call`, compiled if need be (ten seconds); return whether that worked."""
-    source = Path(__file__).with_name("convolution.cc")
-    library = load(source, "-I", jax.ffi.include_dir(), otherwise="convolutions are XLA's own, slower ones on this CPU")
-    if library is None:
+    try:
+        library = load(Path(__file__).with_name("convolution.cc"), "-I", jax.ffi.include_dir())
+    except OSError as error:
+        logging.getLogger(__name__).warning("convolutions are XLA's own, slower ones on this CPU: %s", error)
         return False
     for target, symbol in (("mrjax_convolution", "Convolution"), ("mrjax_filter_gradient", "FilterGradient")):
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
     return True
 
 
-def load(source: Path, *flags: str, otherwise: str) -> ctypes.CDLL | None:
-    """Load a C++ file, compiled if need be; without a compiler warn of what is done `otherwise`, and return None."""
+def load(source: Path, *flags: str) -> ctypes.CDLL:
+    """Load a C++ file as a library, compiled if need be; raises OSError if that fails, as without a compiler."""
     try:
         compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(shutil.which, ("c++", "g++", "clang++")))[:1]
         if not compiler:
             raise OSError("no C++ compiler found")
         return ctypes.cdll.LoadLibrary(str(_compiled(compiler, source, flags)))
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+    except (ValueError, subprocess.CalledProcessError) as error:
         messages = getattr(error, "stderr", "").strip().splitlines()
-        reason = next((line for line in messages if "error" in line), error)
-        logging.getLogger(__name__).warning("%s: %s", otherwise, reason)
-        return None
+        raise OSError(next((line for line in messages if "error" in line), str(error))) from error
 
 
 def _compiled(compiler: list[str], source: Path, flags: tuple[str, ...]) -> Path:
