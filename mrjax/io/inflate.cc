@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kCursors = 4, kGroup = 6, kTableBits = 9;  // a group of codes has at most the 57 bits of one load
 constexpr uint32_t kRoom = 1 << 14, kEnd = 256, kLongestMatch = 258;
-// In bits: the least that is worth four cursors, the most that a cursor has room for, and zlib's usual block of noise.
+// In bits: the least that four cursors share, the most that a cursor has room for, and zlib's usual block of noise.
 constexpr uint64_t kSmallBlock = 8192, kLargestPart = 2 * kRoom, kUsualBlock = 8 * 15200;
 constexpr uint64_t kBitsPerMatch = 300;  // data with fewer are no noise, and faster done by libdeflate
 
@@ -101,7 +101,7 @@ struct Token {
 __attribute__((noinline)) Token decode_match(const Codes& codes, uint64_t bits, uint32_t used, uint32_t symbol) {
   if (symbol == kEnd) return {used, 0, 0, 0};
   if ((symbol -= 257) > 28) return {};
-  // Eight lengths have no extra bits, four have 1, four 2, and so on; four distances have none, two 1, two 2, and so on.
+  // Eight lengths have no extra bits, then four have 1, four 2, ...; four distances have none, then two 1, two 2, ...
   uint32_t extra = symbol < 8 ? 0 : symbol / 4 - 1;
   uint32_t length = 3 + (symbol < 8 ? symbol : (4 + symbol % 4) << extra);
   if (symbol == 28) extra = 0, length = kLongestMatch;
@@ -225,15 +225,17 @@ bool inflate_block(const uint8_t* in, uint64_t end, uint64_t& position, uint64_t
   const uint64_t start = position;
   out.matches = 0;
   for (uint64_t stop = position + guess; position < end;) {
-    uint64_t part = stop > position + kSmallBlock ? std::min((stop - position) / kCursors, kLargestPart) : 0;
-    int count = part && position + kCursors * part <= end ? kCursors : 1;
-    if (count == 1) part = kSmallBlock, stop = position + kSmallBlock + guess;
+    // If the guess is too low, look for the end of the block alone before another guess.
+    bool alone = std::min(stop, end) < position + kSmallBlock;
+    uint64_t part = alone ? kSmallBlock : std::min((std::min(stop, end) - position) / kCursors, kLargestPart);
+    if (alone) stop = position + kSmallBlock + guess;
+    int count = alone ? 1 : kCursors;
     uint64_t limits[kCursors];
     for (int k = 0; k < count; ++k) {
       cursors[k].begin(position + k * part);
       limits[k] = std::min(end, position + (k + 1) * part);
     }
-    if (count > 1) run<0, 1, 2, 3>(cursors, limits, in, codes);
+    if (!alone) run<0, 1, 2, 3>(cursors, limits, in, codes);
     for (int k = 0; k < count; ++k) run<0>(cursors + k, limits + k, in, codes);
     // Each cursor goes on until the next one, decoded again from its start, is in step with it.
     uint32_t skip = 0, skipped = 0;
