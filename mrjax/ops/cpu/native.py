@@ -1,4 +1,4 @@
-"""Compile and load the C++ operations, on first use and for the CPU at hand; without a compiler XLA's are used."""
+"""Compile and load C++, on first use and for the CPU at hand; without a compiler its callers do without."""
 
 import contextlib
 import ctypes
@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import jaxlib
 
-_SOURCES = Path(__file__).parent
 _FLAGS = ("-march=native", "-O3", "-std=c++17", "-fPIC", "-shared")
 
 
@@ -39,23 +38,30 @@ def private_folder(name: str) -> Path:
 def available() -> bool:
     """Register the operations for `jax.ffi.ffi_call`, compiled if need be (ten seconds); return whether that worked."""
     try:
-        compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(shutil.which, ("c++", "g++", "clang++")))[:1]
-        if not compiler:
-            raise OSError("no C++ compiler found")
-        library = ctypes.cdll.LoadLibrary(str(_compiled(compiler)))
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        messages = getattr(error, "stderr", "").strip().splitlines()
-        reason = next((line for line in messages if "error" in line), error)
-        logging.getLogger(__name__).warning("convolutions are XLA's own, slower ones on this CPU: %s", reason)
+        library = load(Path(__file__).with_name("convolution.cc"), "-I", jax.ffi.include_dir())
+    except OSError as error:
+        logging.getLogger(__name__).warning("convolutions are XLA's own, slower ones on this CPU: %s", error)
         return False
     for target, symbol in (("mrjax_convolution", "Convolution"), ("mrjax_filter_gradient", "FilterGradient")):
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
     return True
 
 
-def _compiled(compiler: list[str]) -> Path:
+def load(source: Path, *flags: str) -> ctypes.CDLL:
+    """Load a C++ file as a library, compiled if need be; raises OSError if that fails, as without a compiler."""
+    try:
+        compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(shutil.which, ("c++", "g++", "clang++")))[:1]
+        if not compiler:
+            raise OSError("no C++ compiler found")
+        return ctypes.cdll.LoadLibrary(str(_compiled(compiler, source, flags)))
+    except (ValueError, subprocess.CalledProcessError) as error:
+        messages = getattr(error, "stderr", "").strip().splitlines()
+        raise OSError(next((line for line in messages if "error" in line), str(error))) from error
+
+
+def _compiled(compiler: list[str], source: Path, flags: tuple[str, ...]) -> Path:
     """Compile the library for this compiler, this CPU and this jaxlib, unless the cache has it."""
-    sources = [path.read_text() for path in sorted(_SOURCES.glob("*.[ch]*"))]
+    sources = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
     # The predefined macros name the compiler's version and the instruction sets of the CPU.
     macros = _run(*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
     parts = [jaxlib.__version__, *compiler, *_FLAGS, macros, *sources]
@@ -64,7 +70,7 @@ def _compiled(compiler: list[str]) -> Path:
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             temporary = f"{folder}/{library.name}"
-            _run(*compiler, *_FLAGS, "-I", jax.ffi.include_dir(), f"{_SOURCES}/convolution.cc", "-o", temporary)
+            _run(*compiler, *_FLAGS, *flags, str(source), "-o", temporary)
             # A file that another machine with the same home has loaded is never overwritten.
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, library)
