@@ -60,8 +60,8 @@ def mix_by_held_out(first: Array, second: Array, kspace: Array, held_out: Array)
     Both are (2 batch, coils, height, width) complex64: of all samples of `kspace`, (batch, coils, height, width), then
     of those that `held_out`, (batch, 1 or height, width) bool, leaves. The result, (batch, coils, height, width), is
     the second where it holds out none. Shares are from 0 to 1, by ridge regression; they are those of Bates and Granger
-    (Oper Res Q 20 (1969) 451), in proportion to the rows' sums of the inverse covariance of the errors. Fewer samples
-    shrink a reconstruction more, so that a factor below 1 is none that holds for all samples.
+    (Oper Res Q 20 (1969) 451), in proportion to the rows' sums of the inverse covariance of the errors. The scale is
+    from 1 to 1.25: one below 1 is due to the samples that were held out, without which there is less to go by.
     """
     (of_all, of_rest), (second_of_all, second_of_rest) = jnp.split(first, 2), jnp.split(second, 2)
     known, predicted, of_second = (jnp.where(held_out[:, None], x, 0) for x in (kspace, of_rest, second_of_rest))
