@@ -179,6 +179,8 @@ def test_a_process_ends_with_its_own_status_and_the_others_name_it(
 
 
 def test_signals_within_two_seconds_are_one_request_and_a_later_one_ends_the_process(monkeypatch) -> None:
+    # Where the tests run in the background, SIGINT is ignored.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     with processes.stop_on_signal() as should_stop:
         assert not should_stop()
         for _ in range(2):
@@ -188,6 +190,7 @@ def test_signals_within_two_seconds_are_one_request_and_a_later_one_ends_the_pro
         monkeypatch.setattr(time, "monotonic", lambda: now + 3)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, inherited)
 
 
 @pytest.mark.parametrize(
