@@ -28,7 +28,7 @@ CHECKED_ELSEWHERE = {
     "make bench": "20 minutes; make test runs its scripts at a small size after make bench-packages",
     "python -m benchmarks.transfer --train=250,250,2400": "80 minutes; make test runs its parts at a small size",
     "make docs-site": ".ci/run",
-    "make bench-quality": "75 minutes; make test runs its scripts at a small size after make bench-packages",
+    "make bench-quality": "150 minutes; make test runs its scripts at a small size after make bench-packages",
     "python -m benchmarks.fit --config=configs/unet.py --target=h100": ".ci/run, in the environment of aot-packages",
     "python -m mrjax.main --config=configs/unet.py [--workdir=runs/unet] [--config.FIELD=VALUE ...]": "a form",
     "python -m mrjax.config": "tests/test_config.py",

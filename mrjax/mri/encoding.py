@@ -27,9 +27,10 @@ class Encoding(NamedTuple):
 
         `mask` is (1 or height, width) bool, of whole columns if it has one row.
         """
-        mask, measured = jnp.fft.ifftshift(mask, _AXES), jnp.fft.ifftshift(jnp.where(mask, kspace, 0), _AXES)
-        encoding = cls(mask, to_first(maps), _AXES[-1:] if len(mask) == 1 else _AXES)
-        return encoding, jnp.fft.ifft(measured, axis=-2, norm="ortho") if len(mask) == 1 else measured
+        measured = to_first(jnp.where(mask, kspace, 0))
+        if len(mask) == 1:
+            return cls(to_first(mask), to_first(maps), _AXES[1:]), jnp.fft.ifft(measured, axis=-2, norm="ortho")
+        return cls(to_first(mask), to_first(maps), _AXES), measured
 
     def apply(self, image: Array) -> Array:
         """Apply E to an image (height, width) complex64."""
@@ -41,7 +42,7 @@ class Encoding(NamedTuple):
 
 
 def to_first(images: Array) -> Array:
-    """Bring the centre of images (..., height, width) to index 0."""
+    """Bring the centre of images, k-space or a mask (..., height, width) to index 0."""
     return jnp.fft.ifftshift(images, _AXES)
 
 
