@@ -7,13 +7,14 @@ shuffle filter, and small ones (18 slices, 1 coil, 128x128). The samples are noi
 loader shuffles, makes batches of the same size and keeps its workers and its position from one round to the next; a
 round first draws untimed batches that were read ahead during the others' turns. fastMRI's loader is its `SliceDataset`
 under a PyTorch `DataLoader`, with its random mask and `UnetDataTransform` as in its own training (mrjax does that work
-on the accelerator), and without both.
+on the accelerator), and without both. Before a loader's turn the workers of the others have read ahead and are idle.
 
 A first epoch is timed from its first batch on, with the files in the page cache. For the rows "read from disk" the
 kernel was asked to drop them from it (posix_fadvise); caches of the disk itself and of a virtual machine's host remain.
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import statistics
@@ -146,6 +147,7 @@ def time_loaders(loaders: list[Loader], workers: int, batch: int, rounds: int) -
             count = counts[loader.name] - 1
             opened: list[tuple[float, float]] = []
             while len(opened) < rounds:
+                wait_for_read_ahead()
                 with contextlib.ExitStack() as fresh:
                     begin = time.perf_counter()
                     batches = fresh.enter_context(loader.stream(workers))
@@ -159,6 +161,7 @@ def time_loaders(loaders: list[Loader], workers: int, batch: int, rounds: int) -
         later: dict[str, list[float]] = {name: [] for name in streams}
         for _ in range(rounds):
             for name, batches in streams.items():
+                wait_for_read_ahead()
                 time_batches(batches, READ_AHEAD)
                 later[name].append(counts[name] * batch / time_batches(batches, counts[name]))
         return {name: Timing(starts[name], firsts[name], later[name]) for name in streams}
@@ -186,19 +189,38 @@ def drop_page_cache(folder: str) -> None:
         os.close(number)
 
 
+def processes() -> list[Path]:
+    """Return the folders of this process and of its workers in /proc."""
+    numbers = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    return [Path(f"/proc/{number}") for number in numbers]
+
+
+def wait_for_read_ahead() -> None:
+    """Wait until this process and all workers are idle: a slow loader's go on reading after its turn."""
+
+    def cpu_ticks() -> float:
+        stats = [(process / "stat").read_text().rpartition(")")[2].split() for process in processes()]
+        return sum(int(stat[11]) + int(stat[12]) for stat in stats)
+
+    before, after = -math.inf, cpu_ticks()
+    while after - before > 1:
+        time.sleep(0.1)
+        before, after = after, cpu_ticks()
+
+
 def resident_bytes() -> int:
     """Return the resident memory of this process and its workers."""
-    processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
-    pages = (int(Path(f"/proc/{number}/statm").read_text().split()[1]) for number in processes)
+    pages = (int((process / "statm").read_text().split()[1]) for process in processes())
     return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure_memory(loader: Loader, workers: int, batch: int, epochs: int) -> list[int]:
-    """Return the resident bytes after each epoch."""
+    """Return the resident bytes after each epoch, with all batches read ahead."""
     found = []
     with loader.stream(workers) as batches:
         for _ in range(epochs):
             time_batches(batches, loader.slices // batch)
+            wait_for_read_ahead()
             found.append(resident_bytes())
     return found
 

@@ -1,7 +1,7 @@
 // Inflate zlib streams (RFC 1950 and 1951) of noise, which are nearly all literals.
 //
-// Where a code word begins is known once the word before it is decoded, so a processor mostly waits. Here four cursors
-// decode four parts of a block in turns, and their waits overlap. Where the first word of a part begins is not known,
+// Where a code word begins is known once the word before it is decoded, so a processor mostly waits. Here six cursors
+// decode six parts of a block in turns, and their waits overlap. Where the first word of a part begins is not known,
 // but words decoded from any bit on soon fall into step with the true ones, in noise after about twenty: those before
 // are dropped (`inflate_block`). Cursors write into memory of their own, which `Output::append` copies to the output.
 
@@ -16,9 +16,9 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
 namespace {
 
-constexpr int kCursors = 4, kGroup = 6, kTableBits = 9;  // a group of codes has at most the 57 bits of one load
+constexpr int kCursors = 6, kGroup = 5, kTableBits = 10;  // a group of codes has at most the 57 bits of one load
 constexpr uint32_t kRoom = 1 << 14, kEnd = 256, kLongestMatch = 258;
-// In bits: the least that four cursors share, the most that a cursor has room for, and zlib's usual block of noise.
+// In bits: the least that the cursors share, the most that a cursor has room for, and zlib's usual block of noise.
 constexpr uint64_t kSmallBlock = 8192, kLargestPart = 2 * kRoom, kUsualBlock = 8 * 15200;
 constexpr uint64_t kBitsPerMatch = 300;  // data with fewer are no noise, and faster done by libdeflate
 
@@ -48,18 +48,18 @@ struct Code {
     if (left < 0 || (left && (complete || longest > 1))) return false;  // as zlib does
     for (int i = 0; i < n; ++i)
       if (lengths[i]) symbols[place[lengths[i]]++] = i;
-    if (left || longest > kBits) std::fill(table, table + kSize, kOther);
     uint32_t word = 0;  // its first bit is the lowest
     const uint16_t* symbol = symbols;
-    for (int length = 1; length <= std::min(longest, kBits); ++length)
+    table[0] = kOther;
+    for (int length = 1; length <= kBits; ++length) {
+      std::copy_n(table, 1 << (length - 1), table + (1 << (length - 1)));
       for (int i = 0; i < count[length]; ++i, ++symbol) {
-        uint32_t entry = *symbol < 256 ? length | *symbol << 8 : kOther | length << 6 | (*symbol - 256) << 10;
-        for (uint32_t at = word; at < kSize; at += 1 << length) table[at] = entry;
+        table[word] = *symbol < 256 ? length | *symbol << 8 : kOther | length << 6 | (*symbol - 256) << 10;
         uint32_t zeros = ~word & ((1 << length) - 1);
-        if (zeros == 0) return true;
-        uint32_t highest = 1u << 31 >> __builtin_clz(zeros);
+        uint32_t highest = zeros ? 1u << 31 >> __builtin_clz(zeros) : 0;
         word = (word & (highest - 1)) | highest;
       }
+    }
     return true;
   }
 
@@ -162,12 +162,11 @@ __attribute__((noinline)) void run(Cursor* cursors, const uint64_t* limits, cons
   auto decode_group = [&](int k) __attribute__((always_inline)) {
     // The highest bit tells how far the bits were moved. An entry that is no literal's moves all of them out.
     uint64_t bits = peek(in, position[k]) | uint64_t{1} << 63;
-    volatile uint8_t* data = to[k];  // one store a literal is faster than what compilers combine
 #pragma GCC unroll 8
     for (int i = 0; i < kGroup; ++i) {
       uint64_t at = 2 * (bits & ((1 << kTableBits) - 1));
       bits >>= table[at] & 63;
-      data[i] = table[at + 1];
+      to[k][i] = table[at + 1];
     }
     if (__builtin_expect(bits != 0, 1)) {
       position[k] += __builtin_clzll(bits), to[k] += kGroup;
@@ -235,7 +234,7 @@ bool inflate_block(const uint8_t* in, uint64_t end, uint64_t& position, uint64_t
       cursors[k].begin(position + k * part);
       limits[k] = std::min(end, position + (k + 1) * part);
     }
-    if (!alone) run<0, 1, 2, 3>(cursors, limits, in, codes);
+    if (!alone) run<0, 1, 2, 3, 4, 5>(cursors, limits, in, codes);
     for (int k = 0; k < count; ++k) run<0>(cursors + k, limits + k, in, codes);
     // Each cursor goes on until the next one, decoded again from its start, is in step with it.
     uint32_t skip = 0, skipped = 0;
