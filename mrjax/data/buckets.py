@@ -1,9 +1,8 @@
-"""Volumes of several sizes: one bucket of slices for each, and which bucket each batch comes from."""
+"""Volumes of several sizes: one bucket of slices for each."""
 
 import functools
 from collections.abc import Sequence
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from mrjax.data.dataset import SliceDataset
@@ -35,26 +34,3 @@ def describe_buckets(datasets: Sequence[SliceDataset]) -> str:
     """List the shapes and numbers of slices: '2 shapes: 4x28x36 (5 slices), 2x32x32 (4 slices)'."""
     parts = [f"{'x'.join(map(str, dataset.image_shape))} ({len(dataset)} slices)" for dataset in datasets]
     return f"{len(parts)} shape{'' if len(parts) == 1 else 's'}: {', '.join(parts)}"
-
-
-def bucket_of_batch(lengths: tuple[int, ...], batch_size: int, seed: int, number: int) -> tuple[int, int]:
-    """Return the bucket of a batch of an endless stream, and how many batches that bucket had before.
-
-    After e epochs a bucket of n examples has had e * n of them, less than a batch fewer: what an epoch leaves over
-    counts for the next. The batches of an epoch are shuffled.
-    """
-    epoch = number * batch_size // sum(lengths)
-    while sum((epoch + 1) * length // batch_size for length in lengths) <= number:
-        epoch += 1
-    before, buckets = _shuffled_epoch(lengths, batch_size, seed, epoch)
-    within_epoch = number - before.sum()
-    bucket = buckets[within_epoch]
-    return int(bucket), int(before[bucket] + np.count_nonzero(buckets[:within_epoch] == bucket))
-
-
-@functools.lru_cache(maxsize=4)
-def _shuffled_epoch(lengths: tuple[int, ...], batch_size: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many batches each bucket had before an epoch, and the bucket of each batch of the epoch."""
-    before, after = (np.array([n * length // batch_size for length in lengths]) for n in (epoch, epoch + 1))
-    buckets = np.repeat(np.arange(len(lengths)), after - before)
-    return before, np.random.default_rng((seed, epoch)).permutation(buckets)

@@ -1,7 +1,7 @@
 """Grain: from examples to host batches. Order, this process's rows of each batch, prefetch.
 
 The order of the examples is a function of the seed and the files, and with several datasets also of the batch size
-(`bucket_of_batch`), for all examples of a batch come from one dataset. A global batch holds the same examples whatever
+(`order.py`), for all examples of a batch come from one dataset. A global batch holds the same examples whatever
 the number of processes, devices or workers. An example is read straight into its row of the batch.
 """
 
@@ -15,10 +15,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from mrjax.data.buckets import bucket_of_batch
 from mrjax.data.buffers import Batch, Buffers, SharedBatch
 from mrjax.data.dataset import Dataset
 from mrjax.data.faults import FAULT, FaultyReader, count_faults
+from mrjax.data.order import ShuffledOrder, bucket_of_batch
 from mrjax.data.workers import WatchedBatches, start_worker
 
 BatchStream = contextlib.AbstractContextManager[Iterator[Batch]]
@@ -43,7 +43,7 @@ def training_batches(datasets: Sequence[Dataset], options: LoaderOptions, *, see
     of the stream the files that failed are logged. `next` raises `UserError` for an example that cannot be read, and
     for a worker process that was killed.
     """
-    orders = [grain.MapDataset.range(len(dataset)).shuffle(seed=seed).repeat() for dataset in datasets]
+    orders = [ShuffledOrder(len(dataset), seed) for dataset in datasets]
     lengths, size = tuple(map(len, datasets)), options.batch_size
     schedule = functools.partial(bucket_of_batch, lengths, size, seed)
     numbers = grain.MapDataset.range(start // size, sys.maxsize // size)
@@ -56,7 +56,7 @@ def evaluation_batches(datasets: Sequence[Dataset], options: LoaderOptions) -> B
     The last batch of a dataset is filled up with examples whose `valid` (rows,) bool is False. `next` raises as that of
     `training_batches`; nothing takes the place of an example here.
     """
-    orders = [range(len(dataset)) for dataset in datasets]
+    orders = [functools.partial(min, len(dataset) - 1) for dataset in datasets]
     counts = [-(-len(dataset) // options.batch_size) for dataset in datasets]
     schedule = [(bucket, before) for bucket, count in enumerate(counts) for before in range(count)]
     numbers = grain.MapDataset.range(len(schedule))
@@ -67,7 +67,7 @@ def evaluation_batches(datasets: Sequence[Dataset], options: LoaderOptions) -> B
 @contextlib.contextmanager
 def _read_batches(
     datasets: Sequence[Dataset],
-    orders: Sequence[Sequence[int]],
+    orders: Sequence[Callable[[int], int]],
     schedule: Callable[[int], tuple[int, int]],
     numbers: grain.MapDataset,
     label: str,
@@ -76,7 +76,7 @@ def _read_batches(
     """Open a stream of this process's rows of the batches of these numbers, with `label`, 'index' or 'valid'.
 
     `schedule` says for each batch its dataset, and the number of batches that this one had before; `orders` for each
-    dataset which example is at each position of that dataset's stream, the last one repeated beyond its end.
+    dataset which example is at each position of that dataset's stream.
     """
     size = options.batch_size
     rows = range(size) if options.rows is None else options.rows
@@ -94,7 +94,7 @@ def _read_batches(
                 position = before * size + row
                 batch[label][i] = number * size + row if label == "index" else position < len(dataset)
                 example = {name: batch[name][i, ...] for name in dataset.spec}
-                batch["fault"][i] = reader.read_into(dataset, order[min(position, len(order) - 1)], example)
+                batch["fault"][i] = reader.read_into(dataset, order(position), example)
 
         return buffers[bucket].fill(write)
 

@@ -13,7 +13,6 @@ from test_loader import describe, draw
 from mrjax import experiment, train, train_step
 from mrjax.config import defaults
 from mrjax.data import buckets, loader
-from mrjax.data.buckets import bucket_of_batch
 from mrjax.data.dataset import SliceDataset
 from mrjax.errors import UserError
 from mrjax.inference import Inference
@@ -38,27 +37,6 @@ def mixed(tmp_path: Path) -> Path:
     write_scan(tmp_path / "mixed" / "val" / "8_T201.t5", 3, 2, (28, 20), seed=8)
     write_scan(tmp_path / "mixed" / "val" / "9_T201.t5", 2, 1, (32, 32), seed=9)
     return tmp_path / "mixed"
-
-
-@pytest.mark.parametrize("lengths", [(7, 18, 5), (40, 1), (12,), (2, 3)])
-def test_the_schedule_gives_every_bucket_its_share_in_each_epoch(lengths: tuple[int, ...]) -> None:
-    size = 4
-    stream = [bucket_of_batch(lengths, size, 3, number) for number in range(300)]
-    seen = [0] * len(lengths)
-    for number, (bucket, before) in enumerate(stream):
-        assert before == seen[bucket]
-        seen[bucket] += 1
-        epochs = (number + 1) * size / sum(lengths)
-        assert all(
-            abs(size * count - epochs * length) <= size + length for count, length in zip(seen, lengths, strict=True)
-        )
-    assert [bucket_of_batch(lengths, size, 3, number) for number in (250, 3, 299)] == [
-        stream[number] for number in (250, 3, 299)
-    ]
-    if len(lengths) == 3:
-        assert [s for s, _ in stream] != [bucket_of_batch(lengths, size, 4, n)[0] for n in range(300)]
-        epoch = sum(lengths) // size
-        assert len({tuple(s for s, _ in stream[n : n + epoch]) for n in range(0, 280, epoch)}) > 10
 
 
 def test_a_bucket_holds_the_slices_of_one_size_as_stored_with_coils_zero_padded(mixed: Path) -> None:
