@@ -9,8 +9,9 @@ round first draws untimed batches that were read ahead during the others' turns.
 under a PyTorch `DataLoader`, with its random mask and `UnetDataTransform` as in its own training (mrjax does that work
 on the accelerator), and without both. Before a loader's turn the workers of the others have read ahead and are idle.
 
-A first epoch is timed from its first batch on, with the files in the page cache. For the rows "read from disk" the
-kernel was asked to drop them from it (posix_fadvise); caches of the disk itself and of a virtual machine's host remain.
+A first epoch is timed from the first batch of every worker on, with the files in the page cache. For the rows "read
+from disk" the kernel was asked to drop them from it (posix_fadvise); caches of the disk itself and of a virtual
+machine's host remain.
 """
 
 import contextlib
@@ -128,7 +129,7 @@ class Timing(NamedTuple):
     """Speed of a loader.
 
     Attributes:
-      start: seconds to the first batch, median.
+      start: seconds to the first batch of every worker, median.
       first: slices a second in the first epoch, median.
       later: slices a second in each later round.
     """
@@ -141,17 +142,18 @@ class Timing(NamedTuple):
 def time_loaders(loaders: list[Loader], workers: int, batch: int, rounds: int) -> dict[str, Timing]:
     """Time first epochs, one loader after the other and newly opened each round, then later epochs in turn."""
     counts = {loader.name: loader.slices // batch for loader in loaders}
+    begun = max(workers, 1)
     with contextlib.ExitStack() as stack:
         streams, starts, firsts = {}, {}, {}
         for loader in loaders:
-            count = counts[loader.name] - 1
+            count = max(counts[loader.name] - begun, 1)
             opened: list[tuple[float, float]] = []
             while len(opened) < rounds:
                 wait_for_read_ahead()
                 with contextlib.ExitStack() as fresh:
                     begin = time.perf_counter()
                     batches = fresh.enter_context(loader.stream(workers))
-                    next(batches)
+                    time_batches(batches, begun)
                     start = time.perf_counter() - begin
                     opened.append((start, count * batch / time_batches(batches, count)))
                     if len(opened) == rounds:
@@ -298,11 +300,11 @@ def main(_: list[str]) -> None:
     columns = ["data path", "workers"]
     ratio = f"over {PEER}"
     memory_columns = [*columns, "epoch 1", "epoch 2", f"epoch {values.epochs}", f"{values.epochs} over 2"]
-    first_columns = [*columns, "s to the first batch", "slices/s", "later epochs", "first over later"]
+    first_columns = [*columns, "s to the first batches", "slices/s", "later epochs", "first over later"]
     later_columns = [*columns, "slices/s", "MB/s", f"{ratio}; same files, same workers"]
     tables = [
         Table("Later epochs: median (quartiles)", later_columns, later),
-        Table("First epoch, from its first batch on", first_columns, first),
+        Table("First epoch, from the first batch of every worker on", first_columns, first),
         Table("Small slices (128x128, one coil), no workers", ["data path", "slices/s", "ms a batch", ratio], small),
         Table("Resident memory, MB, including the workers'", memory_columns, held),
     ]

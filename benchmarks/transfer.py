@@ -123,13 +123,15 @@ def main(_: list[str]) -> None:
         for workdir, number in zip(values.workdir, steps, strict=True):
             train(workdir, number)
     measured = Path(values.measured)
-    if not measured.exists():
+    command = {"train": ",".join(values.train), "workdir": ",".join(values.workdir)}
+    if measured.exists():
+        command["measured"] = measured.name
+    else:
         print(f"left out: {measured}, no such file", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         scores, shown = measure(heads.write(Path(folder), measured), values.workdir)
     tables = [score_table(acceleration, of_heads) for acceleration, of_heads in scores.items()]
     tables.append(difference_table(scores, values.workdir))
-    command = {"train": ",".join(values.train), "workdir": ",".join(values.workdir)}
     publish("transfer", command, tables, scores, values.json)
     replace_section(Path(values.readme), "transfer", page_section("transfer", command, tables))
     if values.picture:

@@ -42,6 +42,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType
     del sys.modules["mine"]
 
 
+@pytest.mark.slow
 def test_additions_to_every_registry_train_and_evaluate(tmp_path: Path, mine: ModuleType) -> None:
     for split in ("train", "val"):
         (tmp_path / "data" / split).mkdir(parents=True)

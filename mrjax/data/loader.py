@@ -1,8 +1,8 @@
-"""Grain: from examples to host batches. Order, this process's rows of each batch, prefetch.
+"""Grain: from examples to host batches. This process's rows of each batch, threads, worker processes, prefetch.
 
-The order of the examples is a function of the seed and the files, and with several datasets also of the batch size
-(`order.py`), for all examples of a batch come from one dataset. A global batch holds the same examples whatever
-the number of processes, devices or workers. An example is read straight into its row of the batch.
+The order of the examples (`order.py`) is a function of the seed and the files, and with several datasets also of the
+batch size, for all examples of a batch come from one dataset. A global batch holds the same examples whatever the
+number of processes, devices or workers. An example is read straight into its row of the batch.
 """
 
 import contextlib

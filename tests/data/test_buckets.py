@@ -94,6 +94,7 @@ def test_pairs_are_bucketed_by_size_too(tmp_path: Path) -> None:
     assert [int(read_example(one, 0)["volume"]) for one in datasets] == [1, 0]
 
 
+@pytest.mark.slow
 def test_zero_padded_coils_change_neither_acquisition_nor_reconstruction() -> None:
     """Of one network: `models/test_registry.py` holds all of them to this, gradients included."""
     config = defaults()

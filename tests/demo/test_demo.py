@@ -13,6 +13,8 @@ from mrjax.demo.anatomy import TISSUES, Subject
 from mrjax.errors import UserError
 from mrjax.io import hdf5
 
+pytestmark = pytest.mark.slow  # NumPy alone, which is the same whatever the version of JAX
+
 SMALL = {"size": 48, "slices": 3, "coils": 2, "repetitions": 2, "train": 2, "val": 1, "test": 1}
 
 

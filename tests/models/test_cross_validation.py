@@ -89,6 +89,7 @@ def scan(coils: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     return (np.where(mask[:, None], kspace, 0).astype(np.complex64), mask, np.zeros((2, 1, 1), np.float32)), rss(images)
 
 
+@pytest.mark.slow
 def test_a_network_that_harms_is_not_trusted_and_keeps_what_was_measured() -> None:
     """Its corrections are random; compressed sensing is what an untrained network gives."""
     given, truth = scan(4)

@@ -90,7 +90,8 @@ def test_rematerialisation_convolves_again_to_the_same_gradients(pool: str) -> N
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), kept, again)
 
 
-@pytest.mark.parametrize("pool", ["max", pytest.param("avg", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["max", "avg"])
 def test_packed_pixels_compute_the_same(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The form for TPUs, with 4, 2 and 1 pixels as one, forwards and backwards, also of a head of two channels."""
     image = _images(1, 16, 32, 1)

@@ -129,6 +129,7 @@ def test_centre_of_two_dimensions_is_all_sampled_and_as_large_as_can_be() -> Non
     assert [int(part.sum()) for part in found] == [7 * 9, 24 * 32, 1]
 
 
+@pytest.mark.slow
 def test_empty_slice_has_a_finite_gradient() -> None:
     kspace, mask, offset = _inputs(2, 2, 24, 20)
     kspace[1] = 0
@@ -139,6 +140,7 @@ def test_empty_slice_has_a_finite_gradient() -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_offset_is_subtracted_and_scale_goes_through() -> None:
     """So that the normalisation of the images does not matter: the network is as it is in the file's own units."""
     kspace, mask, offset = _inputs(2, 2, 24, 20)
@@ -222,7 +224,8 @@ def test_an_untrained_network_gives_the_zero_filled_image() -> None:
     assert np.linalg.norm(image - zero_filled) < 0.1 * np.linalg.norm(zero_filled)
 
 
-@pytest.mark.parametrize("coils", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("coils", [1, 3])
 def test_an_untrained_residual_network_is_compressed_sensing_with_the_measured_samples_kept(coils: int) -> None:
     """Its corrections start at nothing; against the functions of `mri`, which are tested for themselves."""
     kspace, mask, _ = given = _inputs(1, coils, 32, 30)

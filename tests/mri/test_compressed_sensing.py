@@ -96,6 +96,7 @@ def test_differences_their_adjoint_and_norm_equal_numpy(size) -> None:
     assert np.linalg.norm(exact, 2) ** 2 <= 8 + 1e-6
 
 
+@pytest.mark.slow
 def test_it_beats_zero_filling_for_any_number_of_coils() -> None:
     for coils in (1, 8):
         kspace, mask, images = scan(coils, 32, 32)
