@@ -214,6 +214,7 @@ SCRIPTS = sorted(
 )
 
 
+@pytest.mark.slow
 def test_scripts_import_no_package_that_make_test_does_not_install() -> None:
     """Where one is missing, a script says so in a sentence when it runs, and `--help` works."""
     imports = "".join(f"import benchmarks.{script}\n" for script in SCRIPTS)

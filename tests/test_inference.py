@@ -101,6 +101,7 @@ def test_paired_images_come_back_in_their_own_shape(trained_on_pairs: Path, tmp_
     )
 
 
+@pytest.mark.slow
 def test_reconstruct_writes_a_file_and_a_picture_and_passes_over_bad_files(
     trained: Path, scans: Path, tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def test_the_reconstruction_is_in_the_files_units() -> None:
     assert np.allclose(peak, np.asarray(images["target"]).max((1, 2)))
 
 
+@pytest.mark.slow
 def test_evaluation_in_batches_gives_the_metrics_of_whole_volumes(scans) -> None:
     recipe = experiment.make_recipe(config(), sharding.make_mesh())
     volumes = splits.describe_split(config(), readers.find(str(scans)))

@@ -163,6 +163,7 @@ def test_batch_sharded_over_devices() -> None:
         np.testing.assert_allclose(split, whole, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_smallest_side_is_computed_and_learns() -> None:
     side = UNet.smallest_side(2)
     model = UNet(channels=2, levels=2)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import coil_images, rss, to_kspace
 
 from mrjax.models.unet import UNet
@@ -43,6 +44,7 @@ def test_data_consistency_keeps_what_was_measured() -> None:
         np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_data_consistency_with_empty_coils_empty_slices_and_bfloat16() -> None:
     """Nothing changes, no gradient is NaN, and errors are of bfloat16's size."""
     inputs, more = _measured(), _measured(empty=2)

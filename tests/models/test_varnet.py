@@ -243,6 +243,7 @@ def test_an_untrained_residual_network_is_compressed_sensing_with_the_measured_s
     assert np.linalg.norm(expected - magnitude(kspace[0])) > 0.01 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_an_empty_coil_changes_nothing_in_a_residual_network() -> None:
     kspace, mask, offset = _inputs(1, 3, 32, 30)
     params = jax.tree.map(lambda x: x + 0.1, _untrained(RESIDUAL))

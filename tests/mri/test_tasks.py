@@ -97,6 +97,7 @@ def test_denoise_augments_input_and_target_alike_and_can_undersample() -> None:
     assert np.array_equal(fewer.kspace, np.where(np.asarray(fewer.mask)[:, None], measured[:, 0], 0))
 
 
+@pytest.mark.slow
 def test_noise2noise_draws_a_measured_repetition_by_the_index_in_the_stream() -> None:
     measured, _ = scans(4)
     others = measured[:, 1:].copy()
