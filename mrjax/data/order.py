@@ -1,7 +1,7 @@
 """The order of an endless stream of training batches, a function of the seed and of the numbers of examples.
 
-Each epoch is one of NumPy's permutations. Grain's `shuffle` keeps none, and in return takes 0.2 ms for each of 100
-examples, five times as long as reading a small slice.
+Each epoch is one of NumPy's permutations. Grain's `shuffle` computes each place anew, which in small data sets takes
+longer than reading a slice.
 """
 
 import functools
