@@ -33,9 +33,11 @@ def _state_dict(name: str, fields: dict[str, int]) -> dict[str, np.ndarray]:
 
 
 def _peer(name: str, fields: dict[str, int]):
-    """Make the same network of fastMRI's."""
+    """Make the same network of fastMRI's, with the same weights in every run."""
+    import torch
     from fastmri import models
 
+    torch.manual_seed(0)
     sizes = {"chans": fields["channels"]}
     if name == "unet":
         return models.Unet(1, 1, **sizes, num_pool_layers=fields["levels"])
