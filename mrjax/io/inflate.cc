@@ -1,9 +1,10 @@
 // Inflate zlib streams (RFC 1950 and 1951) of noise, which are nearly all literals.
 //
-// Where a code word begins is known once the word before it is decoded, so a processor mostly waits. Here six cursors
-// decode six parts of a block in turns, and their waits overlap. Where the first word of a part begins is not known,
-// but words decoded from any bit on soon fall into step with the true ones, in noise after about twenty: those before
-// are dropped (`inflate_block`). Cursors write into memory of their own, which `Output::append` copies to the output.
+// Where a code word begins is known once the word before it is decoded, so a processor mostly waits. Here five cursors
+// decode five parts of a block, a word each in turn, and their waits overlap. Where the first word of a part begins is
+// not known, but words decoded from any bit on soon fall into step with the true ones, in noise after about twenty:
+// those before are dropped (`inflate_block`). Cursors write into memory of their own, which `Output::append` copies to
+// the output.
 
 #include <algorithm>
 #include <cstddef>
@@ -16,7 +17,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
 namespace {
 
-constexpr int kCursors = 6, kGroup = 5, kTableBits = 10;  // a group of codes has at most the 57 bits of one load
+constexpr int kCursors = 5, kGroup = 6, kTableBits = 10;  // a group of words seldom has more bits than one load
 constexpr uint32_t kRoom = 1 << 14, kEnd = 256, kLongestMatch = 258;
 // In bits: the least that the cursors share, the most that a cursor has room for, and zlib's usual block of noise.
 constexpr uint64_t kSmallBlock = 8192, kLargestPart = 2 * kRoom, kUsualBlock = 8 * 15200;
@@ -126,7 +127,7 @@ struct Match {
   uint16_t length, distance;
 };
 
-// What is decoded from `start` up to `position`, both in bits. Matches leave gaps in the data.
+// What is decoded from `start` up to `position`, both in bits. Matches leave gaps in the data, which are in reverse.
 struct Cursor {
   uint64_t start, position;
   uint32_t size, matches;
@@ -135,12 +136,13 @@ struct Cursor {
   Match match[kRoom / 3 + 2];
 
   void begin(uint64_t at) { start = position = at, size = matches = 0, state = kGoing; }
+  uint8_t* at(uint32_t i) { return data + sizeof data - 1 - i; }
   bool going() const { return state == kGoing && size < kRoom; }
   void step(const uint8_t* in, const Codes& codes) {
     Token token = decode_token(codes, peek(in, position));
     if (token.length == 0) state = token.bits ? kEnded : kDamaged;
     if (token.distance) match[matches++] = {size, token.length, token.distance};
-    else data[size] = token.literal;
+    else *at(size) = token.literal;
     position += token.bits, size += token.length;
   }
   __attribute__((noinline)) void step_to_match(const uint8_t* in, const Codes& codes, bool guessed) {
@@ -151,43 +153,53 @@ struct Cursor {
   }
 };
 
-// Decode with the cursors K until one of them reaches its limit, its end, or the end of its room.
-template <int... K>
+// Decode with n cursors until one of them reaches its limit, its end, or the end of its room.
+template <int n>
 __attribute__((noinline)) void run(Cursor* cursors, const uint64_t* limits, const uint8_t* in, const Codes& codes) {
-  constexpr int n = sizeof...(K);
-  const uint8_t* table = reinterpret_cast<const uint8_t*>(codes.symbols.table);
   uint64_t position[n];
   uint8_t* to[n];
   uint64_t groups;  // that neither reach a limit nor lack room
-  auto decode_group = [&](int k) __attribute__((always_inline)) {
-    // The highest bit tells how far the bits were moved. An entry that is no literal's moves all of them out.
-    uint64_t bits = peek(in, position[k]) | uint64_t{1} << 63;
+  auto step_to_match = [&](int k) __attribute__((always_inline)) {
+    Cursor& c = cursors[k];
+    c.position = position[k], c.size = c.at(0) - to[k];
+    c.step_to_match(in, codes, k > 0);
+    position[k] = c.position, to[k] = c.at(c.size);
+    if (!c.going() || c.position + 64 * groups > limits[k] || c.size + 8 * groups > kRoom) groups = 1;
+  };
+  // The bit before the first makes the masked bits an offset in bytes. The highest bit tells how far the bits were
+  // moved: out, by an entry that is no literal's, or further than the 56 that a load surely holds after that bit.
+  // An entry is stored whole, its length where the next literal comes: one load serves both.
+  auto decode_group = [&]() __attribute__((always_inline)) {
+    uint64_t bits[n];
+#pragma GCC unroll 8
+    for (int k = 0; k < n; ++k) bits[k] = peek(in, position[k] - 1) | uint64_t{1} << 63;
 #pragma GCC unroll 8
     for (int i = 0; i < kGroup; ++i) {
-      uint64_t at = 2 * (bits & ((1 << kTableBits) - 1));
-      bits >>= table[at] & 63;
-      to[k][i] = table[at + 1];
+#pragma GCC unroll 8
+      for (int k = 0; k < n; ++k) {
+        uint16_t entry;
+        uint64_t offset = bits[k] & 2 * ((1 << kTableBits) - 1);
+        std::memcpy(&entry, reinterpret_cast<const uint8_t*>(codes.symbols.table) + offset, 2);
+        bits[k] >>= entry & 63;
+        std::memcpy(to[k] - i - 1, &entry, 2);
+      }
     }
-    if (__builtin_expect(bits != 0, 1)) {
-      position[k] += __builtin_clzll(bits), to[k] += kGroup;
-    } else {
-      Cursor& c = cursors[k];
-      c.position = position[k], c.size = to[k] - c.data;
-      c.step_to_match(in, codes, k > 0);
-      position[k] = c.position, to[k] = c.data + c.size;
-      if (!c.going() || c.position + 64 * groups > limits[k] || c.size + 8 * groups > kRoom) groups = 1;
+#pragma GCC unroll 8
+    for (int k = 0; k < n; ++k) {
+      if (__builtin_expect(bits[k] >> 7 != 0, 1)) position[k] += __builtin_clzll(bits[k]), to[k] -= kGroup;
+      else step_to_match(k);
     }
   };
   for (;;) {
     groups = kRoom;
     for (int k = 0; k < n; ++k) {
-      const Cursor& c = cursors[k];
+      Cursor& c = cursors[k];
       if (!c.going() || c.position >= limits[k]) return;
-      position[k] = c.position, to[k] = cursors[k].data + c.size;
+      position[k] = c.position, to[k] = c.at(c.size);
       groups = std::min({groups, (limits[k] - c.position) / 64 + 1, uint64_t{kRoom - c.size} / 8 + 1});
     }
-    for (; groups; --groups) (decode_group(K), ...);
-    for (int k = 0; k < n; ++k) cursors[k].position = position[k], cursors[k].size = to[k] - cursors[k].data;
+    for (; groups; --groups) decode_group();
+    for (int k = 0; k < n; ++k) cursors[k].position = position[k], cursors[k].size = cursors[k].at(0) - to[k];
   }
 }
 
@@ -197,9 +209,9 @@ struct Output {
   uint64_t matches;  // of this block
 
   // Append what a cursor holds after its first `skip` bytes and `match` matches; false if it does not fit.
-  bool append(const Cursor& c, uint32_t skip, uint32_t match) {
+  bool append(Cursor& c, uint32_t skip, uint32_t match) {
     if (c.size - skip > capacity - size) return false;
-    std::memcpy(data + size, c.data + skip, c.size - skip);
+    std::reverse_copy(c.at(c.size) + 1, c.at(skip) + 1, data + size);
     for (uint32_t i = match; i < c.matches; ++i) {
       auto [start, length, distance] = c.match[i];
       uint8_t* to = data + size + (start - skip);
@@ -234,8 +246,8 @@ bool inflate_block(const uint8_t* in, uint64_t end, uint64_t& position, uint64_t
       cursors[k].begin(position + k * part);
       limits[k] = std::min(end, position + (k + 1) * part);
     }
-    if (!alone) run<0, 1, 2, 3, 4, 5>(cursors, limits, in, codes);
-    for (int k = 0; k < count; ++k) run<0>(cursors + k, limits + k, in, codes);
+    if (!alone) run<kCursors>(cursors, limits, in, codes);
+    for (int k = 0; k < count; ++k) run<1>(cursors + k, limits + k, in, codes);
     // Each cursor goes on until the next one, decoded again from its start, is in step with it.
     uint32_t skip = 0, skipped = 0;
     for (Cursor* c = cursors;; ++c) {
@@ -285,7 +297,8 @@ bool read_codes(const uint8_t* in, uint64_t end, uint64_t& position, Codes& code
     }
     position += used;
     if (repeat > static_cast<uint32_t>(symbols + distances - i)) return false;
-    while (repeat--) lengths[i++] = value;
+    lengths[i++] = value;  // most often alone, which is not worth a call of memset
+    while (--repeat) lengths[i++] = value;
   }
   return lengths[kEnd] && codes.symbols.build(lengths, symbols, false) &&
          codes.distances.build(lengths + symbols, distances, false);
