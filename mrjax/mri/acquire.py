@@ -65,10 +65,13 @@ def draw_protocol(
     return Protocol(mask, sigma, walk, jax.random.uniform(moves_key) < acquisition.motion_p)
 
 
-def measure(key: jax.Array, kspace: jax.Array, protocol: Protocol, acquisition: Acquisition) -> jax.Array:
+def measure(
+    key: jax.Array, kspace: jax.Array, present: jax.Array, protocol: Protocol, acquisition: Acquisition
+) -> jax.Array:
     """Measure a slice: move the head, add complex Gaussian noise by `key`, apply the mask.
 
-    `kspace` (coils, height, width) complex64 is fully sampled; the result is zero where nothing was measured.
+    `kspace` (coils, height, width) complex64 is fully sampled, and `present` (coils,) bool are the coils that are not
+    empty. The result is zero where nothing was measured.
     """
     measured = kspace
     if protocol.motion is not None:
@@ -77,8 +80,7 @@ def measure(key: jax.Array, kspace: jax.Array, protocol: Protocol, acquisition: 
         added = noise.white_noise(key, kspace.shape)
         if acquisition.noise_covariance == "measured":
             added = noise.correlate(added, noise.covariance(kspace))
-        present = jnp.any(kspace != 0, axis=(-2, -1), keepdims=True)
-        measured = measured + jnp.where(present, math.sqrt(2) * protocol.sigma * added, 0)
+        measured = measured + jnp.where(present[:, None, None], math.sqrt(2) * protocol.sigma * added, 0)
     return jnp.where(protocol.mask, measured, 0)
 
 

@@ -69,31 +69,46 @@ def draw_affine(key: Array | None, augment: Augment, height: int, width: int) ->
     return jnp.concatenate([linear, offset[:, None]], axis=1)
 
 
-def vary(key: Array | None, augment: Augment, images: Array) -> Array:
+def vary(key: Array | None, augment: Augment, images: Array, present: Array) -> tuple[Array, Array]:
     """Change the contrast and the coils of coil images (..., coils, height, width) complex64, alike for all of them.
+
+    `present` (..., coils) bool are the coils that are not empty; those of the result are returned beside it.
 
     The signal s of a pixel, as a share of the image's maximum, becomes s |1 - c s| with one c drawn from `contrast`: at
     1 and above, what was bright becomes dark. Other coils are random mixtures of those that are not empty, and from one
     to all of these are kept. The maximum of each root-sum-of-squares image stays. Nothing changes without a key.
     """
     if key is None or augment.contrast_p == augment.coils_p == 0:
-        return images
+        return images, present
     keys = jax.random.split(key, 4)
     changes = jax.random.uniform(keys[0], (2,)) < jnp.array([augment.contrast_p, augment.coils_p])
     coils = images.shape[-3]
-    present = jnp.any(images != 0, axis=(*range(images.ndim - 3), -2, -1))
-    count = jax.random.randint(keys[1], (), 1, jnp.maximum(present.sum(), 1) + 1)
-    kept = present & (jnp.cumsum(present) <= count)
+    anywhere = present.any(tuple(range(present.ndim - 1)))
+    count = jax.random.randint(keys[1], (), 1, jnp.maximum(anywhere.sum(), 1) + 1)
+    kept = anywhere & (jnp.cumsum(anywhere) <= count)
     mixture = jax.random.normal(keys[2], (coils, coils), jnp.complex64) * kept[:, None]
     mixture = jnp.where(changes[1], mixture, jnp.eye(coils))[..., None, None]
-    # Not a matrix product, which would write its result before the contrast is changed.
-    mixed = sum((mixture[:, i] * images[..., i : i + 1, :, :] for i in range(coils)), jnp.zeros_like(images))
+    mixed = by_platform(mixture, images, cpu=mix_coil_by_coil, default=mix_by_sum)
     low, high = augment.contrast
     strength = jnp.where(changes[0], jax.random.uniform(keys[3], minval=low, maxval=high), 0)
     signal = root_sum_of_squares(mixed)
     factor = abs(1 - strength * _share(signal, signal.max((-2, -1), keepdims=True)))
     before, after = (x.max((-2, -1), keepdims=True) for x in (root_sum_of_squares(images), signal * factor))
-    return mixed * (factor * _share(before, after))[..., None, :, :]
+    present = jnp.where(changes[1], kept & present.any(-1, keepdims=True), present)
+    return mixed * (factor * _share(before, after))[..., None, :, :], present
+
+
+def mix_by_sum(mixture: Array, images: Array) -> Array:
+    """Mix coil images (..., coils, height, width) by a matrix (coils, coils, 1, 1).
+
+    Not by a matrix product, which would write its result before the contrast is changed.
+    """
+    return (mixture * images[..., None, :, :, :]).sum(-3)
+
+
+def mix_coil_by_coil(mixture: Array, images: Array) -> Array:
+    """Compute `mix_by_sum` in a quarter of the time on a CPU, with more memory traffic compiled for a GPU or a TPU."""
+    return sum((mixture[:, i] * images[..., i : i + 1, :, :] for i in range(len(mixture))), jnp.zeros_like(images))
 
 
 def _share(x: Array, whole: Array) -> Array:

@@ -134,13 +134,16 @@ def _channels(adjacent: Array) -> Array | None:
     return jnp.moveaxis(adjacent, 0, -1) if len(adjacent) else None
 
 
-def _augment(kspace: Array, key: Array | None, augment: Augment) -> tuple[Array, Array]:
-    """Augment k-space (..., coils, height, width), and reconstruct its root-sum-of-squares image."""
+def _augment(kspace: Array, present: Array, key: Array | None, augment: Augment) -> tuple[Array, Array, Array]:
+    """Augment k-space (..., coils, height, width) with these coils (..., coils) bool, and reconstruct its image.
+
+    Returns k-space, the coils that are present in it, and the root-sum-of-squares image.
+    """
     affine = draw_affine(key, augment, *kspace.shape[-2:])
     if key is None or affine is None:
-        return kspace, magnitude(kspace)
-    images = vary(jax.random.fold_in(key, 1), augment, warp(ifft2c(kspace), affine))
-    return fft2c(images), root_sum_of_squares(images)
+        return kspace, present, magnitude(kspace)
+    images, present = vary(jax.random.fold_in(key, 1), augment, warp(ifft2c(kspace), affine), present)
+    return fft2c(images), present, root_sum_of_squares(images)
 
 
 def _acquire(
@@ -151,22 +154,30 @@ def _acquire(
     The target is the image of the slice, or the mean one of `repetitions` (repetitions, coils, height, width).
     """
     kspace, adjacent = _split_adjacent(batch["kspace"], 3)
-    sampled = jnp.any(kspace != 0, axis=(0, 1))
+    columns = jnp.any(kspace != 0, axis=1)  # of each coil
+    sampled, present = columns.any(0), columns.any(1)
     if "mask" in batch:
         sampled &= batch["mask"].any(0)
-    kspace, target = _augment(kspace, keys.augment, augment)
-    adjacent, _ = _augment(adjacent, keys.augment, augment)
+    kspace, present, target = _augment(kspace, present, keys.augment, augment)
+    adjacent, adjacent_present, _ = _augment(adjacent, _present(adjacent), keys.augment, augment)
     if repetitions is not None:
-        present = jnp.any(repetitions != 0, axis=(1, 2, 3))
-        target = _augment(repetitions, keys.augment, augment)[1].sum(0) / jnp.maximum(present.sum(), 1)
+        measured_coils = _present(repetitions)
+        images = _augment(repetitions, measured_coils, keys.augment, augment)[2]
+        target = images.sum(0) / jnp.maximum(measured_coils.any(1).sum(), 1)
     protocol = draw_protocol(keys.protocol, kspace, sampled, target, acquisition)
     if "mask" in batch:
         protocol = protocol._replace(mask=protocol.mask & batch["mask"])
-    measured = measure(keys.noise, kspace, protocol, acquisition)
+    measured = measure(keys.noise, kspace, present, protocol, acquisition)
     # Numbers above those of the slice's coils, which `white_noise` folds into the same key.
     noise_keys = jax.vmap(jax.random.fold_in, (None, 0))(keys.noise, 2**30 + jnp.arange(len(adjacent)))
-    adjacent = jax.vmap(lambda key, x: measure(key, x, protocol, acquisition))(noise_keys, adjacent)
+    measure_adjacent = jax.vmap(lambda key, x, coils: measure(key, x, coils, protocol, acquisition))
+    adjacent = measure_adjacent(noise_keys, adjacent, adjacent_present)
     return Example(magnitude(measured), target, measured, protocol.mask, _channels(magnitude(adjacent)))
+
+
+def _present(kspace: Array) -> Array:
+    """Find the coils (..., coils) bool of k-space (..., coils, height, width) that are not empty."""
+    return jnp.any(kspace != 0, axis=(-2, -1))
 
 
 TASKS: dict[str, Callable[[Acquisition, Augment], Task]] = {

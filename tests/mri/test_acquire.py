@@ -33,7 +33,7 @@ def undersample(kspace, target, how: Acquisition, protocol_key: int = 1, noise_k
     def run(kspace, target):
         every = jnp.ones(kspace.shape[-1], bool)
         protocol = draw_protocol(jax.random.key(protocol_key), kspace, every, target, how)
-        return measure(jax.random.key(noise_key), kspace, protocol, how)
+        return measure(jax.random.key(noise_key), kspace, (kspace != 0).any((1, 2)), protocol, how)
 
     return run(jnp.asarray(kspace), jnp.asarray(target, jnp.float32))
 
@@ -145,7 +145,8 @@ def acquired(**motion: float) -> jax.Array:
     how = Acquisition((1.0,), (0.5,), (0.0, 0.0), **motion)
 
     def run(key: jax.Array) -> jax.Array:
-        return measure(key, kspace, draw_protocol(key, kspace, jnp.ones(32, bool), jnp.ones((32, 32)), how), how)
+        protocol = draw_protocol(key, kspace, jnp.ones(32, bool), jnp.ones((32, 32)), how)
+        return measure(key, kspace, jnp.ones(1, bool), protocol, how)
 
     return jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 24)) - kspace
 

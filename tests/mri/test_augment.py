@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mrjax.mri.augment import Augment, draw_affine, interpolate, interpolate_row_pairs, vary, warp
+from mrjax.mri.augment import (
+    Augment,
+    draw_affine,
+    interpolate,
+    interpolate_row_pairs,
+    mix_by_sum,
+    mix_coil_by_coil,
+    vary,
+    warp,
+)
 
 EVERYTHING = Augment(rotation_p=0.5, scale_p=0.5, anisotropy_p=0.5, translation_p=0.5, flip_p=0.5, flip_vertical_p=0.5)
 IDENTITY = np.eye(2, 3, dtype=np.float32)
@@ -150,8 +159,19 @@ def rss(images):
 
 
 def vary_many(augment, images, number=64):
+    """The images (number, ..., coils, height, width); which of their coils are present is told rightly."""
     keys = jax.random.split(jax.random.key(0), number)
-    return np.asarray(jax.jit(jax.vmap(lambda key: vary(key, augment, images)))(keys))
+    run = jax.jit(jax.vmap(lambda key: vary(key, augment, images, jnp.asarray(images.any((-2, -1))))))
+    found, present = map(np.asarray, run(keys))
+    np.testing.assert_array_equal(present, found.any((-2, -1)))
+    return found
+
+
+@pytest.mark.parametrize("mix", [mix_by_sum, mix_coil_by_coil])
+def test_both_ways_to_mix_coils_are_the_matrix_product(mix):
+    images, mixture = noise(2, 3, 6, 5), noise(3, 3, 1, 1)
+    expected = np.einsum("ij,rjyx->riyx", mixture[..., 0, 0].astype(complex), images)
+    np.testing.assert_allclose(mix(jnp.asarray(mixture), jnp.asarray(images)), expected, atol=1e-5)
 
 
 def test_contrast_is_a_polynomial_of_the_signal_that_turns_bright_pixels_dark():
@@ -189,8 +209,9 @@ def test_other_coils_are_mixtures_of_those_that_are_there_and_of_any_number():
 
 def test_contrast_and_coils_stay_in_evaluation_and_where_they_are_not_asked_for():
     images = noise(2, 6, 5)
-    assert vary(None, Augment(contrast_p=1.0, coils_p=1.0), images) is images
-    assert vary(jax.random.key(0), Augment(), images) is images
+    present = np.ones(2, bool)
+    assert vary(None, Augment(contrast_p=1.0, coils_p=1.0), images, present) == (images, present)
+    assert vary(jax.random.key(0), Augment(), images, present) == (images, present)
     rarely = vary_many(Augment(contrast_p=0.2, coils_p=0.2), images, 200)
     same = np.abs(rarely - images).max((1, 2, 3)) < 1e-5
     assert 0.5 < same.mean() < 0.8
