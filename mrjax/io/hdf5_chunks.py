@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from h5py.h5z import FILTER_DEFLATE, FILTER_SHUFFLE
 
-from mrjax.io.inflate import PADDING, inflate_noise
+from mrjax.io.inflate import PADDING, inflate_noise, unshuffle
 
 
 class Chunks(NamedTuple):
@@ -125,7 +125,6 @@ def _read_chunk(file: BinaryIO, chunks: Chunks, first: int, size: int, mask: int
         if packed.size != data.size:
             raise OSError(f"a chunk holds {packed.size:,} bytes, expected {data.size:,}")
     if FILTER_SHUFFLE in filters:
-        for byte, plane in enumerate(packed.reshape(out.itemsize, -1)):
-            data[byte :: out.itemsize] = plane
+        unshuffle(packed, data, out.itemsize)
     elif filters:
         data[:] = packed

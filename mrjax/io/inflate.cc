@@ -1,4 +1,4 @@
-// Inflate zlib streams (RFC 1950 and 1951) of noise, which are nearly all literals.
+// Inflate zlib streams (RFC 1950 and 1951) of noise, which are nearly all literals; undo HDF5's shuffle filter.
 //
 // Where a code word begins is known once the word before it is decoded, so a processor mostly waits. Here five cursors
 // decode five parts of a block, a word each in turn, and their waits overlap. Where the first word of a part begins is
@@ -312,6 +312,12 @@ void fixed_codes(Codes& codes) {
   codes.distances.build(lengths, 32, true);
 }
 
+template <size_t kItemSize>
+void unshuffle(const uint8_t* __restrict in, uint8_t* __restrict out, size_t items) {
+  for (size_t i = 0; i < items; ++i)
+    for (size_t byte = 0; byte < kItemSize; ++byte) out[kItemSize * i + byte] = in[items * byte + i];
+}
+
 }  // namespace
 
 // Inflate a stream of `size` bytes, after which 16 more can be read, to exactly `capacity` bytes. Return whether that
@@ -340,4 +346,16 @@ extern "C" bool mrjax_inflate(const uint8_t* in, size_t size, uint8_t* data, siz
     guess = position - start;
   }
   return out.size == capacity && position <= end && position + 8 > end;
+}
+
+// Undo HDF5's shuffle filter: from all first bytes, then all second ones, and so on, to items. Return false for items of
+// a size that no number has.
+extern "C" bool mrjax_unshuffle(const uint8_t* in, uint8_t* out, size_t items, size_t item_size) {
+  switch (item_size) {
+    case 2: unshuffle<2>(in, out, items); return true;
+    case 4: unshuffle<4>(in, out, items); return true;
+    case 8: unshuffle<8>(in, out, items); return true;
+    case 16: unshuffle<16>(in, out, items); return true;
+    default: return false;
+  }
 }

@@ -1,4 +1,7 @@
-"""Inflate zlib streams of noise, as k-space is, faster than libdeflate: by `inflate.cc`, compiled on first use."""
+"""Inflate zlib streams of noise, as k-space is, and undo the shuffle filter, faster than libdeflate and NumPy do.
+
+By `inflate.cc`, compiled on first use.
+"""
 
 import ctypes
 import functools
@@ -21,7 +24,8 @@ def _library() -> ctypes.CDLL | None:
         logging.getLogger(__name__).info("libdeflate alone reads gzip-compressed k-space: %s", error)
         return None
     library.mrjax_inflate.argtypes = (ctypes.c_void_p, ctypes.c_size_t) * 2
-    library.mrjax_inflate.restype = ctypes.c_bool
+    library.mrjax_unshuffle.argtypes = (*(ctypes.c_void_p,) * 2, *(ctypes.c_size_t,) * 2)
+    library.mrjax_inflate.restype = library.mrjax_unshuffle.restype = ctypes.c_bool
     return library
 
 
@@ -35,3 +39,11 @@ def inflate_noise(packed: np.ndarray, out: np.ndarray) -> bool:
     if library is None or not library.mrjax_inflate(packed.ctypes.data, packed.size, out.ctypes.data, out.size):
         return False
     return deflate.adler32(out) == int.from_bytes(packed[-4:].tobytes(), "big")
+
+
+def unshuffle(packed: np.ndarray, out: np.ndarray, itemsize: int) -> None:
+    """Undo HDF5's shuffle filter: bytes sorted by their place in an item become items. Both are (bytes,) uint8."""
+    items, library = out.size // itemsize, _library()
+    if library is None or not library.mrjax_unshuffle(packed.ctypes.data, out.ctypes.data, items, itemsize):
+        for byte, plane in enumerate(packed.reshape(itemsize, -1)):
+            out[byte::itemsize] = plane

@@ -68,3 +68,15 @@ def test_without_a_compiler_nothing_is_inflated(monkeypatch) -> None:
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setattr(inflate, "_library", inflate._library.__wrapped__)
     assert inflated(compress(NOISE), len(NOISE)) is None
+
+
+@pytest.mark.parametrize("compiler", [pytest.param(True, marks=needs_compiler), False])
+@pytest.mark.parametrize("itemsize", [1, 2, 3, 4, 8, 16])
+def test_shuffled_bytes_become_items(itemsize: int, compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiler:
+        monkeypatch.setattr(inflate, "_library", lambda: None)
+    items = np.frombuffer(NOISE, np.uint8)[: itemsize * 1001].reshape(-1, itemsize)
+    out = np.full(items.size + 1, 99, np.uint8)
+    inflate.unshuffle(np.frombuffer(items.T.tobytes(), np.uint8), out[:-1], itemsize)
+    np.testing.assert_array_equal(out[:-1], items.ravel())
+    assert out[-1] == 99
