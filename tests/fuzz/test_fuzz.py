@@ -16,7 +16,7 @@ import os, sys
 from pathlib import Path
 from tests.fuzz import __main__ as fuzz
 deeds = [lambda: None, os.abort, lambda: [0 for _ in iter(int, 1)], lambda: len(bytes([1]) * 2**29), lambda: 1 / 0]
-fuzz.SECONDS, fuzz.treat = 1, lambda path, output: (deeds[int(path.parent.name)](), (fuzz.READ, ""))[1]
+fuzz.SECONDS, fuzz.treat = 4, lambda path, output: (deeds[int(path.parent.name)](), (fuzz.READ, ""))[1]
 print(*(result.outcome for result in fuzz.run(range(5), Path(sys.argv[1]))))
 """
 
