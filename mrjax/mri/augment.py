@@ -107,7 +107,7 @@ def mix_by_sum(mixture: Array, images: Array) -> Array:
 
 
 def mix_coil_by_coil(mixture: Array, images: Array) -> Array:
-    """Compute `mix_by_sum` in a quarter of the time on a CPU, with more memory traffic compiled for a GPU or a TPU."""
+    """Compute `mix_by_sum` as a CPU does it faster; compiled for a GPU or a TPU it moves more memory."""
     return sum((mixture[:, i] * images[..., i : i + 1, :, :] for i in range(len(mixture))), jnp.zeros_like(images))
 
 
