@@ -7,11 +7,13 @@
 // the output.
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <new>
+#include <utility>
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
@@ -29,6 +31,11 @@ constexpr uint64_t kBitsPerMatch = 300;  // data with fewer are no noise, and fa
 template <int kBits>
 struct Code {
   static constexpr uint32_t kSize = 1 << kBits, kOther = 63;
+  static constexpr std::array<uint16_t, kSize> kReversed = [] {
+    std::array<uint16_t, kSize> reversed{};
+    for (uint32_t i = 1; i < kSize; ++i) reversed[i] = reversed[i / 2] / 2 | (i & 1) << (kBits - 1);
+    return reversed;
+  }();
   uint16_t table[kSize], count[16], symbols[288];
 
   struct Word {
@@ -36,30 +43,30 @@ struct Code {
   };
 
   bool build(const uint8_t* lengths, int n, bool complete) {
-    uint16_t place[16] = {0};
-    int left = 1 << 15, longest = 0;
-    std::fill(count, count + 16, 0);
-    for (int i = 0; i < n; ++i) ++count[lengths[i]];
-    count[0] = 0;
-    for (int length = 1; length < 16; ++length) {
-      place[length] = place[length - 1] + count[length - 1];
+    // Four parts of the symbols are counted and sorted side by side: a number that was just stored is slow to load.
+    const int part = (n + 3) / 4;
+    uint16_t place[4][16] = {};
+    for (int i = 0; i < part; ++i)
+      for (int k = 0; k < 4 && k * part + i < n; ++k) ++place[k][lengths[k * part + i]];
+    int left = 1 << 15, longest = 0, sum = 0;
+    for (int length = 1; length <= 16; ++length) {  // symbols without a word come last
+      int before = sum;
+      for (auto& counts : place) sum += std::exchange(counts[length % 16], sum);
+      if (length == 16) break;
+      count[length] = sum - before;
       left -= count[length] << (15 - length);
       if (count[length]) longest = length;
     }
     if (left < 0 || (left && (complete || longest > 1))) return false;  // as zlib does
-    for (int i = 0; i < n; ++i)
-      if (lengths[i]) symbols[place[lengths[i]]++] = i;
-    uint32_t word = 0;  // its first bit is the lowest
+    for (int i = 0; i < part; ++i)
+      for (int k = 0; k < 4 && k * part + i < n; ++k) symbols[place[k][lengths[k * part + i]]++] = k * part + i;
     const uint16_t* symbol = symbols;
+    uint32_t word = 0;  // its first bit is the highest
     table[0] = kOther;
     for (int length = 1; length <= kBits; ++length) {
       std::copy_n(table, 1 << (length - 1), table + (1 << (length - 1)));
-      for (int i = 0; i < count[length]; ++i, ++symbol) {
-        table[word] = *symbol < 256 ? length | *symbol << 8 : kOther | length << 6 | (*symbol - 256) << 10;
-        uint32_t zeros = ~word & ((1 << length) - 1);
-        uint32_t highest = zeros ? 1u << 31 >> __builtin_clz(zeros) : 0;
-        word = (word & (highest - 1)) | highest;
-      }
+      for (int i = 0; i < count[length]; ++i, ++symbol, word += kSize >> length)
+        table[kReversed[word]] = *symbol < 256 ? length | *symbol << 8 : kOther | length << 6 | (*symbol - 256) << 10;
     }
     return true;
   }
@@ -146,8 +153,15 @@ struct Cursor {
     position += token.bits, size += token.length;
   }
   __attribute__((noinline)) void step_to_match(const uint8_t* in, const Codes& codes, bool guessed) {
-    uint32_t before = matches;
-    for (int i = 0; i < kGroup && matches == before && state == kGoing; ++i) step(in, codes);
+    uint64_t bits = peek(in, position);
+    uint32_t used = 0, literals = 0;
+    for (; literals < kGroup && used <= 57 - 15; ++literals) {
+      auto [more, symbol] = codes.symbols.decode(bits >> used);
+      if (more == 0 || symbol >= 256) break;
+      used += more, *at(size + literals) = symbol;
+    }
+    position += used, size += literals;
+    if (literals < kGroup) step(in, codes);
     // The end of a block this early after a guessed start is most likely none, but codes out of step.
     if (guessed && state != kGoing && size < 128) begin(position + 1);
   }
@@ -286,19 +300,21 @@ bool read_codes(const uint8_t* in, uint64_t end, uint64_t& position, Codes& code
   for (int i = 0; i < symbols + distances;) {
     if (position >= end) return false;
     bits = peek(in, position);
-    auto [used, symbol] = codes.lengths.decode(bits);
-    uint32_t repeat = 1, value = symbol;
-    if (used == 0 || (symbol == 16 && i == 0)) return false;
-    if (symbol > 15) {
-      uint32_t extra = symbol == 16 ? 2 : symbol == 17 ? 3 : 7;
-      value = symbol == 16 ? lengths[i - 1] : 0;
-      repeat = (symbol == 18 ? 11 : 3) + (bits >> used & ((1 << extra) - 1));
-      used += extra;
+    for (int words = 0; words < 4 && i < symbols + distances; ++words) {  // of at most 14 bits, with the repeat's
+      auto [used, symbol] = codes.lengths.decode(bits);
+      uint32_t repeat = 1, value = symbol;
+      if (used == 0 || (symbol == 16 && i == 0)) return false;
+      if (symbol > 15) {
+        uint32_t extra = symbol == 16 ? 2 : symbol == 17 ? 3 : 7;
+        value = symbol == 16 ? lengths[i - 1] : 0;
+        repeat = (symbol == 18 ? 11 : 3) + (bits >> used & ((1 << extra) - 1));
+        used += extra;
+      }
+      bits >>= used, position += used;
+      if (repeat > static_cast<uint32_t>(symbols + distances - i)) return false;
+      lengths[i++] = value;  // most often alone, which is not worth a call of memset
+      while (--repeat) lengths[i++] = value;
     }
-    position += used;
-    if (repeat > static_cast<uint32_t>(symbols + distances - i)) return false;
-    lengths[i++] = value;  // most often alone, which is not worth a call of memset
-    while (--repeat) lengths[i++] = value;
   }
   return lengths[kEnd] && codes.symbols.build(lengths, symbols, false) &&
          codes.distances.build(lengths + symbols, distances, false);
