@@ -103,4 +103,4 @@ $(VENV)/.demo $(VENV)/.docs $(VENV)/.notebook $(VENV)/.test: $(VENV)/.%: $(VENV)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(AOT_VENV) $(WORKDIR) data/demo
+	rm -rf $(VENV) $(AOT_VENV) $(WORKDIR) data/demo build

@@ -130,7 +130,7 @@ def main(_: list[str]) -> None:
         for run, (steps, evaluations, workers) in {
             "training, no workers": (values.steps, values.evaluations, 0),
             "training, 2 workers": (values.steps, values.evaluations, 2),
-            "20 evaluations": (1000, 20, 0),
+            "20 evaluations": (min(values.steps, 1000), 20, 0),
         }.items():
             samples, logged = watch(folder / "data", folder / run.replace(" ", "-"), steps, evaluations, workers)
             rows.append(make_row(run, steps, samples, logged))

@@ -13,9 +13,9 @@ import runpy
 import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
 from importlib import metadata
+from pathlib import Path
 
 # Eight devices on one CPU: every test of the suite runs sharded, as on a node with eight accelerators. And compiled
 # quickly rather than well: at LLVM's full effort, making the initial parameters takes longer than a tiny training, and
@@ -28,14 +28,13 @@ os.environ.setdefault(
     * metadata.version("jaxlib").startswith("0.10."),
 )
 # The tests, on all workers, and the commands they start share what they compile, the operations of eager JAX included,
-# and leave the user's own cache alone. C++ is compiled once for all runs of the suite.
-os.environ.setdefault("XDG_CACHE_HOME", os.path.join(tempfile.gettempdir(), f"mrjax-tests-cache-{os.getuid()}"))
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mrjax-tests-"))
+# with later runs of the suite as well, and leave the user's own cache alone.
+os.environ.setdefault("XDG_CACHE_HOME", str(Path(__file__).parents[1] / "build/tests"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "build/tests/programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import h5py

@@ -147,9 +147,9 @@ def test_soak_compares_the_last_tenth_of_long_runs_with_the_second_on_its_page(t
     """The figures of so short a run say nothing but that they were taken."""
     file, page = tmp_path / "out.json", tmp_path / "page.md"
     page.write_text("# Page\n\n## soak\n\nold\n\n## other\n\nkept\n")
-    run_script("soak", "--steps=1000", "--evaluations=2", f"--json={file}", f"--page={page}")
+    run_script("soak", "--steps=400", "--evaluations=2", f"--json={file}", f"--page={page}")
     text, result = page.read_text(), json.loads(file.read_text())
-    assert text.startswith("# Page\n\n## soak\n\n    python -m benchmarks.soak --steps=1000 --evaluations=2\n")
+    assert text.startswith("# Page\n\n## soak\n\n    python -m benchmarks.soak --steps=400 --evaluations=2\n")
     assert text.endswith("\n## other\n\nkept\n")
     assert "old" not in text
     (table,) = result["tables"]
