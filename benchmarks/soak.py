@@ -4,9 +4,9 @@
 
 `python -m mrjax.main` trains a tiny U-Net on 160 files, with threads and with 2 workers that read, and evaluates and
 saves 20 times. Half of the files are compressed and have checksums, so that HDF5 itself reads them: more than the
-reader keeps open, and their slices are larger than those of the others. A third run evaluates 20 times in 1,000 steps.
-Resident memory and open files are those of the training process and its workers, seen from outside (Linux only), and
-the most in the second and in the last tenth of the steps; speed is the median there.
+reader keeps open, and their slices are larger than those of the others. A third run evaluates 20 times in at most 1,000
+steps. Resident memory and open files are those of the training process and its workers, seen from outside (Linux only),
+and the most in the second and in the last tenth of the steps; speed is the median there.
 """
 
 import contextlib
